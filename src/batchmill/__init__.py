@@ -1,0 +1,1 @@
+"""Batchmill: a self-hosted Batch API server."""

@@ -1,0 +1,72 @@
+"""Answers as JSON, and what a JSON route reads: bodies, query numbers, cursors."""
+
+import re
+from collections.abc import Mapping
+
+import msgspec
+from fastapi import Request, Response
+
+from batchmill.spec import errors
+from batchmill.spec.errors import ApiError
+
+_ID = re.compile(r"[a-z]+_[0-9a-f]{46}")
+
+
+def json_answer(value: Mapping[str, object], *, status: int = 200) -> Response:
+    """Return a JSON response."""
+    return Response(msgspec.json.encode(value), status_code=status, media_type="application/json")
+
+
+def error_answer(error: ApiError) -> Response:
+    """Return the envelope of an error (contract a.0)."""
+    answer = json_answer(error.body(), status=error.status)
+    answer.headers.update(error.headers)
+    return answer
+
+
+async def read_json(request: Request, *, limit: int) -> object:
+    """Return the decoded JSON body; at most `limit` bytes of it are ever held.
+
+    Raises:
+        ApiError: it is larger, or no JSON.
+    """
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise errors.too_big("The request body", limit)
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as fault:
+        raise errors.invalid_request(f"The request body is not valid JSON: {fault}.") from fault
+
+
+def query_limit(request: Request, *, default: int, most: int) -> int:
+    """Return the page length that the query asks for (contract a.8, g-10)."""
+    text = request.query_params.get("limit")
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= most):  # noqa: PLR2004 - digits
+        raise errors.invalid_value("limit", f"'limit' must be a whole number from 1 to {most}.")
+    return int(text)
+
+
+def query_after(request: Request, *, prefix: str) -> str | None:
+    """Return the cursor: an id whose successors are asked for.
+
+    Ids sort by creation, so the item itself need not exist any more: a client may delete what it lists, and an id of
+    another organisation is no different from an unknown one. What is no id of ours is refused, never read as "from
+    the top" (contract g-10).
+    """
+    after = request.query_params.get("after")
+    if after is not None and not (after.startswith(f"{prefix}_") and _ID.fullmatch(after)):
+        raise errors.invalid_value("after", f"'after' must be the id of a {prefix}.")
+    return after
+
+
+def query_choice(request: Request, name: str, choices: tuple[str, ...], *, default: str) -> str:
+    """Return a query parameter that is one of a few words."""
+    value = request.query_params.get(name, default)
+    if value not in choices:
+        raise errors.invalid_value(name, f"'{name}' must be one of: {', '.join(choices)}.")
+    return value

@@ -1,0 +1,106 @@
+"""The routes of batches: create, list, retrieve, cancel."""
+
+from fastapi import APIRouter, Request, Response
+
+from batchmill.api.answer import json_answer, query_after, query_limit, read_json
+from batchmill.clock import Clock
+from batchmill.spec import errors
+from batchmill.spec.create import CreateOrder, parse_create
+from batchmill.spec.ids import mint_id
+from batchmill.spec.limits import Limits
+from batchmill.spec.objects import BatchObject, list_page
+from batchmill.spec.states import Event, Status, next_status
+from batchmill.store.batch import Batch, advance, find_batch, insert_batch, list_batches
+from batchmill.store.blob import refer
+from batchmill.store.database import Database, Transaction
+from batchmill.store.file import File, find_file
+
+
+def batch_routes(*, database: Database, clock: Clock, limits: Limits) -> APIRouter:
+    """Return the four routes of contract a.6 to a.8."""
+    router = APIRouter(prefix="/v1/batches", tags=["batches"])
+
+    @router.post("")
+    async def create(request: Request) -> Response:
+        """Create a batch; its lines are checked afterwards, in `validating`."""
+        mine = request.state.organisation_id
+        order = parse_create(await read_json(request, limit=limits.max_json_body), limits=limits)
+        added = await database.write(lambda tx: _add(tx, mine, order, now=clock.now()))
+        return json_answer(added.object.wire())
+
+    @router.get("")
+    async def list_(request: Request) -> Response:
+        """List the organisation's batches, newest first."""
+        mine = request.state.organisation_id
+        limit = query_limit(request, default=limits.batches_page, most=limits.max_batches_page)
+        after = query_after(request, prefix="batch")
+        found = await database.read(lambda tx: list_batches(tx, organisation_id=mine, after=after, limit=limit + 1))
+        page = [batch.object.wire(errors_shown=limits.errors_in_list) for batch in found[:limit]]
+        return json_answer(list_page(page, has_more=len(found) > limit))
+
+    @router.get("/{batch_id}")
+    async def retrieve(request: Request, batch_id: str) -> Response:
+        """Return a batch."""
+        mine = request.state.organisation_id
+        found = await database.read(lambda tx: find_batch(tx, organisation_id=mine, batch_id=batch_id))
+        if found is None:
+            raise errors.not_found("batch")
+        return json_answer(found.object.wire())
+
+    @router.post("/{batch_id}/cancel")
+    async def cancel(request: Request, batch_id: str) -> Response:
+        """Cancel a batch; what is done stays done. Said again while `cancelling`, it changes nothing (choice 6)."""
+        mine = request.state.organisation_id
+        cancelled = None
+        while cancelled is None:
+            cancelled = await database.write(lambda tx: _cancel(tx, mine, batch_id, now=int(clock.now())))
+        return json_answer(cancelled.object.wire())
+
+    return router
+
+
+def _add(tx: Transaction, organisation_id: str, order: CreateOrder, *, now: float) -> Batch:
+    file = find_file(tx, organisation_id=organisation_id, file_id=order.input_file_id, now=int(now))
+    if file is None:
+        raise errors.unknown_input_file()
+    if file.object.purpose != "batch":
+        raise errors.invalid_value("input_file_id", "The input file must have the purpose 'batch'.")
+    refer(tx, key=file.blob_key)
+    added = _batch(file, order, now=now)
+    insert_batch(tx, added)
+    return added
+
+
+def _batch(file: File, order: CreateOrder, *, now: float) -> Batch:
+    return Batch(
+        organisation_id=file.organisation_id,
+        input_key=file.blob_key,
+        plan_key=None,
+        output_expires_after=order.output_expires_after,
+        epoch=0,
+        object=BatchObject(
+            id=mint_id("batch", now),
+            endpoint=order.endpoint,
+            input_file_id=order.input_file_id,
+            completion_window=order.completion_window,
+            status=Status.VALIDATING,
+            created_at=int(now),
+            expires_at=int(now) + order.window_seconds,
+            metadata=order.metadata,
+        ),
+    )
+
+
+def _cancel(tx: Transaction, organisation_id: str, batch_id: str, *, now: int) -> Batch | None:
+    """Return the batch as it is after the cancel; None if someone moved it in between: look again."""
+    found = find_batch(tx, organisation_id=organisation_id, batch_id=batch_id)
+    if found is None:
+        raise errors.not_found("batch")
+    status = found.object.status
+    if next_status(status, Event.CANCEL) is None:
+        raise errors.not_cancellable(status)
+    if status is Status.CANCELLING:
+        return found
+    if not advance(tx, batch_id=batch_id, status=status, event=Event.CANCEL, now=now):
+        return None
+    return find_batch(tx, organisation_id=organisation_id, batch_id=batch_id)

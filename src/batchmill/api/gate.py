@@ -1,0 +1,86 @@
+"""The gate every request passes: a request id, a key, no Content-Encoding; and our envelope for any fault.
+
+Nothing of a body is read and nothing is written before the key is known (invariant S10).
+"""
+
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import structlog
+from starlette.requests import ClientDisconnect
+
+from batchmill.api.answer import error_answer
+from batchmill.spec import errors
+from batchmill.spec.errors import ApiError
+from batchmill.spec.ids import is_key, key_digest
+from batchmill.store.database import Database
+from batchmill.store.organisation import organisation_of_key
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs"})  # contract, choice 11
+
+
+class Gate:
+    """An ASGI application in front of another. Past it, `request.state.organisation_id` is who asks."""
+
+    def __init__(self, app: App, *, database: Database) -> None:
+        self._app = app
+        self._database = database
+        self._log = structlog.get_logger("api")
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Let a request through, or answer it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = f"req_{secrets.token_hex(16)}"
+        ids = [(b"x-request-id", request_id.encode()), (b"msh-request-id", request_id.encode())]
+        started = ended = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started, ended
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message.get("headers", []), *ids]
+            elif not message.get("more_body", False):
+                ended = True
+            await send(message)
+
+        try:
+            await self._admit(scope)
+            await self._app(scope, receive, send_with_id)
+        except ApiError as error:
+            await error_answer(error)(scope, receive, send_with_id)
+        except ClientDisconnect:
+            self._log.info("client went away", request_id=request_id, path=scope["path"])
+        except Exception:
+            self._log.exception("request failed", request_id=request_id, path=scope["path"])
+            if started and not ended:
+                raise  # the server cuts the connection: a short body must not look whole
+            if not started:
+                await error_answer(errors.server_error())(scope, receive, send_with_id)
+
+    async def _admit(self, scope: Message) -> None:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        if scope["path"] not in OPEN_PATHS:
+            scope.setdefault("state", {})["organisation_id"] = await self._organisation(
+                headers.get(b"authorization", b"")
+            )
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise errors.unsupported_media_type("Content-Encoding is not supported: send the body as it is.")
+
+    async def _organisation(self, authorization: bytes) -> str:
+        scheme, _, credentials = authorization.decode("latin-1").partition(" ")
+        key = credentials.strip()
+        if scheme.lower() != "bearer" or not is_key(key):
+            raise errors.unauthenticated()
+        digest = key_digest(key)
+        organisation_id = await self._database.read(lambda tx: organisation_of_key(tx, digest=digest))
+        if organisation_id is None:
+            raise errors.unauthenticated()
+        return organisation_id

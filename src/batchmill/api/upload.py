@@ -1,0 +1,189 @@
+"""Streams a multipart upload into a blob: counted and hashed on the way, never held whole."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from batchmill.blobs.blobs import BlobWriter, Written
+from batchmill.spec import errors
+from batchmill.spec.create import expires_after_seconds
+from batchmill.spec.limits import Limits
+
+_TEXT_BYTES = 1024  # the longest value of a text part: all of ours are words and numbers
+_PARTS = 16  # reliability A9
+_BUFFER = 1 << 20  # bytes handed to the writing thread at once
+_FILENAME = 255
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """A finished upload: what the client says of it, and its durable bytes."""
+
+    purpose: str
+    filename: str
+    expires_after: int | None
+    written: Written
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What the parser has found so far."""
+
+    limits: Limits
+    texts: dict[str, bytearray] = field(default_factory=dict)
+    filename: str | None = None
+    file_bytes: int = 0
+    chunks: list[bytes] = field(default_factory=list)  # of the file, not written yet
+    ended: bool = False
+    _count: int = 0
+    _headers: dict[bytes, bytes] = field(default_factory=dict)
+    _name: bytes = b""
+    _value: bytes = b""
+    _sink: Callable[[bytes], None] | None = None
+
+    def callbacks(self) -> dict[str, Callable[..., None]]:
+        """Return what python-multipart calls, by its names."""
+        return {
+            "on_part_begin": self._begin,
+            "on_header_field": self._header_name,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header_end,
+            "on_headers_finished": self._headers_finished,
+            "on_part_data": self._data,
+            "on_end": self._end,
+        }
+
+    def _begin(self) -> None:
+        self._count += 1
+        if self._count > _PARTS:
+            raise errors.invalid_request(f"The form has more than {_PARTS} parts.")
+        self._headers = {}
+        self._name = self._value = b""
+
+    def _header_name(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_end(self) -> None:
+        self._headers.setdefault(self._name.lower(), self._value)
+        self._name = self._value = b""
+
+    def _headers_finished(self) -> None:
+        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        name = options.get(b"name", b"").decode(errors="replace")
+        if name != "file":
+            text = self.texts.setdefault(name, bytearray())
+            if text:
+                raise errors.invalid_request(f"The form has the part {errors.clip(name)} twice.", errors.clip(name))
+            self._sink = lambda data: self._take_text(name, text, data)
+            return
+        if self.filename is not None:
+            raise errors.invalid_request("The form has more than one file.", "file")
+        filename = options.get(b"filename", b"").decode(errors="replace")
+        if not filename:
+            raise errors.invalid_value("file", "The part 'file' has no filename.")
+        if len(filename.encode()) > _FILENAME or not filename.isprintable():
+            raise errors.invalid_value("file", f"A filename has at most {_FILENAME} bytes and no control characters.")
+        self.filename = filename
+        self._sink = self._take_file
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._sink is not None:
+            self._sink(data[start:end])
+
+    def _take_text(self, name: str, text: bytearray, data: bytes) -> None:
+        text += data
+        if len(text) > _TEXT_BYTES:
+            raise errors.invalid_value(name[:64], f"The part {errors.clip(name)} is longer than {_TEXT_BYTES} bytes.")
+
+    def _take_file(self, data: bytes) -> None:
+        self.file_bytes += len(data)
+        if self.file_bytes > self.limits.max_input_bytes:
+            raise errors.too_big("The file", self.limits.max_input_bytes, "file")
+        self.chunks.append(data)
+
+    def _end(self) -> None:
+        self.ended = True
+
+    def text(self, name: str) -> str | None:
+        """Return a text part's value."""
+        return self.texts[name].decode(errors="replace") if name in self.texts else None
+
+
+async def receive_upload(
+    *, stream: AsyncIterator[bytes], content_type: str, writer: BlobWriter, limits: Limits
+) -> Upload:
+    """Receive the form of `POST /v1/files` (contract a.1); on a fault the caller discards the writer.
+
+    The parts may come in any order (Node sends the file first), so the file is written before its purpose is known.
+
+    Raises:
+        ApiError: anything about the form is not as the contract wants it.
+        OSError: the bytes could not be made durable.
+    """
+    parts = _Parts(limits)
+    parser = MultipartParser(_boundary(content_type), parts.callbacks())
+    waiting = 0
+    async for chunk in stream:
+        try:
+            parser.write(chunk)
+        except MultipartParseError as fault:
+            raise errors.invalid_request(f"The form is not valid multipart/form-data: {fault}.") from fault
+        waiting += len(chunk)
+        if waiting >= _BUFFER:
+            await asyncio.to_thread(_flush, parts.chunks, writer)
+            waiting = 0
+    await asyncio.to_thread(_flush, parts.chunks, writer)
+    purpose, filename, expires_after = _judge(parts, limits)
+    written = await asyncio.to_thread(writer.finish)
+    return Upload(purpose=purpose, filename=filename, expires_after=expires_after, written=written)
+
+
+def _boundary(content_type: str) -> bytes:
+    kind, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary", b"")
+    if kind != b"multipart/form-data" or not 1 <= len(boundary) <= 70:  # noqa: PLR2004 - RFC 2046, 5.1.1
+        raise errors.invalid_request("Send the file as multipart/form-data with a boundary.", "file")
+    return boundary
+
+
+def _flush(chunks: list[bytes], writer: BlobWriter) -> None:
+    for chunk in chunks:
+        writer.write(chunk)
+    chunks.clear()
+
+
+def _judge(parts: _Parts, limits: Limits) -> tuple[str, str, int | None]:
+    """Return purpose, filename and time to live, if all of the form is as it must be."""
+    if not parts.ended:
+        raise errors.invalid_request("The form ends in the middle of a part.")
+    purpose = parts.text("purpose")
+    if purpose is None:
+        raise errors.missing_parameter("purpose")
+    if purpose != "batch":
+        raise errors.invalid_value("purpose", f"'purpose' must be 'batch', not {errors.clip(purpose)}.")
+    if parts.filename is None:
+        raise errors.missing_parameter("file")
+    if not parts.filename.endswith(limits.extension):
+        message = f"The filename must end in {limits.extension}, not be {errors.clip(parts.filename)}."
+        raise errors.invalid_value("file", message)
+    if parts.file_bytes == 0:
+        raise errors.invalid_value("file", "The file is empty.")
+    return purpose, parts.filename, _expires_after(parts, limits)
+
+
+def _expires_after(parts: _Parts, limits: Limits) -> int | None:
+    anchor, seconds = parts.text("expires_after[anchor]"), parts.text("expires_after[seconds]")
+    if anchor is None and seconds is None:
+        return None
+    if anchor != "created_at":
+        raise errors.invalid_value("expires_after[anchor]", "'expires_after[anchor]' must be 'created_at'.")
+    if seconds is None:
+        raise errors.missing_parameter("expires_after[seconds]")
+    number = int(seconds) if seconds.isascii() and seconds.isdigit() and len(seconds) < 10 else None  # noqa: PLR2004 - digits
+    return expires_after_seconds(number, "expires_after[seconds]", limits)

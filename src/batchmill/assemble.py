@@ -1,0 +1,172 @@
+"""The composition root: the only file that names a concrete database, disk or backend."""
+
+import os
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from batchmill.api.app import create_app
+from batchmill.api.gate import App
+from batchmill.backends.backend import Backend
+from batchmill.backends.builtin import BUILTIN_MODEL
+from batchmill.backends.echo import EchoBackend
+from batchmill.backends.http import HttpBackend
+from batchmill.backends.router import Router
+from batchmill.backends.transport import AiohttpTransport
+from batchmill.blobs.disk import DiskBlobs
+from batchmill.clock import Clock, SystemClock
+from batchmill.engine.finalizer import Finalizer
+from batchmill.engine.group import GroupBounds
+from batchmill.engine.loop import Bell
+from batchmill.engine.runner import Lane, Runner
+from batchmill.engine.scout import Scout
+from batchmill.engine.sweeper import Sweeper
+from batchmill.engine.validator import Validator
+from batchmill.engine.worker import Worker
+from batchmill.ledger.ledger import Ledger
+from batchmill.schedule.pace import Pace
+from batchmill.settings import BackendSettings, BadSettings, Settings
+from batchmill.spec.ids import mint_id
+from batchmill.spec.limits import PROFILES, Limits
+from batchmill.store.database import SqliteDatabase
+
+_IDLE_SECONDS = 0.25  # how long a loop that found nothing waits for the bell
+_SWEEP_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """Where the built-in engine listens, and the key that it asks for."""
+
+    url: str
+    key: str
+
+
+class Storage:
+    """The rows and the bytes of one data directory."""
+
+    def __init__(self, *, settings: Settings, clock: Clock) -> None:
+        _refuse_what_is_not_built(settings)
+        self.database = SqliteDatabase(path=settings.data / "batchmill.sqlite3", clock=clock)
+        self.blobs = DiskBlobs(folder=settings.data / "blobs")
+
+
+def _refuse_what_is_not_built(settings: Settings) -> None:
+    if settings.database is not None and not settings.database.startswith("sqlite:"):
+        raise BadSettings(
+            "database: this version keeps its rows in SQLite under --data; PostgreSQL is not supported yet"
+        )
+    if settings.database is not None:
+        raise BadSettings("database: SQLite's file lies under --data; leave --database out")
+    if settings.blobs is not None:
+        raise BadSettings("blobs: this version keeps its bytes under --data; buckets are not supported yet")
+
+
+def limits_of(settings: Settings) -> Limits:
+    """Return the limits of the chosen profile."""
+    return PROFILES[settings.limits]
+
+
+def build_api(*, settings: Settings, storage: Storage, clock: Clock) -> App:
+    """Build the API."""
+    return create_app(
+        database=storage.database,
+        blobs=storage.blobs,
+        clock=clock,
+        limits=limits_of(settings),
+        version=version("batchmill"),
+    )
+
+
+def build_backends(
+    *, settings: Settings, engine: Engine | None, clock: Clock, environment: Mapping[str, str] = os.environ
+) -> list[tuple[Backend, int]]:
+    """Build every backend with its window: those of the settings, or else the built-in engine.
+
+    Raises:
+        BadSettings: a URL, or an environment variable that should hold a key, is not there.
+    """
+    entries = settings.backend
+    if not entries and engine is not None:
+        builtin = BackendSettings(url=engine.url, models=(BUILTIN_MODEL,) if settings.model is None else ())
+        return [(_http(builtin, key=engine.key, clock=clock, limits=limits_of(settings)), settings.window)]
+    backends: list[tuple[Backend, int]] = []
+    for entry in entries:
+        try:
+            backend = _backend(entry, clock=clock, limits=limits_of(settings), environment=environment)
+        except ValueError as fault:
+            raise BadSettings(f"backend: {fault}") from fault
+        backends.append((backend, entry.window or settings.window))
+    names = [backend.name for backend, _ in backends]
+    for name in names:
+        if names.count(name) > 1:
+            raise BadSettings(f"backend: {name} is given twice")
+    return backends
+
+
+def _backend(entry: BackendSettings, *, clock: Clock, limits: Limits, environment: Mapping[str, str]) -> Backend:
+    if entry.url.startswith("echo:"):
+        return EchoBackend.parse(f"{entry.url}#{','.join(entry.models)}", clock=clock)
+    key = None
+    if entry.key_env is not None:
+        key = environment.get(entry.key_env)
+        if not key:
+            raise ValueError(f"the environment variable {entry.key_env}, which should hold a key, is not set")
+    return _http(entry, key=key, clock=clock, limits=limits)
+
+
+def _http(entry: BackendSettings, *, key: str | None, clock: Clock, limits: Limits) -> HttpBackend:
+    transport = AiohttpTransport(clock=clock, max_reply_bytes=limits.max_reply_bytes)
+    return HttpBackend(url=entry.url, transport=transport, deadline=entry.timeout, models=entry.models, key=key)
+
+
+def build_worker(
+    *, settings: Settings, storage: Storage, backends: list[tuple[Backend, int]], clock: Clock, alone: bool
+) -> Worker:
+    """Build a worker with its loops; `alone` as in `Worker`."""
+    database, blobs = storage.database, storage.blobs
+    worker_id = mint_id("worker", clock.now())
+    mine: dict[str, Any] = {"database": database, "clock": clock, "worker_id": worker_id, "lease": settings.lease}
+    lanes = [Lane(backend=backend, pace=Pace(window=window)) for backend, window in backends]
+    router = Router([lane.backend for lane in lanes])
+    validate, run, scout = (Bell(clock=clock) for _ in range(3))
+    runner = Runner(
+        ledger=Ledger(blobs=blobs, **mine),
+        database=database,
+        blobs=blobs,
+        lanes=lanes,
+        router=router,
+        clock=clock,
+        bell=run,
+        unwell=scout,
+        draw=random.random,
+        bounds=GroupBounds(),
+    )
+    return Worker(
+        **mine,
+        alone=alone,
+        runner=runner,
+        loops=(
+            (Validator(blobs=blobs, limits=limits_of(settings), accepted=run, **mine), validate, _IDLE_SECONDS),
+            (Finalizer(blobs=blobs, **mine), Bell(clock=clock), _IDLE_SECONDS),
+            (Sweeper(database=database, blobs=blobs, clock=clock), Bell(clock=clock), _SWEEP_SECONDS),
+            (
+                Scout(database=database, lanes=lanes, router=router, clock=clock, learned=(run, validate)),
+                scout,
+                _IDLE_SECONDS,
+            ),
+        ),
+    )
+
+
+def build_clock() -> Clock:
+    """Return the machine's clock."""
+    return SystemClock()
+
+
+def builtin_model(settings: Settings) -> Path | None:
+    """Return the GGUF file that stands in for the built-in model, if one is set."""
+    return settings.model

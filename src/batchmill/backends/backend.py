@@ -1,0 +1,69 @@
+"""What every backend is: a name, a list of models, and one call in, one Reply out."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from batchmill.schedule.retry import Fault
+
+__all__ = ["Backend", "Call", "Reply", "Unreachable"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One attempt at one Request.
+
+    Attributes:
+        endpoint: The line's endpoint, such as "/v1/chat/completions".
+        body: The request body, byte for byte as the user wrote it.
+        request_id: Our name for this attempt, sent along as X-Request-Id.
+        idempotency_key: The same for every attempt at this line.
+    """
+
+    endpoint: str
+    body: bytes
+    request_id: str
+    idempotency_key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What came back: an HTTP answer, or a fault, never both.
+
+    Attributes:
+        status: The HTTP status; None where `fault` says why there is none that counts.
+        body: The body as it is to be stored; with a garbled reply its beginning, for people to look at.
+        fault: What went wrong on the way; None where there is an answer.
+        retry_after: Seconds that the backend asked us to wait, not capped; None where it did not say.
+        detail: The fault in plain words, free of secrets; "" where there is none.
+    """
+
+    status: int | None = None
+    body: bytes = b""
+    fault: Fault | None = None
+    retry_after: float | None = None
+    detail: str = ""
+
+
+class Unreachable(Exception):  # noqa: N818 - it names the state of a backend, as the batch's "why it waits" does
+    """A backend could not tell its models; the message says why in one sentence, free of secrets."""
+
+
+class Backend(Protocol):
+    """One place where a Request can be sent."""
+
+    @property
+    def name(self) -> str:
+        """What people call it: shown in reasons and metrics, free of secrets."""
+
+    async def models(self) -> tuple[str, ...]:
+        """The names of the models that it serves now.
+
+        Raises:
+            Unreachable: It does not answer, refuses us, or answers nonsense.
+        """
+
+    async def send(self, call: Call) -> Reply:
+        """Make one attempt. Whatever the backend does is in the Reply; only a cancel is raised."""
+
+    async def close(self) -> None:
+        """Let go of connections. A second call does nothing."""

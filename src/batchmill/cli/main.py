@@ -1,0 +1,126 @@
+"""The commands and their options, as scripts and operators rely on them."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from batchmill.cli.exit import Exit, Stop
+from batchmill.settings import BadSettings, Settings, load_settings
+
+app = typer.Typer(name="batchmill", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+keys_app = typer.Typer(no_args_is_help=True, help="Make API keys.")
+models_app = typer.Typer(no_args_is_help=True, help="The built-in model.")
+app.add_typer(keys_app, name="keys")
+app.add_typer(models_app, name="models")
+
+DataOption = Annotated[Path | None, typer.Option(help="Folder that holds everything. [default: ./batchmill-data]")]
+FileOption = Annotated[Path | None, typer.Option(help="Settings file (TOML); the environment and flags win over it.")]
+
+
+def main() -> None:
+    """Run the command line; whatever cannot be done ends with one sentence and its exit code."""
+    try:
+        app()
+    except Stop as stop:
+        print(stop, file=sys.stderr)  # noqa: T201 - this is how a command speaks
+        sys.exit(stop.code)
+
+
+@app.command()
+def serve(
+    *,
+    data: DataOption = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one. [default: 8000]")] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Inference server: URL or URL#model-a,model-b. Repeatable. Without one, the built-in model on the CPU."
+        ),
+    ] = None,
+    backend_key_env: Annotated[
+        list[str] | None,
+        typer.Option(help="Environment variable that holds a backend's API key; one for each --backend, - for none."),
+    ] = None,
+    limits: Annotated[str | None, typer.Option(help="kimi or open. [default: kimi]")] = None,
+    window: Annotated[int | None, typer.Option(help="Requests in flight at a backend. [default: 8]")] = None,
+    database: Annotated[str | None, typer.Option(help="Database URL. [default: SQLite under --data]")] = None,
+    blobs: Annotated[str | None, typer.Option(help="Bucket URL. [default: files under --data]")] = None,
+    settings: FileOption = None,
+    drain: Annotated[str | None, typer.Option(help="How long open requests may end on a stop. [default: 30s]")] = None,
+    lease: Annotated[str | None, typer.Option(help="How long a silent process is waited for. [default: 15s]")] = None,
+    model: Annotated[Path | None, typer.Option(help="GGUF file for the built-in engine.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json. [default: text]")] = None,
+) -> None:
+    """Serve the Batch API: the API, one worker and, without --backend, the built-in model."""
+    flags: dict[str, Any] = {
+        "data": data,
+        "host": host,
+        "port": port,
+        "backend": _with_keys(backend, backend_key_env),
+        "limits": limits,
+        "window": window,
+        "database": database,
+        "blobs": blobs,
+        "settings": settings,
+        "drain": drain,
+        "lease": lease,
+        "model": model,
+        "log_format": log_format,
+    }
+    from batchmill.cli.serve import run_serve  # noqa: PLC0415 - half a second of imports that `--help` does not need
+
+    run_serve(_settings(flags))
+
+
+@keys_app.command("create")
+def keys_create(
+    *,
+    data: DataOption = None,
+    settings: FileOption = None,
+    org: Annotated[str, typer.Option(help="Organisation the key is for; made if it is new.")] = "default",
+    as_json: Annotated[bool, typer.Option("--json", help="Print {id, key, org} as JSON.")] = False,
+) -> None:
+    """Make an API key and print it, this once."""
+    from batchmill.cli.keys import create_key  # noqa: PLC0415 - as above
+
+    made = create_key(_settings({"data": data, "settings": settings}), name=org)
+    print(json.dumps(asdict(made)) if as_json else made.key)  # noqa: T201 - the command's answer
+
+
+@models_app.command("fetch")
+def models_fetch() -> None:
+    """Fetch the built-in model ahead of its first use."""
+    from batchmill.backends.weights import WeightsMissing, default_cache_dir, find_or_fetch  # noqa: PLC0415 - as above
+
+    try:
+        path = find_or_fetch(default_cache_dir(), lambda line: print(line, file=sys.stderr))  # noqa: T201 - progress
+    except WeightsMissing as fault:
+        raise Stop(str(fault), Exit.NO_BUILTIN_MODEL) from fault
+    print(path)  # noqa: T201 - the command's answer
+
+
+def _with_keys(backends: list[str] | None, key_envs: list[str] | None) -> list[object] | None:
+    """Return each backend with the name of the variable that holds its key."""
+    if key_envs and len(key_envs) != len(backends or ()):
+        raise Stop("--backend-key-env is given once for each --backend, in their order; - stands for none.", Exit.USAGE)
+    if not backends:
+        return None
+    names = key_envs or ["-"] * len(backends)
+    return [_backend_flag(url, None if name == "-" else name) for url, name in zip(backends, names, strict=True)]
+
+
+def _backend_flag(url: str, key_env: str | None) -> dict[str, object]:
+    address, _, models = url.partition("#")
+    return {"url": address, "models": [name for name in models.split(",") if name], "key_env": key_env}
+
+
+def _settings(flags: dict[str, Any]) -> Settings:
+    try:
+        return load_settings({name: value for name, value in flags.items() if value is not None})
+    except BadSettings as fault:
+        raise Stop(str(fault), Exit.USAGE) from fault

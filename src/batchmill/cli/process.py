@@ -1,0 +1,107 @@
+"""One child process of `serve`: what the API and the worker run as.
+
+The supervisor writes the order, one line of JSON, to the child's standard input and keeps that pipe open; when it
+closes, the supervisor is gone, and the child ends at once. The child writes a byte a second to `heartbeat_fd`.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from collections.abc import Coroutine
+from typing import Literal
+
+import uvicorn
+import uvloop
+from pydantic import BaseModel, ConfigDict
+
+from batchmill.assemble import Engine, Storage, build_api, build_backends, build_clock, build_worker
+from batchmill.settings import Settings
+from batchmill.telemetry import set_up_logs
+
+_STDIN = 0
+_BEAT_SECONDS = 0.5
+_GRACE_SECONDS = 5  # open answers of the API may end so long after SIGTERM
+
+
+class Order(BaseModel):
+    """What a child is to be. `data_fd` is the data directory's lock, held for as long as the process lives."""
+
+    model_config = ConfigDict(frozen=True)
+
+    role: Literal["api", "worker"]
+    settings: Settings
+    engine: Engine | None
+    listen_fd: int | None
+    data_fd: int
+    heartbeat_fd: int
+
+
+def main() -> None:
+    """Read the order and be that process."""
+    with open(_STDIN, "rb", buffering=0, closefd=False) as stdin:  # unbuffered: nothing past the line is taken
+        order = Order.model_validate_json(stdin.readline())
+    threading.Thread(target=_end_with_supervisor, daemon=True).start()
+    set_up_logs(process=order.role, json=order.settings.log_format == "json")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, who stops us in order
+    run = {"api": _api, "worker": _worker}[order.role]
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_beating(run(order), order.heartbeat_fd))
+
+
+async def _api(order: Order) -> None:
+    if order.listen_fd is None:
+        raise ValueError("the API needs a socket to listen on")
+    clock = build_clock()
+    storage = Storage(settings=order.settings, clock=clock)
+    app = build_api(settings=order.settings, storage=storage, clock=clock)
+    config = uvicorn.Config(
+        app,
+        interface="asgi3",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+    )
+    await uvicorn.Server(config).serve(sockets=[socket.socket(fileno=order.listen_fd)])
+    await storage.database.close()
+
+
+async def _worker(order: Order) -> None:
+    clock = build_clock()
+    storage = Storage(settings=order.settings, clock=clock)
+    backends = build_backends(settings=order.settings, engine=order.engine, clock=clock)
+    worker = build_worker(settings=order.settings, storage=storage, backends=backends, clock=clock, alone=True)
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    await worker.run(stopping=stopping, drain=order.settings.drain)
+    for backend, _ in backends:
+        await backend.close()
+    await storage.database.close()
+
+
+async def _beating(run: Coroutine[object, object, None], descriptor: int) -> None:
+    beats = asyncio.create_task(_beat(descriptor))
+    await run
+    beats.cancel()
+
+
+async def _beat(descriptor: int) -> None:
+    """Show the supervisor that the event loop turns; the pipe is emptied all the time, so the write never blocks."""
+    while True:
+        os.write(descriptor, b".")
+        await asyncio.sleep(_BEAT_SECONDS)
+
+
+def _end_with_supervisor() -> None:
+    while os.read(_STDIN, 4096):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The loops that move a batch on."""

@@ -1,0 +1,66 @@
+"""Runs one blocking function in a process of its own, which never outlives its parent."""
+
+import asyncio
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class ChildDied(Exception):  # noqa: N818 - it states what happened
+    """The process ended without an answer."""
+
+
+async def run_in_child(call: Callable[[], T]) -> T:
+    """Run a picklable call in a fresh process and return what it returns; its exceptions are raised here.
+
+    Raises:
+        ChildDied: it was killed.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_main, args=(call, sender), daemon=True)
+    await asyncio.to_thread(process.start)
+    sender.close()
+    try:
+        answer = await asyncio.to_thread(_receive, receiver)
+    finally:
+        process.kill()  # it has answered, died, or nobody waits for it any more
+        await asyncio.to_thread(process.join)
+        receiver.close()
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer()  # a value comes wrapped, so that it cannot be mistaken for an exception
+
+
+def _receive(receiver: "Connection[object, object]") -> Callable[[], T] | BaseException:
+    try:
+        answer: Callable[[], T] | BaseException = receiver.recv()
+    except EOFError:
+        return ChildDied("a child process died before it answered")
+    return answer
+
+
+def _main(call: Callable[[], object], sender: "Connection[object, object]") -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        answer: object = partial(_itself, call())
+    except BaseException as fault:  # noqa: BLE001 - raised again in the parent
+        answer = fault
+    sender.send(answer)
+
+
+def _itself(value: T) -> T:
+    return value
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,164 @@
+"""Seals batches: fences what is open, writes the result files in input order, moves the batch to its end."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from batchmill.blobs.blobs import Blobs, BlobWriter, Written
+from batchmill.clock import Clock
+from batchmill.ledger.merge import Rest, merge_results
+from batchmill.spec.ids import mint_id
+from batchmill.spec.objects import FileObject
+from batchmill.spec.states import Event, Status
+from batchmill.store.batch import Batch, advance, claim_batch, has_batch, is_settled, release_batch
+from batchmill.store.blob import doom_blob, insert_writing, publish_blob
+from batchmill.store.database import Database, Transaction
+from batchmill.store.file import File, insert_file
+from batchmill.store.slice import Segment, Slice, fence_slices, list_segments, list_slices
+
+_GRACE_SECONDS = 30  # runners have so long to let open calls end; then their Slices are taken
+_CLOSING = (Status.FINALIZING, Status.CANCELLING)
+_RESTS = {
+    Status.FINALIZING: Rest(code="batch_expired", message="Not run before the completion window closed."),
+    Status.CANCELLING: Rest(code="batch_cancelled", message="Not run because the batch was cancelled."),
+}
+_KINDS = {
+    True: "output",
+    False: "error",
+}  # a Result that succeeded goes to the output file, any other to the error file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Closing:
+    """A batch in this Finalizer's hands, and all that its runners made durable."""
+
+    batch: Batch
+    slices: Sequence[Slice]
+    segments: Sequence[Segment]
+
+
+@dataclass(slots=True, kw_only=True)
+class _ResultFile:
+    """One of the two result files on its way; `written` once it is durable."""
+
+    key: str
+    writer: BlobWriter
+    lines: int = 0
+    written: Written | None = None
+
+
+class Finalizer:
+    """Moves batches out of `finalizing` and `cancelling`."""
+
+    def __init__(self, *, database: Database, blobs: Blobs, clock: Clock, worker_id: str, lease: float) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._clock = clock
+        self._worker_id = worker_id
+        self._lease = lease
+        self._log = structlog.get_logger("finalizer")
+
+    async def step(self) -> bool:
+        """Seal the oldest closing batch whose runners have let go of it, if there is one."""
+        if not await self._database.read(lambda tx: has_batch(tx, statuses=_CLOSING)):
+            return False
+        closing = await self._database.write(self._claim)
+        if closing is None:
+            return False
+        files, expired = await asyncio.to_thread(self._write_files, closing)
+        sealed = await self._database.write(lambda tx: self._seal(tx, closing.batch, files, late=expired > 0))
+        counts = {f"{_KINDS[kind]}_lines": file.lines for kind, file in files.items()}
+        self._log.info("sealed" if sealed else "not sealed: someone was faster", batch=closing.batch.id, **counts)
+        return True
+
+    def _claim(self, tx: Transaction) -> _Closing | None:
+        """Take a settled batch and fence its Slices: from here on no commit of a runner can slip in."""
+        now = int(self._clock.now())
+        settled = is_settled(tx, now=now, grace=_GRACE_SECONDS)
+        batch = claim_batch(tx, worker_id=self._worker_id, statuses=_CLOSING, lease=self._lease, ready=settled)
+        if batch is None:
+            return None
+        fence_slices(tx, batch_id=batch.id, worker_id=self._worker_id, lease=self._lease)
+        for kind in _KINDS:
+            insert_writing(tx, key=_key(batch, kind), organisation_id=batch.organisation_id, now=now)
+        return _Closing(
+            batch=batch, slices=list_slices(tx, batch_id=batch.id), segments=list_segments(tx, batch_id=batch.id)
+        )
+
+    def _write_files(self, closing: _Closing) -> tuple[dict[bool, _ResultFile], int]:
+        """Stream the Results into the two files; return those, and how many lines were never answered."""
+        batch = closing.batch
+        files = {
+            kind: _ResultFile(key=_key(batch, kind), writer=self._blobs.writer(_key(batch, kind))) for kind in _KINDS
+        }
+        unanswered = 0
+        rest = _RESTS[batch.object.status]
+        try:
+            for result in merge_results(
+                blobs=self._blobs, batch=batch, slices=closing.slices, segments=closing.segments, rest=rest
+            ):
+                file = files[result.succeeded]
+                file.writer.write(result.text)
+                file.lines += 1
+                unanswered += result.attempts == 0
+            for file in files.values():
+                if file.lines:
+                    file.written = file.writer.finish()
+        finally:
+            for file in files.values():
+                file.writer.discard()
+        return files, unanswered
+
+    def _seal(self, tx: Transaction, batch: Batch, files: dict[bool, _ResultFile], *, late: bool) -> bool:
+        """Publish the Files and make the last move in one transaction, if nobody was faster."""
+        now = self._clock.now()
+        status = batch.object.status
+        ids = {kind: mint_id("file", now) if file.written else None for kind, file in files.items()}
+        moved = advance(
+            tx,
+            batch_id=batch.id,
+            status=status,
+            event=Event.SEALED_LATE if late and status is Status.FINALIZING else Event.SEALED,
+            now=int(now),
+            epoch=batch.epoch,
+            values={
+                "completed": files[True].lines,
+                "failed": files[False].lines,
+                "output_file_id": ids[True],
+                "error_file_id": ids[False],
+                "owner": None,
+                "lease_until": None,
+            },
+        )
+        for kind, file in files.items():
+            if moved and file.written is not None:
+                publish_blob(tx, key=file.key, size=file.written.bytes, sha256=file.written.sha256)
+                insert_file(tx, _file(batch, kind, str(ids[kind]), file, file.written.bytes, now=int(now)))
+            else:
+                doom_blob(tx, key=file.key)
+        if not moved:
+            release_batch(tx, batch_id=batch.id, epoch=batch.epoch)
+        return moved
+
+
+def _key(batch: Batch, kind: bool) -> str:
+    """Return the key of a result file; it carries the Finalizer's own epoch, so two never write the same."""
+    return f"{batch.id}-{batch.epoch}-{_KINDS[kind]}"
+
+
+def _file(batch: Batch, kind: bool, file_id: str, file: _ResultFile, size: int, *, now: int) -> File:
+    lasts = batch.output_expires_after
+    return File(
+        organisation_id=batch.organisation_id,
+        blob_key=file.key,
+        object=FileObject(
+            id=file_id,
+            bytes=size,
+            created_at=now,
+            filename=f"{batch.id}_{_KINDS[kind]}.jsonl",
+            purpose="batch_output",
+            expires_at=None if lasts is None else now + lasts,
+        ),
+    )

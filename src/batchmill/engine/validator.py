@@ -1,0 +1,142 @@
+"""Checks the inputs of new batches: accepted with a Plan and Slices, or failed with every bad line named."""
+
+import asyncio
+from collections.abc import Collection
+from functools import partial
+
+import msgspec
+import structlog
+
+from batchmill.blobs.blobs import Blobs
+from batchmill.clock import Clock
+from batchmill.engine.child import run_in_child
+from batchmill.engine.loop import Bell
+from batchmill.engine.validation import Validation, validate
+from batchmill.spec.limits import Limits
+from batchmill.spec.states import Event, Status
+from batchmill.store.batch import Batch, advance, claim_batch, has_batch, release_batch
+from batchmill.store.blob import blob_bytes, doom_blob, insert_writing, publish_blob
+from batchmill.store.database import Database, Transaction
+from batchmill.store.model import list_models
+from batchmill.store.slice import Slice, insert_slices
+
+_CHILD_BYTES = 8 << 20  # larger inputs are checked in a process of their own, off the worker's event loop
+
+
+class Validator:
+    """Moves batches out of `validating`."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        blobs: Blobs,
+        clock: Clock,
+        limits: Limits,
+        worker_id: str,
+        lease: float,
+        accepted: Bell,
+    ) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._clock = clock
+        self._limits = limits
+        self._worker_id = worker_id
+        self._lease = lease
+        self._accepted = accepted
+        self._waiting = False
+        self._log = structlog.get_logger("validator")
+
+    async def step(self) -> bool:
+        """Validate the oldest new batch, if there is one and a model is known to check it against."""
+        if not await self._database.read(lambda tx: has_batch(tx, statuses=(Status.VALIDATING,))):
+            return False
+        known = {name for name, _ in await self._database.read(list_models)}
+        if not known:
+            if not self._waiting:
+                self._log.warning("validation waits: no backend has ever answered, so no model is known")
+            self._waiting = True
+            return False
+        self._waiting = False
+        batch, size = await self._database.write(self._claim)
+        if batch is None:
+            return False
+        validation = await self._validate(batch, size, known)
+        await self._database.write(lambda tx: self._conclude(tx, batch, validation))
+        self._log.info("validated", batch=batch.id, lines=validation.total, errors=len(validation.errors))
+        self._accepted.ring()
+        return True
+
+    def _claim(self, tx: Transaction) -> tuple[Batch | None, int]:
+        batch = claim_batch(tx, worker_id=self._worker_id, statuses=(Status.VALIDATING,), lease=self._lease)
+        if batch is None:
+            return None, 0
+        now = int(self._clock.now())
+        insert_writing(tx, key=_plan_key(batch), organisation_id=batch.organisation_id, now=now)
+        return batch, blob_bytes(tx, key=_input_key(batch))
+
+    async def _validate(self, batch: Batch, size: int, known: Collection[str]) -> Validation:
+        call = partial(
+            validate,
+            blobs=self._blobs,
+            input_key=_input_key(batch),
+            plan_key=_plan_key(batch),
+            endpoint=batch.object.endpoint,
+            limits=self._limits,
+            known_models=known,
+        )
+        return await (run_in_child(call) if size > _CHILD_BYTES else asyncio.to_thread(call))
+
+    def _conclude(self, tx: Transaction, batch: Batch, validation: Validation) -> None:
+        """Write what validation found, if the batch still waits for it and the lease still stands."""
+        now = int(self._clock.now())
+        if validation.plan is None:
+            event = Event.REJECTED
+            values: dict[str, object] = {"errors": msgspec.json.encode(validation.errors).decode()}
+        else:
+            event = Event.ACCEPTED
+            values = {
+                "total": validation.total,
+                "open_slices": len(validation.cuts),
+                "plan_key": _plan_key(batch),
+                "model": validation.models[0] if len(validation.models) == 1 else None,
+            }
+        values |= {"owner": None, "lease_until": None}
+        moved = advance(
+            tx, batch_id=batch.id, status=Status.VALIDATING, event=event, now=now, epoch=batch.epoch, values=values
+        )
+        if moved and validation.plan is not None:
+            written = validation.plan
+            publish_blob(tx, key=_plan_key(batch), size=written.bytes, sha256=written.sha256)
+            insert_slices(tx, _slices(batch, validation))
+        else:
+            doom_blob(tx, key=_plan_key(batch))
+        if not moved:
+            release_batch(tx, batch_id=batch.id, epoch=batch.epoch)
+
+
+def _plan_key(batch: Batch) -> str:
+    return f"{batch.id}-{batch.epoch}-plan"
+
+
+def _input_key(batch: Batch) -> str:
+    if batch.input_key is None:
+        raise ValueError(f"{batch.id} is validating and has no input")
+    return batch.input_key
+
+
+def _slices(batch: Batch, validation: Validation) -> list[Slice]:
+    return [
+        Slice(
+            batch_id=batch.id,
+            organisation_id=batch.organisation_id,
+            ordinal=ordinal,
+            model=validation.models[cut.model],
+            first=cut.first,
+            lines=cut.lines,
+            bytes=cut.bytes,
+            done=bytes((cut.lines + 7) // 8),
+            epoch=0,
+        )
+        for ordinal, cut in enumerate(validation.cuts)
+    ]

@@ -1,0 +1,101 @@
+"""A process that runs the loops, alive while its lease is; the composition of the engine."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+from batchmill.clock import Clock
+from batchmill.engine.loop import Bell, Step, run_steps
+from batchmill.engine.runner import Runner
+from batchmill.store.database import Database, Transaction
+from batchmill.store.worker import delete_worker, insert_worker, release_leases, renew_leases, void_leases
+
+
+class LeaseLost(Exception):  # noqa: N818 - it states what happened
+    """The worker could not renew its lease in time: whatever it holds may be someone else's by now."""
+
+
+class Worker:
+    """Runs the loops until it is told to stop, and drains then.
+
+    `alone`: this worker knows that no other is alive (it holds an embedded data directory), so every other lease ends.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        clock: Clock,
+        worker_id: str,
+        lease: float,
+        alone: bool,
+        runner: Runner,
+        loops: Sequence[tuple[Step, Bell, float]],
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._worker_id = worker_id
+        self._lease = lease
+        self._alone = alone
+        self._runner = runner
+        self._loops = loops
+        self._log = structlog.get_logger("worker")
+
+    async def run(self, *, stopping: asyncio.Event, drain: float) -> None:
+        """Work until `stopping` is set, then drain for at most `drain` seconds. A fault of any loop is raised."""
+        await self._begin()
+        running = [asyncio.create_task(self._renew()), asyncio.create_task(self._runner.run())]
+        running += [asyncio.create_task(run_steps(loop, bell=bell, idle=idle)) for loop, bell, idle in self._loops]
+        stop = asyncio.create_task(stopping.wait())
+        try:
+            await asyncio.wait([*running, stop], return_when=asyncio.FIRST_COMPLETED)
+            if not stop.done():
+                await _raise_first(running)
+            self._log.info("draining", seconds=drain)
+            await _cancel(running[1:], self._log)  # the lease is renewed to the end
+            await self._runner.drain(seconds=drain)
+        finally:
+            await _cancel([*running, stop], self._log)
+        await self._database.write(self._end)
+
+    async def _begin(self) -> None:
+        def statements(tx: Transaction) -> None:
+            insert_worker(tx, worker_id=self._worker_id, lease=self._lease, now=int(self._clock.now()))
+            if self._alone:
+                void_leases(tx, worker_id=self._worker_id)
+
+        await self._database.write(statements)
+        self._log.info("worker started", worker=self._worker_id)
+
+    async def _renew(self) -> None:
+        """Renew three times a lease; a worker that could not for a whole one aborts."""
+        while True:
+            await self._clock.sleep(self._lease / 3)
+            renewing = self._database.write(lambda tx: renew_leases(tx, worker_id=self._worker_id, lease=self._lease))
+            try:
+                known = await asyncio.wait_for(renewing, timeout=self._lease)
+            except TimeoutError as late:
+                raise LeaseLost(f"the lease could not be renewed for {self._lease} s") from late
+            if not known:
+                raise LeaseLost("another process has ended this worker's leases")
+
+    def _end(self, tx: Transaction) -> None:
+        release_leases(tx, worker_id=self._worker_id)
+        delete_worker(tx, worker_id=self._worker_id)
+
+
+async def _raise_first(running: Sequence[asyncio.Task[None]]) -> None:
+    for task in running:
+        if task.done():
+            await task
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[Any]], log: FilteringBoundLogger) -> None:
+    for task in tasks:
+        task.cancel()
+    for ended in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(ended, Exception):
+            log.error("a loop ended with a fault", exc_info=ended)

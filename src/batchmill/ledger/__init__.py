@@ -1,0 +1,1 @@
+"""Slices and Segments: the one place that ties rows to bytes."""

@@ -1,0 +1,200 @@
+"""Claims Slices, makes Results durable in group commits, gives Slices back: where rows and bytes are tied together."""
+
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from batchmill.blobs.blobs import Blobs
+from batchmill.clock import Clock
+from batchmill.ledger.segment import Result, pack_results
+from batchmill.schedule.choose import choose
+from batchmill.schedule.plan import RECORD_BYTES, Record, unpack
+from batchmill.spec.ids import mint_id
+from batchmill.spec.objects import Usage
+from batchmill.spec.states import Event, Status
+from batchmill.store.batch import Batch, advance, batches_by_id, record_progress
+from batchmill.store.blob import insert_ready
+from batchmill.store.database import Database, Transaction
+from batchmill.store.slice import (
+    Segment,
+    Slice,
+    claim_slice,
+    insert_segments,
+    list_candidates,
+    record_done,
+    release_slice,
+)
+
+_CANDIDATES = 256  # batches looked at for one claim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A Slice in this worker's hands, the batch it is of, and the Plan's records of its lines."""
+
+    slice: Slice
+    batch: Batch
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Portion:
+    """What one group commit holds of one Slice: new Results, and the whole bitmap with them in it."""
+
+    slice: Slice
+    results: Sequence[Result]
+    done: bytes
+    closed: bool
+
+
+class Ledger:
+    """The durable account of what was claimed and what became of it."""
+
+    def __init__(self, *, database: Database, blobs: Blobs, clock: Clock, worker_id: str, lease: float) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._clock = clock
+        self._worker_id = worker_id
+        self._lease = lease
+        self._turn = 0
+
+    async def claim(self, *, slices: int) -> list[Claim]:
+        """Claim at most so many Slices, shared fairly between organisations and batches; maybe none."""
+
+        def statements(tx: Transaction) -> list[tuple[Slice, Batch]]:
+            turns = choose(list_candidates(tx, limit=_CANDIDATES), slices, self._turn)
+            batches = batches_by_id(tx, batch_ids=sorted(set(turns)))
+            taken = [claim_slice(tx, batch_id=b, worker_id=self._worker_id, lease=self._lease) for b in turns]
+            return [(s, batches[s.batch_id]) for s in taken if s is not None]
+
+        # A look first: an idle worker must not write.
+        if not await self._database.read(lambda tx: list_candidates(tx, limit=1)):
+            return []
+        self._turn += 1
+        claimed = await self._database.write(statements)
+        return [Claim(slice=s, batch=b, records=self._records(b, s)) for s, b in claimed]
+
+    async def commit(self, portions: Sequence[Portion]) -> frozenset[tuple[str, int]]:
+        """Make the Results durable: one immutable blob, one transaction.
+
+        Returns the Slices, as (batch, ordinal), that were dropped from the group since their fence fell; the others
+        stand. After a fault nothing of the group is recorded.
+        """
+        now = self._clock.now()
+        key = mint_id("commit", now)
+        packed = [pack_results(portion.results) for portion in portions]
+
+        def write_blob() -> None:
+            writer = self._blobs.writer(key)
+            try:
+                for data in packed:
+                    writer.write(data)
+                writer.finish()
+            except BaseException:
+                writer.discard()
+                raise
+
+        def statements(tx: Transaction) -> frozenset[tuple[str, int]]:
+            standing = [p for p in portions if _record(tx, p)]
+            if standing:
+                organisations = {p.slice.organisation_id for p in standing}
+                insert_ready(
+                    tx,
+                    key=key,
+                    organisation_id=organisations.pop() if len(organisations) == 1 else None,
+                    size=sum(map(len, packed)),
+                    refs=len(standing),
+                    now=int(now),
+                )
+                seqs = _count(tx, standing, now=int(now))
+                insert_segments(tx, _segments(key, portions, packed, standing, seqs))
+            fallen = [p.slice for p in portions if p not in standing]
+            return frozenset((s.batch_id, s.ordinal) for s in fallen)
+
+        return await self._database.write(statements, before=write_blob)
+
+    async def release(self, slices: Iterable[Slice]) -> None:
+        """Give Slices back with their holes, for any worker to claim."""
+
+        def statements(tx: Transaction) -> None:
+            for held in slices:
+                release_slice(tx, batch_id=held.batch_id, ordinal=held.ordinal, epoch=held.epoch)
+
+        await self._database.write(statements)
+
+    def _records(self, batch: Batch, claimed: Slice) -> tuple[Record, ...]:
+        if batch.plan_key is None:
+            raise ValueError(f"{batch.id} has Slices and no Plan")
+        offset, length = claimed.first * RECORD_BYTES, claimed.lines * RECORD_BYTES
+        return tuple(unpack(self._blobs.read(batch.plan_key, offset=offset, length=length)))
+
+
+def _record(tx: Transaction, portion: Portion) -> bool:
+    held = portion.slice
+    return record_done(
+        tx,
+        batch_id=held.batch_id,
+        ordinal=held.ordinal,
+        epoch=held.epoch,
+        done=portion.done,
+        closed=portion.closed,
+    )
+
+
+def _count(tx: Transaction, standing: Sequence[Portion], *, now: int) -> dict[str, int]:
+    """Add each batch's share to its row, the last thing written of it; return the commit's `seq` in each batch."""
+    shares: dict[str, list[Portion]] = defaultdict(list)
+    for portion in standing:
+        shares[portion.slice.batch_id].append(portion)
+    seqs: dict[str, int] = {}
+    for batch_id, portions in sorted(shares.items()):  # one order for all workers: no deadlock
+        results = [result for portion in portions for result in portion.results]
+        succeeded = sum(result.succeeded for result in results)
+        row = record_progress(
+            tx,
+            batch_id=batch_id,
+            completed=succeeded,
+            failed=len(results) - succeeded,
+            closed_slices=sum(portion.closed for portion in portions),
+            usage=_usage(results),
+        )
+        seqs[batch_id] = row.seq
+        if row.open_slices == 0 and row.status is Status.IN_PROGRESS:
+            advance(tx, batch_id=batch_id, status=Status.IN_PROGRESS, event=Event.DRAINED, now=now)
+    return seqs
+
+
+def _segments(
+    key: str, portions: Sequence[Portion], packed: Sequence[bytes], standing: Sequence[Portion], seqs: dict[str, int]
+) -> list[Segment]:
+    segments: list[Segment] = []
+    offset = 0
+    for portion, data in zip(portions, packed, strict=True):
+        if portion in standing:
+            held = portion.slice
+            segments.append(
+                Segment(
+                    batch_id=held.batch_id,
+                    organisation_id=held.organisation_id,
+                    slice=held.ordinal,
+                    seq=seqs[held.batch_id],
+                    blob_key=key,
+                    offset=offset,
+                    bytes=len(data),
+                    lines=len(portion.results),
+                    crc32=zlib.crc32(data),
+                )
+            )
+        offset += len(data)
+    return segments
+
+
+def _usage(results: Sequence[Result]) -> Usage:
+    told = [result.usage for result in results if result.usage is not None]
+    return Usage(
+        input_tokens=sum(usage.input_tokens for usage in told),
+        cached_tokens=sum(usage.cached_tokens for usage in told),
+        output_tokens=sum(usage.output_tokens for usage in told),
+        reasoning_tokens=sum(usage.reasoning_tokens for usage in told),
+    )

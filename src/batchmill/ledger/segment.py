@@ -1,0 +1,54 @@
+"""The bytes of a Segment: Results as a group commit lays them down, each behind a short head."""
+
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from batchmill.spec.objects import Usage
+
+_HEAD = struct.Struct("<HBBI")  # index in the Slice, 1 if it succeeded, attempts used, bytes of the line
+_ATTEMPTS_MOST = 255
+
+
+class DamagedSegment(Exception):  # noqa: N818 - it states what is so
+    """The bytes are not those that were committed (invariant R19)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a Request became: `text` is its line of the output file (if `succeeded`) or of the error file, with its line end.
+
+    `index` is its place in the Slice, `attempts` the number of sends it took.
+    """
+
+    index: int
+    succeeded: bool
+    attempts: int
+    text: bytes
+    usage: Usage | None = None
+
+
+def pack_results(results: Sequence[Result]) -> bytes:
+    """Return the bytes of a Segment."""
+    pieces: list[bytes] = []
+    for result in results:
+        attempts = min(result.attempts, _ATTEMPTS_MOST)
+        pieces += (_HEAD.pack(result.index, result.succeeded, attempts, len(result.text)), result.text)
+    return b"".join(pieces)
+
+
+def unpack_results(data: bytes, *, crc32: int) -> Iterator[Result]:
+    """Yield the Results of a Segment in the order in which they came (usage is not kept: the batch has counted it).
+
+    Raises:
+        DamagedSegment: the checksum is another.
+    """
+    if zlib.crc32(data) != crc32:
+        raise DamagedSegment(f"{len(data)} bytes with checksum {zlib.crc32(data)}, not {crc32}")
+    at = 0
+    while at < len(data):
+        index, succeeded, attempts, length = _HEAD.unpack_from(data, at)
+        at += _HEAD.size
+        yield Result(index=index, succeeded=bool(succeeded), attempts=attempts, text=data[at : at + length])
+        at += length

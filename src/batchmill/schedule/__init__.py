@@ -1,0 +1,1 @@
+"""What to send next, pure: order, window, verdicts, share."""

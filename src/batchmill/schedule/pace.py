@@ -1,0 +1,134 @@
+"""How many requests a Backend gets now: a window that gives way under pressure, and a circuit that opens when unwell.
+
+    well ── unwell verdict ──► open ── probe succeeded ──► half-open ── any other verdict ──► well
+                                ▲                              │
+                                └──────── unwell verdict ──────┘
+
+Times are seconds of any one clock that does not step back; they are passed in, so that tests and simulators own them.
+"""
+
+from enum import StrEnum
+
+from batchmill.schedule.retry import Done, Later, Verdict
+
+WINDOW = 8  # requests in flight
+FIRST_PROBE = 0.5  # seconds after the circuit opened; doubles with each failure
+SLOWEST_PROBE = 5.0  # seconds: a backend that is back is found within 10 s (reliability, targets)
+HALVING_PAUSE = 1.0  # seconds: the 429s of one burst count as one
+
+
+class _Circuit(StrEnum):
+    WELL = "well"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+class Pace:
+    """The pace of one Backend. Not shared between threads.
+
+    Args:
+        window: The most requests in flight; pressure makes it smaller for a while.
+    """
+
+    def __init__(self, *, window: int = WINDOW) -> None:
+        self._most = window
+        self._window = window
+        self._in_flight = 0
+        self._successes = 0
+        self._halved_at = float("-inf")
+        self._circuit = _Circuit.WELL
+        self._turned_at = float("-inf")  # when the circuit last changed
+        self._unwell_since: float | None = None
+        self._wait = FIRST_PROBE
+        self._probe_at = 0.0
+        self._trial_out = False
+
+    @property
+    def window(self) -> int:
+        """The most requests in flight now."""
+        return self._window
+
+    @property
+    def in_flight(self) -> int:
+        """Requests sent and not yet answered."""
+        return self._in_flight
+
+    @property
+    def unwell_since(self) -> float | None:
+        """When the present outage began; None while the backend is well."""
+        return self._unwell_since
+
+    def may_send(self, now: float) -> bool:  # noqa: ARG002 - pacing by time comes through the same door
+        """Say whether one more request may be sent."""
+        if self._circuit is _Circuit.HALF_OPEN:
+            return not self._trial_out
+        return self._circuit is _Circuit.WELL and self._in_flight < self._window
+
+    def sent(self, now: float) -> None:  # noqa: ARG002 - as above
+        """Count a request that was sent."""
+        self._in_flight += 1
+        self._trial_out = self._circuit is _Circuit.HALF_OPEN
+
+    def withdrawn(self) -> None:
+        """Count a request that was given up before its answer: it says nothing about the backend."""
+        self._in_flight -= 1
+        self._trial_out = False
+
+    def answered(self, verdict: Verdict, now: float, sent_at: float | None = None) -> None:
+        """Learn from an answer.
+
+        A request sent before the circuit last changed says nothing about the backend's present health, so tell when
+        it was sent; without `sent_at` it is taken for a recent one.
+        """
+        self._in_flight -= 1
+        self._fit_window(verdict, now)
+        if self._circuit is _Circuit.OPEN or (sent_at is not None and sent_at < self._turned_at):
+            return
+        if isinstance(verdict, Later) and verdict.unwell:
+            self._open(now)
+        elif self._circuit is _Circuit.HALF_OPEN:
+            self._turn(_Circuit.WELL, now)
+            self._unwell_since = None
+
+    def probe_due(self, now: float) -> bool:
+        """Say whether it is time to ask the backend for its models; tell `probed` what came of it."""
+        return self._circuit is _Circuit.OPEN and now >= self._probe_at
+
+    def probed(self, ok: bool, now: float) -> None:
+        """Learn from a probe: it lets one request through, or puts the next probe off."""
+        if self._circuit is not _Circuit.OPEN:
+            return
+        if ok:
+            self._turn(_Circuit.HALF_OPEN, now)
+            self._trial_out = False
+        else:
+            self._put_off(now)
+
+    def _open(self, now: float) -> None:
+        if self._circuit is _Circuit.WELL:
+            self._unwell_since = now
+            self._wait = FIRST_PROBE
+            self._probe_at = now + FIRST_PROBE
+        else:
+            self._put_off(now)
+        self._turn(_Circuit.OPEN, now)
+
+    def _put_off(self, now: float) -> None:
+        self._wait = min(SLOWEST_PROBE, self._wait * 2)
+        self._probe_at = now + self._wait
+
+    def _turn(self, circuit: _Circuit, now: float) -> None:
+        self._circuit = circuit
+        self._turned_at = now
+
+    def _fit_window(self, verdict: Verdict, now: float) -> None:
+        if isinstance(verdict, Later) and verdict.pressure:
+            self._successes = 0
+            if now - self._halved_at >= HALVING_PAUSE:
+                self._halved_at = now
+                self._window = max(1, self._window // 2)
+        elif isinstance(verdict, Done) and verdict.succeeded and self._window < self._most:
+            self._successes += 1
+            if self._successes >= self._window:
+                self._successes = 0
+                self._window += 1

@@ -1,0 +1,57 @@
+"""The order in which a batch's Requests are sent: a fixed-size binary record a line, cut into Slices."""
+
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+SLICE_LINES = 256  # design, data path, row 5
+SLICE_BYTES = 8 << 20
+
+_RECORD = struct.Struct("<QIIIIIIQ")
+RECORD_BYTES = _RECORD.size
+
+
+class Record(NamedTuple):
+    """One line of input as planned. All numbers, all unsigned; a Plan has one model table beside it."""
+
+    offset: int  # of the line in the input File, in bytes
+    length: int  # of the line, in bytes, without its line end
+    line: int  # physical line number, from 1
+    id_offset: int  # of the raw custom_id token, quotes included, within the line
+    id_length: int
+    model: int  # index into the batch's models, in order of first use
+    tokens: int  # estimate of what the line costs
+    prefix: int  # hash of the prompt's beginning; 0 when not taken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """A Slice of the Plan: `lines` records from the record `first` on, all of one model."""
+
+    first: int
+    lines: int
+    bytes: int  # of the input lines, together
+    model: int
+
+
+def pack(record: Record) -> bytes:
+    """Return the RECORD_BYTES bytes of a record; struct.error if a number does not fit."""
+    return _RECORD.pack(*record)
+
+
+def unpack(data: bytes | memoryview) -> Iterator[Record]:
+    """Yield the records of a Plan or of any whole part of it; struct.error if a record is cut short."""
+    return map(Record._make, _RECORD.iter_unpack(data))
+
+
+def cut(records: Iterable[Record], max_lines: int = SLICE_LINES, max_bytes: int = SLICE_BYTES) -> Iterator[Cut]:
+    """Yield the Slices of a Plan, in its order, each within both limits; a line above max_bytes is one by itself."""
+    first = lines = size = model = 0
+    for record in records:
+        if lines and (record.model != model or lines == max_lines or size + record.length > max_bytes):
+            yield Cut(first=first, lines=lines, bytes=size, model=model)
+            first, lines, size = first + lines, 0, 0
+        lines, size, model = lines + 1, size + record.length, record.model
+    if lines:
+        yield Cut(first=first, lines=lines, bytes=size, model=model)

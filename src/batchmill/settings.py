@@ -1,0 +1,128 @@
+"""One frozen settings object: file < environment < flags."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
+_SCHEMES = ("http", "https", "echo")
+
+
+class BadSettings(Exception):  # noqa: N818 - it states what is so
+    """The settings do not make sense; each line of the text names one and says why."""
+
+
+def _seconds(value: object) -> object:
+    """Read a duration such as `30s` or `2m`; a bare number is seconds."""
+    if isinstance(value, str):
+        match = _DURATION.fullmatch(value)
+        if match is None:
+            raise ValueError(f"{value!r} is not a duration such as 30s or 2m")
+        return float(match[1]) * _UNITS[match[2]]
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+
+
+class BackendSettings(BaseModel):
+    """One `--backend`: where requests go.
+
+    `key_env` names the environment variable that holds the API key; the key itself is never a setting.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str
+    models: tuple[str, ...] = ()
+    key_env: str | None = None
+    window: int | None = Field(default=None, ge=1)  # requests in flight; None takes the settings' own
+    timeout: Seconds = 1800.0  # one attempt: a reasoning call may take half an hour
+
+    @field_validator("url")
+    @classmethod
+    def _is_url(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in _SCHEMES or (parts.scheme != "echo" and not parts.hostname):
+            raise ValueError(f"{url!r} is not a URL that begins with http://, https:// or echo:")
+        return url
+
+
+def _backend(value: object) -> object:
+    """Read `URL#model-a,model-b`; anything but text stays for the validator."""
+    if not isinstance(value, str):
+        return value
+    url, _, models = value.partition("#")
+    return {"url": url, "models": [name for name in models.split(",") if name]}
+
+
+def _backends(value: object) -> object:
+    """Read the environment's form, URLs with spaces between, and the forms of a flag and of the file."""
+    values = value.split() if isinstance(value, str) else value
+    return [_backend(entry) for entry in values] if isinstance(values, (list, tuple)) else values
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Each field is also `BATCHMILL_…` in the environment and a name in the file."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BATCHMILL_", frozen=True, extra="forbid", nested_model_default_partial_update=False
+    )
+
+    data: Path = Path("batchmill-data")
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    backend: Annotated[tuple[BackendSettings, ...], NoDecode, BeforeValidator(_backends)] = ()
+    limits: Literal["kimi", "open"] = "kimi"
+    database: str | None = None
+    blobs: str | None = None
+    settings: Path | None = None
+    drain: Seconds = 30.0
+    lease: Annotated[Seconds, Field(ge=1)] = 15.0
+    window: int = Field(default=8, ge=1)
+    model: Path | None = None  # a GGUF file for the built-in engine, in place of its own
+    log_format: Literal["text", "json"] = "text"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the library's own signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the same
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources: flags, then the environment, then the file that either names."""
+        path = init_settings().get("settings") or env_settings().get("settings")
+        file = TomlConfigSettingsSource(settings_cls, toml_file=path)
+        return init_settings, env_settings, file
+
+
+def load_settings(flags: dict[str, Any]) -> Settings:
+    """Return the settings; `flags` holds those that were given on the command line.
+
+    Raises:
+        BadSettings: with a line for each wrong one.
+    """
+    path = flags.get("settings")
+    if path is not None and not Path(path).is_file():
+        raise BadSettings(f"settings: there is no file {path}")
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
+        raise BadSettings("\n".join(lines)) from error
+    except (SettingsError, OSError, ValueError) as error:
+        raise BadSettings(f"settings: {error}") from error

@@ -1,0 +1,1 @@
+"""The Batch API itself, pure: objects, states, lines, errors, limits, windows."""

@@ -1,0 +1,80 @@
+"""Every number of the contract, as data: two profiles, and each single limit can be set (choice 1)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+_MIB, _GIB = 1 << 20, 1 << 30
+_MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
+
+DEEPEST = 500  # levels of nesting; the parsers themselves give up at about 900, depending on the caller's own stack
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What this server accepts. Sizes in bytes, times in seconds; None means no limit. The defaults are Kimi's."""
+
+    # What may be asked for.
+    endpoints: tuple[str, ...] = ("/v1/chat/completions",)  # a.6
+    default_endpoint: str = "/v1/chat/completions"  # choice 2
+    window_units: tuple[str, ...] = ("h", "d")  # c.4
+    window_min: int = 12 * _HOUR  # a.6
+    window_max: int = 7 * _DAY  # a.6
+    models_per_file: int | None = 1  # c.2
+    metadata_pairs: int = 16  # a.6
+    metadata_key: int = 64  # a.6, in characters
+    metadata_value: int = 512  # a.6, in characters
+    expires_after_min: int = _HOUR  # a.1, a.6
+    expires_after_max: int = 30 * _DAY  # a.1, a.6
+
+    # Files.
+    extension: str = ".jsonl"  # a.1
+    max_input_bytes: int = 100 * _MIB  # a.1; g-28: MiB
+    max_files: int = 1_000  # a.1: files of purpose batch in an organisation
+    max_stored_bytes: int | None = 10 * _GIB  # a.1: "10 GB in total"; g-28 on the unit
+
+    # Lines.
+    max_lines: int | None = None  # g-20
+    max_line_bytes: int = 32 * _MIB  # design, "Bytes"
+    max_custom_id: int = 512  # g-19, in characters
+    max_depth: int = DEEPEST  # c.3, reading rules; the envelope is level 1
+    max_errors: int = 1_000  # choice 12
+    errors_in_list: int = 10  # choice 12
+    max_reply_bytes: int = 32 * _MIB  # design, "Bytes"
+
+    # HTTP.
+    max_json_body: int = 4 * _MIB  # a.0
+    batches_page: int = 20  # a.8
+    max_batches_page: int = 100  # a.8
+    files_page: int = 10_000  # a.2
+    max_files_page: int = 10_000  # a.2
+    max_idempotency_key: int = 255  # a.9, in characters
+    idempotency_kept: int = _DAY  # choice 9
+    retry_replayed: int = 15 * _MINUTE  # choice 9
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be kept."""
+        if self.max_depth > DEEPEST:
+            raise ValueError(f"max_depth may be at most {DEEPEST}, not {self.max_depth}")
+
+
+KIMI = Limits()
+
+OPEN = replace(  # choice 1: for operators who own the hardware
+    KIMI,
+    endpoints=(
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/responses",
+        "/v1/moderations",
+    ),
+    window_units=("m", "h", "d"),
+    window_min=_MINUTE,
+    window_max=30 * _DAY,
+    max_input_bytes=2 * _GIB,
+    max_stored_bytes=None,  # ours: five input files would fill Kimi's 10 GB
+    models_per_file=None,
+)
+
+PROFILES: Mapping[str, Limits] = MappingProxyType({"kimi": KIMI, "open": OPEN})

@@ -1,0 +1,180 @@
+"""The lines of an input file: read one by one in bounded memory, checked, and every fault reported at once."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from hashlib import blake2b
+from typing import NamedTuple
+
+import msgspec
+
+from batchmill.spec.errors import clip
+from batchmill.spec.limits import Limits
+from batchmill.spec.objects import LineError, more_errors
+from batchmill.spec.rules import Facts, Rules
+
+_BOM = b"\xef\xbb\xbf"
+_DIGEST = 16  # bytes: 128 bits cannot be made to collide, and cost less than the ids themselves
+
+
+class RawLine(NamedTuple):
+    """A physical line that is not blank."""
+
+    number: int  # from 1; blank lines count, too
+    offset: int  # of the text in the file, in bytes
+    text: bytes  # without its line end; empty when over
+    over: bool  # longer than allowed
+
+
+class Line(NamedTuple):
+    """A good line: what the Plan keeps of it."""
+
+    number: int
+    offset: int
+    length: int
+    custom_id_offset: int  # of the raw JSON string, quotes included, within the line
+    custom_id_length: int
+    model: str
+    tokens: int  # estimate
+
+
+class Envelope(NamedTuple):
+    """The two parts of a line that matter once it is checked, byte for byte as the user wrote them."""
+
+    custom_id: bytes  # the raw JSON string, quotes included
+    body: bytes
+
+
+class _Envelope(msgspec.Struct, gc=False):
+    custom_id: msgspec.Raw
+    body: msgspec.Raw
+
+
+_ENVELOPE = msgspec.json.Decoder(_Envelope)
+
+
+def read_lines(readline: Callable[[int], bytes], max_line_bytes: int) -> Iterator[RawLine]:
+    r"""Yield the lines that are not blank (contract c.3, reading rules).
+
+    Lines end at \n only; one \r before it is dropped, and a byte order mark at the very start. A longer line than
+    max_line_bytes is flagged and its text skipped, so that no more than that is ever held.
+
+    Args:
+        readline: As of a binary file: up to that many bytes, up to and with the next \n; b"" at the end.
+        max_line_bytes: The longest text allowed.
+    """
+    most = max_line_bytes + len(_BOM) + len(b"\r\n")
+    number = end = 0
+    while chunk := readline(most):
+        number, offset, end = number + 1, end, end + len(chunk)
+        if number == 1 and chunk.startswith(_BOM):
+            chunk, offset = chunk[len(_BOM) :], len(_BOM)
+        text = chunk.removesuffix(b"\n").removesuffix(b"\r")
+        if len(text) > max_line_bytes:
+            while not chunk.endswith(b"\n") and (chunk := readline(most)):
+                end += len(chunk)
+            yield RawLine(number, offset, b"", over=True)
+        elif text and not text.isspace():
+            yield RawLine(number, offset, text, over=False)
+
+
+def split_envelope(text: bytes) -> Envelope:
+    """Return the custom_id and the body of a line that was checked; msgspec.MsgspecError if it is no such line."""
+    envelope = _ENVELOPE.decode(text)
+    return Envelope(bytes(envelope.custom_id), bytes(envelope.body))
+
+
+class Checker:
+    """Checks the lines of one file, in their order.
+
+    Args:
+        endpoint: The batch's; every line's `url` must equal it.
+        limits: What is allowed.
+        known_models: The models that some backend serves.
+    """
+
+    def __init__(self, *, endpoint: str, limits: Limits, known_models: Collection[str]) -> None:
+        self._rules = Rules(endpoint=endpoint, limits=limits)
+        self._limits = limits
+        self._known = frozenset(known_models)
+        self._models: dict[str, None] = {}
+        self._used: dict[bytes, int] = {}  # digest of a custom_id: the line that used it
+
+    @property
+    def models(self) -> list[str]:
+        """The known models that the file uses, in order of first use."""
+        return list(self._models)
+
+    def check(self, raw: RawLine) -> Line | tuple[LineError, ...]:
+        """Return the line for the Plan, or everything that is wrong with it."""
+        if raw.over:
+            return (_too_long(raw.number, self._limits.max_line_bytes),)
+        facts = self._rules.quick(raw.text) or self._rules.careful(raw.text, raw.number)
+        repeated, wrong = self._repeated_id(facts, raw.number), self._wrong_model(facts, raw.number)
+        if repeated or wrong or facts.errors or facts.model is None:
+            return (*facts.errors, *(error for error in (repeated, wrong) if error))
+        # Wherever the token is found first: these bytes are all that the span is for.
+        start = raw.text.find(facts.token)
+        return Line(raw.number, raw.offset, len(raw.text), start, len(facts.token), facts.model, facts.tokens)
+
+    def _repeated_id(self, facts: Facts, number: int) -> LineError | None:
+        if facts.custom_id is None:
+            return None
+        digest = blake2b(facts.custom_id.encode(), digest_size=_DIGEST).digest()
+        first = self._used.setdefault(digest, number)
+        if first == number:
+            return None
+        message = f"custom_id {clip(facts.custom_id)} was already used on line {first}."
+        return LineError(code="duplicate_custom_id", message=message, param="custom_id", line=number)
+
+    def _wrong_model(self, facts: Facts, number: int) -> LineError | None:
+        model, most = facts.model, self._limits.models_per_file
+        if model is None or model in self._models:
+            return None
+        if model not in self._known:
+            message = f"There is no model {clip(model)}."
+            return LineError(code="model_not_found", message=message, param="body.model", line=number)
+        if most is not None and len(self._models) >= most:
+            message = f"Model {clip(model)} differs from {clip(next(iter(self._models)))}; models per file: {most}."
+            return LineError(code="mismatched_model", message=message, param="body.model", line=number)
+        self._models[model] = None
+        return None
+
+
+class ErrorReport:
+    """The errors of a whole file: the first of them, and the number of all."""
+
+    def __init__(self, *, max_errors: int) -> None:
+        self._most = max_errors
+        self._kept: list[LineError] = []
+        self._count = 0
+
+    @property
+    def count(self) -> int:
+        """How many errors were added."""
+        return self._count
+
+    def add(self, errors: Iterable[LineError]) -> None:
+        """Add errors, in the order in which they are to be listed."""
+        for error in errors:
+            self._count += 1
+            if len(self._kept) < self._most:
+                self._kept.append(error)
+
+    def data(self) -> list[LineError]:
+        """Return the first max_errors entries and, if there were more, one that counts them (choice 12)."""
+        left_out = self._count - len(self._kept)
+        return [*self._kept, more_errors(left_out)] if left_out else list(self._kept)
+
+
+def empty_file() -> LineError:
+    """Return the error of a file without a single request line (contract c.3, row 28)."""
+    return LineError(code="empty_file", message="The file holds no request lines.")
+
+
+def too_many_lines(max_lines: int) -> LineError:
+    """Return the error of a file with more lines than configured (contract c.3, row 29)."""
+    return LineError(code="too_many_tasks", message=f"The file holds more than {max_lines} requests.")
+
+
+def _too_long(number: int, max_line_bytes: int) -> LineError:
+    message = f"Line {number} is longer than {max_line_bytes} bytes."
+    return LineError(code="line_too_long", message=message, line=number)

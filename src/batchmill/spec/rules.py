@@ -1,0 +1,283 @@
+"""What one line of input must be, whatever the others say: a quick look that accepts, a careful one that explains.
+
+The quick look is one typed decode and declines whatever it is not sure of; the careful look is the truth, and reports
+every rule that the line breaks (contract c.3, rows 15 to 27). Neither builds an object of the body.
+"""
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import msgspec
+
+from batchmill.spec.errors import clip
+from batchmill.spec.limits import Limits
+from batchmill.spec.objects import LineError
+
+# The typed decoder skips what it does not keep without a look at its UTF-8, hence the explicit decode() below; and
+# neither of the last two is an error of msgspec's own (dependencies, 2).
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+MEMBERS = ("custom_id", "method", "url", "body")  # contract c.1: four, all required
+
+# The member of the body that an endpoint cannot do without, and whether plain text will do for it.
+_INPUT: Mapping[str, tuple[str, bool]] = MappingProxyType(
+    {
+        "/v1/chat/completions": ("messages", False),
+        "/v1/completions": ("prompt", True),
+        "/v1/embeddings": ("input", True),
+        "/v1/responses": ("input", True),
+        "/v1/moderations": ("input", True),
+    }
+)
+_NOTHING = msgspec.Raw(b"")
+_MOST_TOKENS = 7  # digits: more than any model can write
+_BYTES_PER_TOKEN = 4  # a rough guess; only the order of magnitude matters
+
+_ENCODINGS = (  # what a file in another encoding begins with: its byte order mark, or a `{` among zeros
+    ("UTF-32", (b"\xff\xfe\0\0", b"\0\0\xfe\xff", b"{\0\0\0", b"\0\0\0{")),
+    ("UTF-16", (b"\xff\xfe", b"\xfe\xff", b"{\0", b"\0{")),
+)
+_MARK = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}:]', re.DOTALL)  # all that structure needs, in valid JSON
+
+
+class _Envelope(msgspec.Struct, gc=False):
+    custom_id: msgspec.Raw
+    method: str
+    url: str
+    body: msgspec.Raw
+
+
+class _Body(msgspec.Struct, gc=False):
+    model: str
+    stream: msgspec.Raw = _NOTHING
+    messages: msgspec.Raw = _NOTHING
+    prompt: msgspec.Raw = _NOTHING
+    input: msgspec.Raw = _NOTHING
+    max_completion_tokens: msgspec.Raw = _NOTHING
+    max_tokens: msgspec.Raw = _NOTHING
+
+
+_ANY = msgspec.json.Decoder(msgspec.Raw)
+_ENVELOPE = msgspec.json.Decoder(_Envelope)
+_BODY = msgspec.json.Decoder(_Body)
+_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_STRING = msgspec.json.Decoder(str)
+
+
+class Facts(NamedTuple):
+    """What a line says. A member that is not usable is None, and an error says why."""
+
+    custom_id: str | None
+    token: bytes  # the raw JSON string of the custom_id, quotes included
+    model: str | None
+    tokens: int  # estimate of what the line costs
+    errors: tuple[LineError, ...] = ()
+
+
+class Rules:
+    """The rules for the lines of one file."""
+
+    def __init__(self, *, endpoint: str, limits: Limits) -> None:
+        self._endpoint = endpoint
+        self._limits = limits
+        self._input, self._text_will_do = _INPUT.get(endpoint, ("", True))
+        # The bytes beside custom_id and body, in the form of json.dumps; the compact form has seven fewer. To name one
+        # of the four a second time takes at least eight (`"url":0,`), so that no line within this does.
+        self._frame = len('{"custom_id": , "method": "POST", "url": "", "body": }') + len(endpoint)
+
+    def quick(self, text: bytes) -> Facts | None:
+        """Return the facts of a line that surely is good, or None: look carefully."""
+        try:
+            if not text.isascii():
+                text.decode()
+            envelope = _ENVELOPE.decode(text)
+            custom_id = _STRING.decode(envelope.custom_id)
+            body = _BODY.decode(envelope.body)
+        except UNREADABLE:
+            return None
+        token = bytes(envelope.custom_id)
+        if (
+            len(text) - len(token) - len(envelope.body) > self._frame
+            or not 0 < len(custom_id) <= self._limits.max_custom_id
+            or envelope.method != "POST"
+            or envelope.url != self._endpoint
+            or not body.model
+            or _streams(body.stream)
+            or (self._input and not _usable(getattr(body, self._input), text_will_do=self._text_will_do))
+            or self._too_deep(text)
+        ):
+            return None
+        tokens = _estimate(envelope.body, body.max_completion_tokens or body.max_tokens)
+        return Facts(custom_id, token, body.model, tokens)
+
+    def careful(self, text: bytes, number: int) -> Facts:
+        """Return the facts of any line, with an error for every rule that it breaks; `number` is its own."""
+        found = _Findings(number)
+        unreadable = self._unreadable(text, number)
+        if unreadable:
+            found.add("invalid_json_line", unreadable, None)
+            return Facts(None, b"", None, 0, found.errors)
+        try:
+            members = _OBJECT.decode(text)
+        except msgspec.ValidationError:
+            found.add("invalid_request", f"Line {number} must be a JSON object.", None)
+            return Facts(None, b"", None, 0, found.errors)
+        for name in _repeated(text):
+            found.add("invalid_request", f"'{name}' stands more than once on line {number}.", name)
+        for name in MEMBERS:
+            if name not in members:
+                found.add("missing_required_parameter", f"Line {number} has no '{name}'.", name)
+        custom_id = self._custom_id(members, found)
+        self._fixed(members, "method", "POST", "invalid_method", found)
+        self._fixed(members, "url", self._endpoint, "invalid_url", found)
+        model, tokens = self._body(members, found)
+        return Facts(custom_id, bytes(members.get("custom_id", b"")), model, tokens, found.errors)
+
+    def _unreadable(self, text: bytes, number: int) -> str | None:
+        """Return why the line is no JSON that we read, or None."""
+        for encoding, beginnings in _ENCODINGS:
+            if text.startswith(beginnings):
+                return f"Line {number} is not UTF-8: it looks like {encoding}."
+        try:
+            text.decode()
+            _ANY.decode(text)
+        except UnicodeDecodeError as error:
+            return f"Line {number} is not UTF-8 (byte {error.start + 1} of the line)."
+        except RecursionError:
+            return self._deep(number)
+        except msgspec.DecodeError:
+            if b"\r" in text:
+                return (
+                    f"Line {number} is not valid JSON. It holds bare carriage returns: CR-only line ends are not read."
+                )
+            return f"Line {number} is not valid JSON."
+        return self._deep(number) if self._too_deep(text) else None
+
+    def _deep(self, number: int) -> str:
+        return f"Line {number} is nested deeper than {self._limits.max_depth} levels."
+
+    def _too_deep(self, text: bytes) -> bool:
+        most = self._limits.max_depth
+        if len(text) <= 2 * most or text.count(b"{") + text.count(b"[") <= most:
+            return False  # nearly every line: too few bytes or brackets for that many levels
+        return _depth(text) > most
+
+    def _custom_id(self, members: Mapping[str, msgspec.Raw], found: "_Findings") -> str | None:
+        custom_id = found.string(members, "custom_id", "custom_id")
+        if custom_id is None:
+            return None
+        if not 0 < len(custom_id) <= self._limits.max_custom_id:
+            most = self._limits.max_custom_id
+            found.add("invalid_request", f"'custom_id' must have 1 to {most} characters.", "custom_id")
+            return None
+        return custom_id
+
+    def _fixed(self, members: Mapping[str, msgspec.Raw], name: str, only: str, code: str, found: "_Findings") -> None:
+        text = found.string(members, name, name)
+        if text is not None and text != only:
+            found.add(code, f"'{name}' must be '{only}', not {clip(text)}.", name)
+
+    def _body(self, members: Mapping[str, msgspec.Raw], found: "_Findings") -> tuple[str | None, int]:
+        if "body" not in members:
+            return None, 0
+        raw = members["body"]
+        try:
+            body = _OBJECT.decode(raw)
+        except msgspec.ValidationError:
+            found.add("invalid_request", "'body' must be a JSON object.", "body")
+            return None, 0
+        if "model" not in body:
+            found.add("invalid_request", "'body.model' is missing.", "body.model")
+        model = found.string(body, "model", "body.model")
+        if model == "":
+            found.add("invalid_request", "'body.model' is empty.", "body.model")
+        if self._input and not _usable(body.get(self._input, _NOTHING), text_will_do=self._text_will_do):
+            param = f"body.{self._input}"
+            expected = "a string or a non-empty array" if self._text_will_do else "a non-empty array"
+            found.add("invalid_request", f"'{param}' must be {expected}.", param)
+        if _streams(body.get("stream", _NOTHING)):
+            found.add("streaming_unsupported", "'body.stream' must be false or left out.", "body.stream")
+        allowed = body.get("max_completion_tokens") or body.get("max_tokens", _NOTHING)
+        return model or None, _estimate(raw, allowed)
+
+
+class _Findings:
+    """The errors of one line, as they are found."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._errors: list[LineError] = []
+
+    @property
+    def errors(self) -> tuple[LineError, ...]:
+        return tuple(self._errors)
+
+    def add(self, code: str, message: str, param: str | None) -> None:
+        self._errors.append(LineError(code=code, message=message, param=param, line=self._number))
+
+    def string(self, members: Mapping[str, msgspec.Raw], name: str, param: str) -> str | None:
+        """Return a member that must be a string; None if it is missing, or is not one, which is noted."""
+        if name not in members:
+            return None
+        try:
+            return _STRING.decode(members[name])
+        except msgspec.ValidationError:
+            self.add("invalid_request", f"'{param}' must be a string.", param)
+            return None
+
+
+def _streams(raw: msgspec.Raw) -> bool:
+    """Say whether a `stream` member asks for a stream: anything but false and null may, on one backend or another."""
+    return len(raw) > 0 and bytes(raw) not in {b"false", b"null"}
+
+
+def _usable(raw: msgspec.Raw, *, text_will_do: bool) -> bool:
+    """Say whether an input member is a non-empty array, or a string where that will do."""
+    text = bytes(raw)
+    if text.startswith(b'"'):
+        return text_will_do
+    return text.startswith(b"[") and (text[1:2] not in b" \t\r\n]" or text[1:-1].strip() != b"")
+
+
+def _estimate(body: msgspec.Raw, allowed: msgspec.Raw) -> int:
+    """Return a cheap guess at a line's tokens: its length, and the tokens that it allows if that is a sane number."""
+    digits = bytes(allowed)
+    more = int(digits) if digits.isdigit() and len(digits) <= _MOST_TOKENS else 0
+    return len(body) // _BYTES_PER_TOKEN + more
+
+
+def _depth(text: bytes) -> int:
+    """Return how deep valid JSON is nested, in a constant amount of memory."""
+    depth = deepest = 0
+    for match in _MARK.finditer(text):
+        mark = match[0]
+        if mark in (b"{", b"["):
+            depth += 1
+            deepest = max(deepest, depth)
+        elif mark in (b"}", b"]"):
+            depth -= 1
+    return deepest
+
+
+def _repeated(text: bytes) -> list[str]:
+    """Return the envelope's own members that stand more than once at the top of a line.
+
+    Parsers differ on which of the two counts, so such a line is refused; inside the body it is the backend's business.
+    """
+    seen = dict.fromkeys(MEMBERS, 0)
+    depth, last = 0, b""
+    for match in _MARK.finditer(text):
+        mark = match[0]
+        if mark in (b"{", b"["):
+            depth += 1
+        elif mark in (b"}", b"]"):
+            depth -= 1
+        elif depth == 1 and mark == b":":
+            name = _STRING.decode(last)
+            if name in seen:
+                seen[name] += 1
+        else:
+            last = mark
+    return [name for name, times in seen.items() if times > 1]

@@ -1,0 +1,1 @@
+"""The rows: tables, one short function per statement, migrations."""

@@ -1,0 +1,265 @@
+"""The rows of batches. One statement writes a status, and it names the one it expects (`spec/states.py`)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+from sqlalchemy import ColumnElement, Row, and_, func, insert, or_, select, true, update
+
+from batchmill.spec.objects import BatchObject, Counts, LineError, Usage
+from batchmill.spec.states import FINAL, STAMP, Event, Status, next_status
+from batchmill.store.database import Transaction
+from batchmill.store.tables import batch, slice_
+
+_TIMES = (
+    "created_at",
+    "expires_at",
+    "in_progress_at",
+    "finalizing_at",
+    "completed_at",
+    "failed_at",
+    "expired_at",
+    "cancelling_at",
+    "cancelled_at",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A batch: what its organisation sees of it, and what the loops need."""
+
+    organisation_id: str
+    object: BatchObject
+    input_key: str | None
+    plan_key: str | None
+    output_expires_after: int | None
+    epoch: int
+
+    @property
+    def id(self) -> str:
+        """The batch's id."""
+        return self.object.id
+
+
+def insert_batch(tx: Transaction, added: Batch) -> None:
+    """Add a batch in `validating`."""
+    facts = added.object
+    tx.connection.execute(
+        insert(batch).values(
+            id=facts.id,
+            organisation_id=added.organisation_id,
+            input_file_id=facts.input_file_id,
+            input_key=added.input_key,
+            endpoint=facts.endpoint,
+            completion_window=facts.completion_window,
+            metadata=None if facts.metadata is None else msgspec.json.encode(facts.metadata).decode(),
+            output_expires_after=added.output_expires_after,
+            status=facts.status.value,
+            created_at=facts.created_at,
+            expires_at=facts.expires_at,
+        )
+    )
+
+
+def find_batch(tx: Transaction, *, organisation_id: str, batch_id: str) -> Batch | None:
+    """Return a batch of the organisation."""
+    mine = select(batch).where(batch.c.organisation_id == organisation_id, batch.c.id == batch_id)
+    row = tx.connection.execute(mine).first()
+    return None if row is None else _batch(row)
+
+
+def batches_by_id(tx: Transaction, *, batch_ids: Sequence[str]) -> Mapping[str, Batch]:
+    """Return these batches, whosever they are: for the loops, which act for the operator."""
+    rows = tx.connection.execute(select(batch).where(batch.c.id.in_(batch_ids)))
+    return {row.id: _batch(row) for row in rows}
+
+
+def list_batches(tx: Transaction, *, organisation_id: str, after: str | None, limit: int) -> Sequence[Batch]:
+    """Return at most `limit` batches, newest first, beyond the id `after`."""
+    query = select(batch).where(batch.c.organisation_id == organisation_id).order_by(batch.c.id.desc()).limit(limit)
+    if after is not None:
+        query = query.where(batch.c.id < after)
+    return [_batch(row) for row in tx.connection.execute(query)]
+
+
+def advance(
+    tx: Transaction,
+    *,
+    batch_id: str,
+    status: Status,
+    event: Event,
+    now: int,
+    epoch: int | None = None,
+    values: Mapping[str, object] | None = None,
+) -> bool:
+    """Move a batch by an event from the status it is expected in; the only statement that writes a status.
+
+    With `epoch`, only while that lease's fence stands. False means that someone was faster: read again.
+
+    Raises:
+        ValueError: the table of states knows no such event in that status.
+    """
+    target = next_status(status, event)
+    if target is None:
+        raise ValueError(f"a batch in {status} knows no {event}")
+    expected = [batch.c.id == batch_id, batch.c.status == status.value]
+    if epoch is not None:
+        expected.append(batch.c.epoch == epoch)
+    changed: dict[str, object] = {"status": target.value, **(values or {})}
+    if target is not status and target in STAMP:
+        changed[STAMP[target]] = now
+    return tx.connection.execute(update(batch).where(*expected).values(changed)).rowcount == 1
+
+
+def claim_batch(
+    tx: Transaction,
+    *,
+    worker_id: str,
+    statuses: Sequence[Status],
+    lease: float,
+    ready: ColumnElement[bool] | None = None,
+) -> Batch | None:
+    """Take the lease of the oldest batch in one of these statuses that nobody holds."""
+    free = or_(batch.c.owner.is_(None), batch.c.lease_until < tx.lease_now)
+    oldest = (
+        select(batch.c.id)
+        .where(batch.c.status.in_([s.value for s in statuses]), free, true() if ready is None else ready)
+        .order_by(batch.c.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    taken = (
+        update(batch)
+        .where(batch.c.id == oldest, free)
+        .values(owner=worker_id, epoch=batch.c.epoch + 1, lease_until=tx.lease_now + lease)
+        .returning(batch)
+    )
+    row = tx.connection.execute(taken).first()
+    return None if row is None else _batch(row)
+
+
+def is_settled(tx: Transaction, *, now: int, grace: int) -> ColumnElement[bool]:
+    """Return the condition that no runner holds a Slice of the batch, or `grace` seconds of closing have passed."""
+    held = (
+        select(slice_.c.ordinal)
+        .where(slice_.c.batch_id == batch.c.id, slice_.c.open, slice_.c.owner.is_not(None))
+        .where(slice_.c.lease_until >= tx.lease_now)
+    ).exists()
+    return or_(~held, func.coalesce(batch.c.cancelling_at, batch.c.expires_at) + grace <= now)
+
+
+def release_batch(tx: Transaction, *, batch_id: str, epoch: int) -> bool:
+    """Give a batch's lease back; False if it was lost already."""
+    mine = and_(batch.c.id == batch_id, batch.c.epoch == epoch)
+    done = tx.connection.execute(update(batch).where(mine).values(owner=None, lease_until=None))
+    return done.rowcount == 1
+
+
+def statuses_of(tx: Transaction, *, batch_ids: Sequence[str]) -> Mapping[str, Status]:
+    """Return the status of each of these batches."""
+    query = select(batch.c.id, batch.c.status).where(batch.c.id.in_(batch_ids))
+    return {row.id: Status(row.status) for row in tx.connection.execute(query)}
+
+
+def batches_past_window(tx: Transaction, *, now: int, limit: int) -> Sequence[tuple[str, Status]]:
+    """Return batches whose completion window has closed on them before their lines were done."""
+    late = (
+        select(batch.c.id, batch.c.status)
+        .where(batch.c.status.in_((Status.VALIDATING.value, Status.IN_PROGRESS.value)), batch.c.expires_at <= now)
+        .limit(limit)
+    )
+    return [(row.id, Status(row.status)) for row in tx.connection.execute(late)]
+
+
+def batches_drained(tx: Transaction, *, limit: int) -> Sequence[str]:
+    """Return batches in progress without an open Slice: whoever closed the last one died before it said so."""
+    drained = select(batch.c.id).where(batch.c.status == Status.IN_PROGRESS.value, batch.c.open_slices == 0)
+    return tx.connection.execute(drained.limit(limit)).scalars().all()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """A batch right after a group commit was counted."""
+
+    seq: int
+    open_slices: int
+    status: Status
+
+
+def record_progress(
+    tx: Transaction, *, batch_id: str, completed: int, failed: int, closed_slices: int, usage: Usage
+) -> Progress:
+    """Count the Results of one group commit: the last statement of its transaction."""
+    counted = (
+        update(batch)
+        .where(batch.c.id == batch_id)
+        .values(
+            completed=batch.c.completed + completed,
+            failed=batch.c.failed + failed,
+            open_slices=batch.c.open_slices - closed_slices,
+            seq=batch.c.seq + 1,
+            input_tokens=batch.c.input_tokens + usage.input_tokens,
+            cached_tokens=batch.c.cached_tokens + usage.cached_tokens,
+            output_tokens=batch.c.output_tokens + usage.output_tokens,
+            reasoning_tokens=batch.c.reasoning_tokens + usage.reasoning_tokens,
+        )
+        .returning(batch.c.seq, batch.c.open_slices, batch.c.status)
+    )
+    row = tx.connection.execute(counted).one()
+    return Progress(seq=row.seq, open_slices=row.open_slices, status=Status(row.status))
+
+
+def count_statuses(tx: Transaction) -> Mapping[Status, int]:
+    """Return how many batches are in each status."""
+    query = select(batch.c.status, func.count()).group_by(batch.c.status)
+    return {Status(status): count for status, count in tx.connection.execute(query)}
+
+
+def has_batch(tx: Transaction, *, statuses: Sequence[Status]) -> bool:
+    """Say whether any batch is in one of these statuses."""
+    query = select(batch.c.id).where(batch.c.status.in_([s.value for s in statuses])).limit(1)
+    return tx.connection.execute(query).first() is not None
+
+
+def finished_uncleared(tx: Transaction, *, limit: int) -> Sequence[Batch]:
+    """Return final batches that still refer to their input."""
+    final = batch.c.status.in_([status.value for status in FINAL])
+    rows = tx.connection.execute(select(batch).where(final, batch.c.input_key.is_not(None)).limit(limit))
+    return [_batch(row) for row in rows]
+
+
+def clear_batch(tx: Transaction, *, batch_id: str) -> None:
+    """Let a final batch refer to its input and its Plan no more."""
+    tx.connection.execute(update(batch).where(batch.c.id == batch_id).values(input_key=None, plan_key=None))
+
+
+def _batch(row: Row[tuple[object, ...]]) -> Batch:
+    usage = Usage(
+        input_tokens=row.input_tokens,
+        cached_tokens=row.cached_tokens,
+        output_tokens=row.output_tokens,
+        reasoning_tokens=row.reasoning_tokens,
+    )
+    return Batch(
+        organisation_id=row.organisation_id,
+        input_key=row.input_key,
+        plan_key=row.plan_key,
+        output_expires_after=row.output_expires_after,
+        epoch=row.epoch,
+        object=BatchObject(
+            id=row.id,
+            endpoint=row.endpoint,
+            input_file_id=row.input_file_id,
+            completion_window=row.completion_window,
+            status=Status(row.status),
+            **{name: getattr(row, name) for name in _TIMES},
+            counts=Counts(completed=row.completed, failed=row.failed, total=row.total),
+            output_file_id=row.output_file_id,
+            error_file_id=row.error_file_id,
+            metadata=None if row.metadata is None else msgspec.json.decode(row.metadata, type=dict[str, str]),
+            errors=None if row.errors is None else msgspec.json.decode(row.errors, type=tuple[LineError, ...]),
+            model=row.model,
+            usage=usage if usage.input_tokens + usage.output_tokens else None,
+        ),
+    )

@@ -1,0 +1,116 @@
+"""The rows of blobs: which bytes exist, who needs them, which are going.
+
+A row is `writing` before its first byte exists, `ready` from the transaction that first refers to it, `doomed` before
+its bytes are removed. Each move names the state it leaves, so a late commit fails instead of pointing at nothing.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import delete, insert, select, update
+
+from batchmill.store.database import Transaction
+from batchmill.store.tables import blob
+
+
+class BlobGone(Exception):  # noqa: N818 - it states what happened
+    """The bytes were given up while they were being written: the writer came too late."""
+
+
+def insert_writing(tx: Transaction, *, key: str, organisation_id: str, now: int) -> None:
+    """Announce bytes that are about to be written."""
+    _insert(tx, key=key, organisation_id=organisation_id, state="writing", size=0, sha256=None, refs=0, now=now)
+
+
+def insert_ready(tx: Transaction, *, key: str, organisation_id: str | None, size: int, refs: int, now: int) -> None:
+    """Add bytes that are durable already: a group commit's."""
+    _insert(tx, key=key, organisation_id=organisation_id, state="ready", size=size, sha256=None, refs=refs, now=now)
+
+
+def _insert(
+    tx: Transaction,
+    *,
+    key: str,
+    organisation_id: str | None,
+    state: str,
+    size: int,
+    sha256: str | None,
+    refs: int,
+    now: int,
+) -> None:
+    tx.connection.execute(
+        insert(blob).values(
+            key=key, organisation_id=organisation_id, state=state, bytes=size, sha256=sha256, refs=refs, created_at=now
+        )
+    )
+
+
+def publish_blob(tx: Transaction, *, key: str, size: int, sha256: str) -> None:
+    """Turn written, durable bytes into a blob with one reference.
+
+    Raises:
+        BlobGone: the Sweeper doomed the row in the meantime.
+    """
+    done = tx.connection.execute(
+        update(blob)
+        .where(blob.c.key == key, blob.c.state == "writing")
+        .values(state="ready", bytes=size, sha256=sha256, refs=1)
+    )
+    if done.rowcount != 1:
+        raise BlobGone(key)
+
+
+def refer(tx: Transaction, *, key: str) -> None:
+    """Add a reference to a ready blob.
+
+    Raises:
+        BlobGone: nothing refers to it any more, and it is going.
+    """
+    done = tx.connection.execute(
+        update(blob).where(blob.c.key == key, blob.c.state == "ready", blob.c.refs > 0).values(refs=blob.c.refs + 1)
+    )
+    if done.rowcount != 1:
+        raise BlobGone(key)
+
+
+def drop_refs(tx: Transaction, *, key: str, count: int = 1) -> None:
+    """Drop references; the last one dooms the blob in the same statement's transaction."""
+    tx.connection.execute(update(blob).where(blob.c.key == key).values(refs=blob.c.refs - count))
+    tx.connection.execute(
+        update(blob).where(blob.c.key == key, blob.c.state == "ready", blob.c.refs == 0).values(state="doomed")
+    )
+
+
+def doom_blob(tx: Transaction, *, key: str) -> bool:
+    """Give up bytes that were being written; False if they are not in that state (any more)."""
+    done = tx.connection.execute(
+        update(blob).where(blob.c.key == key, blob.c.state == "writing").values(state="doomed")
+    )
+    return done.rowcount == 1
+
+
+def doom_stale(tx: Transaction, *, created_before: int) -> int:
+    """Give up all bytes whose writing began before this time; return how many."""
+    done = tx.connection.execute(
+        update(blob).where(blob.c.state == "writing", blob.c.created_at < created_before).values(state="doomed")
+    )
+    return done.rowcount
+
+
+def doomed_keys(tx: Transaction, *, limit: int) -> Sequence[str]:
+    """Return keys whose bytes are to be removed."""
+    return tx.connection.execute(select(blob.c.key).where(blob.c.state == "doomed").limit(limit)).scalars().all()
+
+
+def delete_blobs(tx: Transaction, *, keys: Iterable[str]) -> None:
+    """Forget doomed blobs whose bytes are gone."""
+    tx.connection.execute(delete(blob).where(blob.c.key.in_(list(keys)), blob.c.state == "doomed"))
+
+
+def blob_bytes(tx: Transaction, *, key: str) -> int:
+    """Return the size of a blob that something refers to."""
+    return int(tx.connection.execute(select(blob.c.bytes).where(blob.c.key == key)).scalar_one())
+
+
+def known_keys(tx: Transaction, *, keys: Iterable[str]) -> frozenset[str]:
+    """Return those of the keys that have a row: bytes without one are garbage."""
+    return frozenset(tx.connection.execute(select(blob.c.key).where(blob.c.key.in_(list(keys)))).scalars())

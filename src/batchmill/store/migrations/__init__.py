@@ -1,0 +1,1 @@
+"""The versions of the tables, oldest first; one file a version."""

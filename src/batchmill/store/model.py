@@ -1,0 +1,52 @@
+"""What is known of models and backends: operators' rows, kept so that a restart forgets nothing."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import delete, insert, select, update
+
+from batchmill.store.database import Transaction
+from batchmill.store.tables import backend, model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendState:
+    """How a backend is: `reason` says why it is unwell, `since` (Unix seconds) from when on it is as it is."""
+
+    name: str
+    well: bool
+    reason: str | None
+    since: int
+
+
+def add_models(tx: Transaction, *, names: Iterable[str], now: int) -> tuple[str, ...]:
+    """Keep models that a backend serves; return those that are new."""
+    known = {name for name, _ in list_models(tx)}
+    new = tuple(dict.fromkeys(name for name in names if name not in known))
+    for name in new:
+        tx.connection.execute(insert(model).values(name=name, created_at=now))
+    return new
+
+
+def list_models(tx: Transaction) -> Sequence[tuple[str, int]]:
+    """Return every model configured or ever seen, with the Unix second in which it was first."""
+    return [(row.name, row.created_at) for row in tx.connection.execute(select(model).order_by(model.c.name))]
+
+
+def save_backend(tx: Transaction, state: BackendState) -> None:
+    """Keep how a backend is now."""
+    values = {"well": state.well, "reason": state.reason, "since": state.since}
+    done = tx.connection.execute(update(backend).where(backend.c.name == state.name).values(values))
+    if done.rowcount == 0:
+        tx.connection.execute(insert(backend).values(name=state.name, **values))
+
+
+def keep_backends(tx: Transaction, *, names: Iterable[str]) -> None:
+    """Forget every backend but these: the operator has taken the others out."""
+    tx.connection.execute(delete(backend).where(backend.c.name.not_in(list(names))))
+
+
+def list_backends(tx: Transaction) -> Sequence[BackendState]:
+    """Return how each backend was when it was last heard of."""
+    rows = tx.connection.execute(select(backend).order_by(backend.c.name))
+    return [BackendState(name=r.name, well=r.well, reason=r.reason, since=r.since) for r in rows]

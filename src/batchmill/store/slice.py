@@ -1,0 +1,207 @@
+"""The rows of Slices and Segments: what a worker claims, and what it has made durable.
+
+The fence is inside each writing statement: `epoch` counts the claims of a Slice, and only the last one may write.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Row, delete, exists, func, insert, or_, select, update
+
+from batchmill.schedule.choose import Candidate
+from batchmill.spec.states import Status
+from batchmill.store.database import Transaction
+from batchmill.store.tables import batch, segment, slice_
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """A range of a batch's Plan. `done` is a bitmap: bit `i % 8` of byte `i // 8` is the Slice's i-th line."""
+
+    batch_id: str
+    organisation_id: str
+    ordinal: int
+    model: str
+    first: int
+    lines: int
+    bytes: int
+    done: bytes
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """An extent of Results of one Slice in the blob of one group commit."""
+
+    batch_id: str
+    organisation_id: str
+    slice: int
+    seq: int
+    blob_key: str
+    offset: int
+    bytes: int
+    lines: int
+    crc32: int
+
+
+def insert_slices(tx: Transaction, slices: Iterable[Slice]) -> None:
+    """Add a batch's Slices, all open and unowned."""
+    rows = [
+        {
+            "batch_id": s.batch_id,
+            "organisation_id": s.organisation_id,
+            "ordinal": s.ordinal,
+            "model": s.model,
+            "first": s.first,
+            "lines": s.lines,
+            "bytes": s.bytes,
+            "done": s.done,
+            "open": True,
+        }
+        for s in slices
+    ]
+    tx.connection.execute(insert(slice_), rows)
+
+
+def list_candidates(tx: Transaction, *, limit: int) -> Sequence[Candidate]:
+    """Return batches in progress that have a Slice to claim, those with the nearest deadline first."""
+    claimable = exists().where(slice_.c.batch_id == batch.c.id, *_claimable(tx))
+    query = (
+        select(batch.c.id, batch.c.organisation_id, batch.c.open_slices, batch.c.expires_at, batch.c.created_at)
+        .where(batch.c.status == Status.IN_PROGRESS.value, claimable)
+        .order_by(batch.c.expires_at, batch.c.id)
+        .limit(limit)
+    )
+    return [
+        Candidate(
+            batch_id=row.id,
+            organisation=row.organisation_id,
+            open_slices=row.open_slices,
+            expires_at=row.expires_at,
+            created_at=row.created_at,
+        )
+        for row in tx.connection.execute(query)
+    ]
+
+
+def claim_slice(tx: Transaction, *, batch_id: str, worker_id: str, lease: float) -> Slice | None:
+    """Take the first Slice of a batch in progress that nobody holds; a lapsed lease is nobody's."""
+    running = exists().where(batch.c.id == batch_id, batch.c.status == Status.IN_PROGRESS.value)
+    first = (
+        select(slice_.c.ordinal)
+        .where(slice_.c.batch_id == batch_id, *_claimable(tx))
+        .order_by(slice_.c.ordinal)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    taken = (
+        update(slice_)
+        .where(slice_.c.batch_id == batch_id, slice_.c.ordinal == first, *_claimable(tx), running)
+        .values(owner=worker_id, epoch=slice_.c.epoch + 1, lease_until=tx.lease_now + lease)
+        .returning(slice_)
+    )
+    row = tx.connection.execute(taken).first()
+    return None if row is None else _slice(row)
+
+
+def record_done(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, done: bytes, closed: bool) -> bool:
+    """Write which lines of a Slice are done, while the claim's fence stands; False if it fell.
+
+    A closed Slice has no owner.
+    """
+    values: dict[str, object] = {"done": done}
+    if closed:
+        values |= {"open": False, "owner": None, "lease_until": None}
+    held = update(slice_).where(*_mine(batch_id, ordinal, epoch), slice_.c.open)
+    return tx.connection.execute(held.values(values)).rowcount == 1
+
+
+def release_slice(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int) -> bool:
+    """Give a Slice back with its holes; False if it was lost already."""
+    mine = update(slice_).where(*_mine(batch_id, ordinal, epoch))
+    return tx.connection.execute(mine.values(owner=None, lease_until=None)).rowcount == 1
+
+
+def fence_slices(tx: Transaction, *, batch_id: str, worker_id: str, lease: float) -> None:
+    """Take every open Slice of a closing batch: from now on no commit of a runner can slip in."""
+    fenced = update(slice_).where(slice_.c.batch_id == batch_id, slice_.c.open)
+    values = {"owner": worker_id, "epoch": slice_.c.epoch + 1, "lease_until": tx.lease_now + lease}
+    tx.connection.execute(fenced.values(values))
+
+
+def list_slices(tx: Transaction, *, batch_id: str) -> Sequence[Slice]:
+    """Return a batch's Slices in the order of the Plan."""
+    query = select(slice_).where(slice_.c.batch_id == batch_id).order_by(slice_.c.ordinal)
+    return [_slice(row) for row in tx.connection.execute(query)]
+
+
+def insert_segments(tx: Transaction, segments: Iterable[Segment]) -> None:
+    """Add the Segments of one group commit."""
+    tx.connection.execute(
+        insert(segment),
+        [
+            {
+                "batch_id": s.batch_id,
+                "organisation_id": s.organisation_id,
+                "slice": s.slice,
+                "seq": s.seq,
+                "blob_key": s.blob_key,
+                "offset": s.offset,
+                "bytes": s.bytes,
+                "lines": s.lines,
+                "crc32": s.crc32,
+            }
+            for s in segments
+        ],
+    )
+
+
+def list_segments(tx: Transaction, *, batch_id: str) -> Sequence[Segment]:
+    """Return a batch's Segments, Slice by Slice, the oldest first."""
+    query = select(segment).where(segment.c.batch_id == batch_id).order_by(segment.c.slice, segment.c.seq)
+    return [
+        Segment(
+            batch_id=row.batch_id,
+            organisation_id=row.organisation_id,
+            slice=row.slice,
+            seq=row.seq,
+            blob_key=row.blob_key,
+            offset=row.offset,
+            bytes=row.bytes,
+            lines=row.lines,
+            crc32=row.crc32,
+        )
+        for row in tx.connection.execute(query)
+    ]
+
+
+def delete_slices(tx: Transaction, *, batch_id: str) -> Sequence[tuple[str, int]]:
+    """Remove a final batch's Slices and Segments; return each blob they lay in with the references they held."""
+    held = select(segment.c.blob_key, func.count()).where(segment.c.batch_id == batch_id).group_by(segment.c.blob_key)
+    refs = [(key, int(count)) for key, count in tx.connection.execute(held)]
+    tx.connection.execute(delete(segment).where(segment.c.batch_id == batch_id))
+    tx.connection.execute(delete(slice_).where(slice_.c.batch_id == batch_id))
+    return refs
+
+
+def _claimable(tx: Transaction) -> tuple[object, ...]:
+    return (slice_.c.open, or_(slice_.c.owner.is_(None), slice_.c.lease_until < tx.lease_now))
+
+
+def _mine(batch_id: str, ordinal: int, epoch: int) -> tuple[object, ...]:
+    return (slice_.c.batch_id == batch_id, slice_.c.ordinal == ordinal, slice_.c.epoch == epoch)
+
+
+def _slice(row: Row[tuple[object, ...]]) -> Slice:
+    return Slice(
+        batch_id=row.batch_id,
+        organisation_id=row.organisation_id,
+        ordinal=row.ordinal,
+        model=row.model,
+        first=row.first,
+        lines=row.lines,
+        bytes=row.bytes,
+        done=bytes(row.done),
+        epoch=row.epoch,
+    )

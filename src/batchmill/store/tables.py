@@ -1,0 +1,194 @@
+"""The tables: every row of Batchmill, with the database's own last walls.
+
+No row stands for a single line of a file: a million-line batch is one batch row, some four thousand Slices and its
+Segments. Every row carries its organisation. Times with `_at` are Unix seconds of the wall clock; `lease_until` is on
+the lease clock (`database.Transaction.lease_now`).
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+)
+
+from batchmill.spec.states import Status
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+
+def _organisation() -> Column[str]:
+    return Column("organisation_id", String, ForeignKey("organisation.id"), nullable=False)
+
+
+organisation = Table(
+    "organisation",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("name", String, nullable=False, unique=True),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+api_key = Table(
+    "api_key",
+    metadata,
+    Column("id", String, primary_key=True),
+    _organisation(),
+    Column("digest", String, nullable=False, unique=True),  # SHA-256 of the key; the key itself is nowhere
+    Column("created_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger),
+)
+
+# The truth about bytes. `refs` counts the rows that point at the key: a File, a live batch's input or Plan, a Segment.
+blob = Table(
+    "blob",
+    metadata,
+    Column("key", String, primary_key=True),
+    Column("organisation_id", String, ForeignKey("organisation.id")),  # null: a group commit may hold several's results
+    Column("state", String, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", String),
+    Column("refs", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    CheckConstraint("state IN ('writing', 'ready', 'doomed')", name="state"),
+    CheckConstraint("refs >= 0", name="refs"),
+    Index("ix_blob_state", "state", "created_at"),
+)
+
+file = Table(
+    "file",
+    metadata,
+    Column("id", String, primary_key=True),
+    _organisation(),
+    Column("blob_key", String, ForeignKey("blob.key"), nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("purpose", String, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Index("ix_file_organisation", "organisation_id", "id"),
+    Index("ix_file_expires", "expires_at"),
+)
+
+batch = Table(
+    "batch",
+    metadata,
+    Column("id", String, primary_key=True),
+    _organisation(),
+    Column("input_file_id", String, nullable=False),  # no foreign key: the File may be deleted while the batch lives
+    Column("input_key", String),  # the batch's own reference to the bytes, until it is terminal
+    Column("endpoint", String, nullable=False),
+    Column("completion_window", String, nullable=False),
+    Column("metadata", Text),  # JSON
+    Column("output_expires_after", Integer),
+    Column("status", String, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("in_progress_at", BigInteger),
+    Column("finalizing_at", BigInteger),
+    Column("completed_at", BigInteger),
+    Column("failed_at", BigInteger),
+    Column("expired_at", BigInteger),
+    Column("cancelling_at", BigInteger),
+    Column("cancelled_at", BigInteger),
+    Column("total", Integer, nullable=False, server_default="0"),
+    Column("completed", Integer, nullable=False, server_default="0"),
+    Column("failed", Integer, nullable=False, server_default="0"),
+    Column("open_slices", Integer, nullable=False, server_default="0"),
+    Column("seq", Integer, nullable=False, server_default="0"),  # orders the Segments
+    Column("input_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("cached_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("output_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("reasoning_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("model", String),
+    Column("errors", Text),  # JSON
+    Column("plan_key", String),
+    Column("output_file_id", String),
+    Column("error_file_id", String),
+    Column("owner", String),
+    Column("epoch", Integer, nullable=False, server_default="0"),
+    Column("lease_until", Float),
+    CheckConstraint(f"status IN ({', '.join(repr(s.value) for s in Status)})", name="status"),
+    CheckConstraint("completed + failed <= total", name="counts"),
+    Index("ix_batch_organisation", "organisation_id", "id"),
+    Index("ix_batch_status", "status", "expires_at"),
+)
+
+slice_ = Table(
+    "slice",
+    metadata,
+    Column("batch_id", String, ForeignKey("batch.id"), nullable=False),
+    Column("ordinal", Integer, nullable=False),
+    _organisation(),
+    Column("model", String, nullable=False),
+    Column("first", Integer, nullable=False),  # its first record in the Plan
+    Column("lines", Integer, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("done", LargeBinary, nullable=False),  # a bit a line, least significant first
+    Column("open", Boolean, nullable=False),
+    Column("owner", String),
+    Column("epoch", Integer, nullable=False, server_default="0"),
+    Column("lease_until", Float),
+    PrimaryKeyConstraint("batch_id", "ordinal"),
+    Index("ix_slice_open", "batch_id", "open", "owner"),
+    Index("ix_slice_owner", "owner"),
+)
+
+segment = Table(
+    "segment",
+    metadata,
+    Column("batch_id", String, ForeignKey("batch.id"), nullable=False),
+    Column("slice", Integer, nullable=False),
+    Column("seq", Integer, nullable=False),
+    _organisation(),
+    Column("blob_key", String, ForeignKey("blob.key"), nullable=False),
+    Column("offset", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("lines", Integer, nullable=False),
+    Column("crc32", BigInteger, nullable=False),
+    PrimaryKeyConstraint("batch_id", "slice", "seq"),
+    Index("ix_segment_blob", "blob_key"),
+)
+
+# Operators' rows: no organisation owns them.
+model = Table(
+    "model",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+backend = Table(
+    "backend",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("well", Boolean, nullable=False),
+    Column("reason", Text),
+    Column("since", BigInteger, nullable=False),
+)
+
+worker = Table(
+    "worker",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("started_at", BigInteger, nullable=False),
+    Column("lease_until", Float, nullable=False),
+)

@@ -1,0 +1,48 @@
+"""The rows of workers: a worker is alive while its lease is."""
+
+from sqlalchemy import delete, exists, insert, select, update
+
+from batchmill.store.database import Transaction
+from batchmill.store.tables import batch, slice_, worker
+
+
+def insert_worker(tx: Transaction, *, worker_id: str, lease: float, now: int) -> None:
+    """Announce a worker; its lease lasts `lease` seconds from now on."""
+    tx.connection.execute(insert(worker).values(id=worker_id, started_at=now, lease_until=tx.lease_now + lease))
+
+
+def renew_leases(tx: Transaction, *, worker_id: str, lease: float) -> bool:
+    """Renew all that a worker holds; False if the worker itself is no longer known."""
+    until = tx.lease_now + lease
+    for table in (batch, slice_):
+        tx.connection.execute(update(table).where(table.c.owner == worker_id).values(lease_until=until))
+    renewed = tx.connection.execute(update(worker).where(worker.c.id == worker_id).values(lease_until=until))
+    return renewed.rowcount == 1
+
+
+def void_leases(tx: Transaction, *, worker_id: str) -> None:
+    """End every lease but this worker's.
+
+    For a worker that knows that it is alone: the holder of an embedded data directory's lock. The epochs stay, so that
+    whatever a dead worker left behind still fails at the fence.
+    """
+    for table in (batch, slice_):
+        held = (table.c.owner.is_not(None), table.c.owner != worker_id)
+        tx.connection.execute(update(table).where(*held).values(owner=None, lease_until=None))
+    tx.connection.execute(delete(worker).where(worker.c.id != worker_id))
+
+
+def release_leases(tx: Transaction, *, worker_id: str) -> None:
+    """Give back all that a worker holds."""
+    for table in (batch, slice_):
+        tx.connection.execute(update(table).where(table.c.owner == worker_id).values(owner=None, lease_until=None))
+
+
+def delete_worker(tx: Transaction, *, worker_id: str) -> None:
+    """Forget a worker that has ended in good order."""
+    tx.connection.execute(delete(worker).where(worker.c.id == worker_id))
+
+
+def has_live_worker(tx: Transaction) -> bool:
+    """Say whether any worker's lease holds."""
+    return bool(tx.connection.execute(select(exists().where(worker.c.lease_until > tx.lease_now))).scalar())

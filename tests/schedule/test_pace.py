@@ -1,0 +1,229 @@
+"""How many requests a Backend gets."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchmill.schedule.pace import Pace
+from batchmill.schedule.retry import Done, GaveUp, Later, Verdict
+
+GOOD = Done(succeeded=True)
+REFUSED = Done(succeeded=False)
+PRESSURE = Later(after=1.0, attempt_used=False, pressure=True, unwell=False)
+UNWELL = Later(after=1.0, attempt_used=False, pressure=False, unwell=True)
+ATTEMPT = Later(after=1.0, attempt_used=True, pressure=False, unwell=False)
+GAVE_UP = GaveUp(code="request_timeout", message="late")
+
+
+def send(pace: Pace, count: int, now: float = 0.0) -> None:
+    """Send as many requests."""
+    for _ in range(count):
+        assert pace.may_send(now)
+        pace.sent(now)
+
+
+def opened(now: float = 100.0) -> Pace:
+    """Return a pace whose circuit opened at `now`."""
+    pace = Pace()
+    send(pace, 1, now)
+    pace.answered(UNWELL, now)
+    return pace
+
+
+def test_the_window_bounds_what_is_in_flight() -> None:
+    """A full window lets nothing more out until an answer comes."""
+    pace = Pace(window=3)
+    send(pace, 3)
+    assert not pace.may_send(0.0)
+    pace.answered(GOOD, 1.0)
+    assert pace.may_send(1.0)
+    assert pace.in_flight == 2
+
+
+def test_the_window_is_eight_by_default() -> None:
+    """Without a setting eight requests are in flight."""
+    assert Pace().window == 8
+
+
+def test_a_withdrawn_request_frees_its_slot() -> None:
+    """A request given up before its answer says nothing but that it is gone."""
+    pace = Pace(window=1)
+    send(pace, 1)
+    pace.withdrawn()
+    assert pace.may_send(0.0)
+    assert pace.in_flight == 0
+
+
+def test_pressure_halves_the_window_at_most_once_a_second() -> None:
+    """A burst of 429s counts once; the window never falls below one."""
+    pace = Pace(window=8)
+    windows = []
+    for now in (0.0, 0.1, 0.9, 1.0, 2.0, 3.0):
+        pace.sent(now)
+        pace.answered(PRESSURE, now)
+        windows.append(pace.window)
+    assert windows == [4, 4, 4, 2, 1, 1]
+    assert pace.unwell_since is None
+
+
+def test_each_full_window_of_successes_grows_it_by_one() -> None:
+    """Two, then three successes bring a window of two back to four, and no further."""
+    pace = Pace(window=4)
+    pace.sent(0.0)
+    pace.answered(PRESSURE, 0.0)
+    windows = []
+    for _ in range(8):
+        pace.sent(1.0)
+        pace.answered(GOOD, 1.0)
+        windows.append(pace.window)
+    assert windows == [2, 3, 3, 3, 4, 4, 4, 4]
+
+
+@pytest.mark.parametrize("verdict", [REFUSED, ATTEMPT, GAVE_UP])
+def test_only_successes_grow_the_window(verdict: Verdict) -> None:
+    """An answer that is no success says nothing about room."""
+    pace = Pace(window=4)
+    pace.sent(0.0)
+    pace.answered(PRESSURE, 0.0)
+    for _ in range(9):
+        pace.sent(1.0)
+        pace.answered(verdict, 1.0)
+    assert pace.window == 2
+    assert pace.unwell_since is None
+
+
+def test_an_unwell_verdict_stops_all_sending() -> None:
+    """While the circuit is open nothing is sent, and the outage has a beginning."""
+    pace = opened(now=100.0)
+    assert pace.unwell_since == 100.0
+    assert not pace.may_send(1e9)
+
+
+def test_probes_back_off_from_half_a_second_to_five() -> None:
+    """Each failed probe doubles the wait for the next, up to 5 s."""
+    pace, now = opened(now=100.0), 100.0
+    for wait in (0.5, 1.0, 2.0, 4.0, 5.0, 5.0):
+        assert not pace.probe_due(now + wait - 0.01)
+        assert pace.probe_due(now + wait)
+        now += wait
+        pace.probed(ok=False, now=now)
+    assert pace.unwell_since == 100.0
+
+
+def test_a_good_probe_lets_one_request_out() -> None:
+    """Half-open means one request in flight, and no more probes."""
+    pace = opened()
+    pace.probed(ok=True, now=101.0)
+    assert not pace.probe_due(1e9)
+    send(pace, 1, 101.0)
+    assert not pace.may_send(101.0)
+    assert pace.unwell_since == 100.0
+
+
+@pytest.mark.parametrize("verdict", [GOOD, REFUSED, PRESSURE, ATTEMPT, GAVE_UP])
+def test_any_other_verdict_of_the_trial_makes_it_well(verdict: Verdict) -> None:
+    """A backend that does anything but what felled it is well again."""
+    pace = opened()
+    pace.probed(ok=True, now=101.0)
+    send(pace, 1, 101.0)
+    pace.answered(verdict, 102.0, sent_at=101.0)
+    assert pace.unwell_since is None
+    assert pace.may_send(102.0)
+
+
+def test_a_trial_that_fails_keeps_the_backoff_growing() -> None:
+    """A backend that lists its models but answers nothing is probed ever more slowly, in one and the same outage."""
+    pace = opened(now=100.0)
+    pace.probed(ok=True, now=100.5)
+    send(pace, 1, 100.5)
+    pace.answered(UNWELL, 101.0, sent_at=100.5)
+    assert not pace.may_send(101.0)
+    assert not pace.probe_due(101.9)
+    assert pace.probe_due(102.0)
+    assert pace.unwell_since == 100.0
+
+
+def test_a_new_outage_starts_with_a_short_backoff() -> None:
+    """Once well, the next outage is probed from half a second again."""
+    pace = opened(now=100.0)
+    pace.probed(ok=False, now=100.5)
+    pace.probed(ok=True, now=101.5)
+    send(pace, 1, 101.5)
+    pace.answered(GOOD, 102.0)
+    send(pace, 1, 102.0)
+    pace.answered(UNWELL, 200.0)
+    assert pace.unwell_since == 200.0
+    assert pace.probe_due(200.5)
+
+
+def test_the_other_requests_of_the_same_fall_change_nothing() -> None:
+    """Answers to requests sent before the circuit opened neither grow the backoff nor close it."""
+    pace = Pace()
+    send(pace, 3, 99.0)
+    pace.answered(UNWELL, 100.0, sent_at=99.0)
+    pace.answered(UNWELL, 100.1, sent_at=99.0)
+    pace.answered(GOOD, 100.2, sent_at=99.0)
+    assert pace.in_flight == 0
+    assert not pace.may_send(100.2)
+    assert pace.probe_due(100.5)
+
+
+@pytest.mark.parametrize("verdict", [UNWELL, GOOD])
+def test_stragglers_do_not_stand_in_for_the_trial(verdict: Verdict) -> None:
+    """An answer to a request from before the probe leaves the trial as it is."""
+    pace = Pace()
+    send(pace, 2, 99.0)
+    pace.answered(UNWELL, 100.0, sent_at=99.0)
+    pace.probed(ok=True, now=100.5)
+    send(pace, 1, 100.5)
+    pace.answered(verdict, 101.0, sent_at=99.0)
+    assert not pace.may_send(101.0)
+    assert not pace.probe_due(1e9)
+    assert pace.unwell_since == 100.0
+
+
+def test_a_withdrawn_trial_may_be_repeated() -> None:
+    """A trial without an answer decides nothing: another takes its place."""
+    pace = opened()
+    pace.probed(ok=True, now=101.0)
+    send(pace, 1, 101.0)
+    pace.withdrawn()
+    assert pace.may_send(101.0)
+
+
+def test_a_late_probe_changes_nothing() -> None:
+    """The answer to a second probe, after the first has counted, is ignored."""
+    pace = opened()
+    pace.probed(ok=True, now=101.0)
+    pace.probed(ok=False, now=101.1)
+    assert pace.may_send(101.1)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["send", "probe", GOOD, REFUSED, PRESSURE, UNWELL, ATTEMPT, GAVE_UP]), st.booleans())
+    )
+)
+def test_a_pace_always_finds_its_way_back(moves: list[tuple[str | Verdict, bool]]) -> None:
+    """Whatever happened, a good probe and a good answer make it well, and the window is never left."""
+    pace, now = Pace(window=4), 0.0
+    for move, ok in moves:
+        now += 0.3
+        if move == "send" and pace.may_send(now):
+            pace.sent(now)
+        elif move == "probe" and pace.probe_due(now):
+            pace.probed(ok=ok, now=now)
+        elif not isinstance(move, str) and pace.in_flight:
+            pace.answered(move, now)
+        assert 0 <= pace.in_flight <= 5  # a full window of stragglers, and the trial
+        assert 1 <= pace.window <= 4
+    while pace.in_flight:
+        pace.answered(GOOD, now)
+    if pace.unwell_since is not None:
+        now += 5.0
+        if pace.probe_due(now):
+            pace.probed(ok=True, now=now)
+        send(pace, 1, now)
+        pace.answered(GOOD, now)
+    assert pace.unwell_since is None
+    assert pace.may_send(now)

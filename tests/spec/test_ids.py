@@ -1,0 +1,37 @@
+"""Ids and keys."""
+
+import hashlib
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchmill.spec.ids import is_key, key_digest, mint_id, mint_key
+
+
+def test_ids_sort_by_creation_and_never_repeat() -> None:
+    """The time leads, and 128 random bits follow."""
+    ids = [mint_id("batch", 1_790_000_000 + n / 1000) for n in range(5)]
+    assert ids == sorted(ids)
+    assert all(one.startswith("batch_") and len(one) == len("batch_") + 46 for one in ids)
+    assert len({mint_id("file", 1.0) for _ in range(100)}) == 100
+
+
+def test_a_key_is_known_by_its_shape() -> None:
+    """A key that was cut short or mistyped is told without the Store."""
+    key = mint_key()
+    assert is_key(key)
+    assert not is_key(key[:-1])
+    assert not is_key(key[:-1] + ("0" if key[-1] != "0" else "1"))
+    assert not is_key("sk-bm-")
+    assert not is_key("x" + key[1:])
+
+
+@given(st.text())
+def test_no_text_is_taken_for_a_key(text: str) -> None:
+    """Any other text is not one, and no fault."""
+    assert not is_key(text)
+
+
+def test_only_a_digest_of_a_key_is_kept() -> None:
+    """The SHA-256 in hex."""
+    assert key_digest("sk-bm-x") == hashlib.sha256(b"sk-bm-x").hexdigest()
