@@ -278,7 +278,8 @@ def test_other_endpoints_need_their_own_input(endpoint: str, name: str) -> None:
     for good in ("", "hi", ["hi"], [1, 2]):
         text = line(url=endpoint, body={"model": "m", name: good})
         assert rules.quick(text) == accepted(text, rules)
-    for bad in ({}, {name: None}, {name: 5}, {name: []}, {name: {}}):
+    unusable: tuple[dict[str, object], ...] = ({}, {name: None}, {name: 5}, {name: []}, {name: {}})
+    for bad in unusable:
         text = line(url=endpoint, body={"model": "m", **bad})
         assert faults(text, rules) == [("invalid_request", f"body.{name}")]
 
