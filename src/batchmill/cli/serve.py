@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 
 from batchmill.assemble import Engine, Storage, build_backends, build_clock
-from batchmill.backends.builtin import EXIT_CANNOT, EngineOrder, engine_command
+from batchmill.backends.builtin import BUILTIN_MODEL, EXIT_CANNOT, EngineOrder, engine_command
 from batchmill.backends.weights import WeightsMissing, default_cache_dir, find_or_fetch
 from batchmill.cli import data_directory
 from batchmill.cli.exit import Exit, Stop
@@ -18,7 +18,6 @@ from batchmill.cli.keys import make_key
 from batchmill.cli.process import Order
 from batchmill.cli.supervisor import Child, Supervisor, python_module
 from batchmill.settings import BadSettings, Settings
-from batchmill.store.database import Database
 from batchmill.store.migrate import NewerDatabase, migrate
 from batchmill.store.organisation import has_keys
 from batchmill.telemetry import set_up_logs
@@ -99,7 +98,7 @@ async def _prepare_store(settings: Settings) -> str | None:
     """Bring the tables up to date; on the first start make an organisation and a key, and return the key."""
     clock = build_clock()
     try:
-        database: Database = Storage(settings=settings, clock=clock).database
+        database = Storage(settings=settings, clock=clock).database
     except BadSettings as fault:
         raise Stop(str(fault), Exit.USAGE) from fault
     try:
@@ -119,17 +118,18 @@ async def _prepare_store(settings: Settings) -> str | None:
 
 async def _start_engine(settings: Settings, supervisor: Supervisor, stop: asyncio.Event, lock: int) -> Engine:
     """Start the built-in engine and wait until it answers."""
-    model = settings.model or await asyncio.to_thread(_weights)
+    model = await asyncio.to_thread(_weights) if settings.model is None else settings.model
     if not model.is_file():
         raise Stop(f"There is no model file {model}.", Exit.NO_BUILTIN_MODEL)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     key = secrets.token_hex(24)
-    names = {} if settings.model is None else {"alias": settings.model.stem}
+    alias = BUILTIN_MODEL if settings.model is None else settings.model.stem
+    path = str(model.resolve())
 
     def order(heartbeat: int) -> bytes:
-        return EngineOrder(model=str(model.resolve()), port=port, api_key=key, heartbeat_fd=heartbeat, **names).line()
+        return EngineOrder(model=path, port=port, api_key=key, alias=alias, heartbeat_fd=heartbeat).line()
 
     child = Child(
         name="engine",

@@ -91,16 +91,19 @@ class Supervisor:
     async def _keep(self, child: Child) -> None:
         loop = asyncio.get_running_loop()
         wait = 0.1
-        while not self._stopping:
+        while not self._is_stopping():
             started = loop.time()
             code = await self._run(child)
-            if self._stopping:
+            if self._is_stopping():
                 return
             if code == child.hopeless:
                 raise Stop(f"The {child.name} process cannot work here (see above).", Exit.NO_BUILTIN_MODEL)
             wait = min(_SLOWEST, wait * 2) if loop.time() - started < _SHORT_LIFE else 0.1
             self._log.warning("process ended: starting it again", process=child.name, code=code, after=wait)
             await asyncio.sleep(wait)
+
+    def _is_stopping(self) -> bool:
+        return self._stopping
 
     async def _run(self, child: Child) -> int:
         """Run a child once, from start to end; kill it when it falls silent."""

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ async def run_in_child(call: Callable[[], T]) -> T:
     await asyncio.to_thread(process.start)
     sender.close()
     try:
-        answer = await asyncio.to_thread(_receive, receiver)
+        answer: Callable[[], T] | BaseException = await asyncio.to_thread(_receive, receiver)
     finally:
         process.kill()  # it has answered, died, or nobody waits for it any more
         await asyncio.to_thread(process.join)
@@ -38,15 +38,14 @@ async def run_in_child(call: Callable[[], T]) -> T:
     return answer()  # a value comes wrapped, so that it cannot be mistaken for an exception
 
 
-def _receive(receiver: "Connection[object, object]") -> Callable[[], T] | BaseException:
+def _receive(receiver: "Connection[Any, Any]") -> Any:  # noqa: ANN401 - what `_main` sent
     try:
-        answer: Callable[[], T] | BaseException = receiver.recv()
+        return receiver.recv()
     except EOFError:
         return ChildDied("a child process died before it answered")
-    return answer
 
 
-def _main(call: Callable[[], object], sender: "Connection[object, object]") -> None:
+def _main(call: Callable[[], object], sender: "Connection[Any, Any]") -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         answer: object = partial(_itself, call())

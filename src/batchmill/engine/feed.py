@@ -31,6 +31,7 @@ class Work:
         self.text_from = 0
         self.out = 0
         self.closing_since: float | None = None  # boot clock
+        self.expires_at = _expires_at(claim)  # Unix seconds: no send starts later
         self._done = bytearray(claim.slice.done)
         holes = [i for i in range(claim.slice.lines) if not self._done[i >> 3] >> (i & 7) & 1]
         self._pending = deque(Request(work=self, index=i, record=claim.records[i]) for i in holes)
@@ -41,6 +42,11 @@ class Work:
     def batch_id(self) -> str:
         """The batch that it is of."""
         return self.claim.slice.batch_id
+
+    @property
+    def model(self) -> str:
+        """The model that its lines are for."""
+        return self.claim.slice.model
 
     @property
     def pending(self) -> int:
@@ -97,6 +103,13 @@ class Work:
         return Portion(slice=self.claim.slice, results=results, done=bytes(self._done), closed=self.ended)
 
 
+def _expires_at(claim: Claim) -> float:
+    expires_at = claim.batch.object.expires_at
+    if expires_at is None:
+        raise ValueError(f"{claim.batch.id} has no end of its window")
+    return expires_at
+
+
 @dataclass(slots=True)
 class Feed:
     """Hands out lines, batch by batch in turns, line by line."""
@@ -110,10 +123,9 @@ class Feed:
         """Yield every Slice in hand."""
         return (work for works in list(self._works.values()) for work in list(works))
 
-    @property
-    def pending(self) -> int:
-        """How many lines could be sent, now or after their wait."""
-        return sum(work.pending for work in self) + len(self._later)
+    def pending(self, models: Collection[str]) -> int:
+        """Return how many lines for these models could be sent now."""
+        return sum(work.pending for work in self if work.model in models)
 
     def add(self, work: Work) -> None:
         """Take a claimed Slice in."""
@@ -141,17 +153,17 @@ class Feed:
             wall: Unix seconds, for completion windows.
         """
         while self._later and self._later[0][0] <= now:
-            request = heapq.heappop(self._later)[2]
-            if request.work.closing_since is None:
-                request.work.put_back(request)
+            waited = heapq.heappop(self._later)[2]
+            if waited.work.closing_since is None:
+                waited.work.put_back(waited)
         for _ in range(len(self._turns)):
             works = self._works[self._turns[0]]
             self._turns.rotate(-1)
             for work in works:
-                if work.text is not None and work.claim.slice.model in models:
-                    request_or_none = work.take() if wall < work.claim.batch.object.expires_at else None
-                    if request_or_none is not None:
-                        return request_or_none
+                if work.text is not None and work.model in models:
+                    request = work.take() if wall < work.expires_at else None
+                    if request is not None:
+                        return request
         return None
 
     def put_back(self, request: Request, *, at: float) -> None:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupBounds:
-    """A group commit starts when `results` or `bytes` wait, a Slice ended, or `wait` seconds after the first Result,
+    """The numbers of a group commit.
 
-    but no sooner than `gap` seconds after the last one started. Sending pauses at `most_results` or `most_bytes`
-    that are not durable yet.
+    It starts when `results` or `bytes` wait, when a Slice ended, or `wait` seconds after the first Result, but no
+    sooner than `gap` seconds after the last one started. Sending pauses at `most_results` or `most_bytes` that are
+    not durable yet.
     """
 
     results: int = 1024

@@ -16,6 +16,7 @@ from batchmill.engine.loop import Bell
 from batchmill.ledger.ledger import Ledger
 from batchmill.ledger.segment import Result
 from batchmill.schedule.pace import Pace
+from batchmill.schedule.plan import SLICE_LINES
 from batchmill.schedule.retry import GaveUp, Later, Verdict, judge
 from batchmill.spec.lines import split_envelope
 from batchmill.spec.objects import Usage
@@ -40,7 +41,10 @@ class Lane:
 
 
 class Runner:
-    """Moves batches through `in_progress`. `step` does all that is due; calls that end in between go on by themselves."""
+    """Moves batches through `in_progress`.
+
+    `step` does all that is due; a call that ends between two steps starts the next one by itself.
+    """
 
     def __init__(
         self,
@@ -73,44 +77,51 @@ class Runner:
         self._rate = 0.0  # lines a second, smoothed
         self._ended = 0
         self._rated = clock.boot()
-        self._draining = False
+        self._wakes_at = 0.0
+        self._starved = False
+        self._halted = False
         self._log = structlog.get_logger("runner")
 
-    async def step(self) -> bool:
-        """Watch, claim, load, send, commit, release: whatever is due. False: wait for the bell or `due_in`."""
-        if self._fault is not None:
-            raise self._fault
+    async def step(self) -> None:
+        """Watch, claim, load, send, commit, release: whatever is due now."""
         await self._watch()
         await self._claim()
         await self._load()
         self._dispatch()
         await self._commit(force=False)
         await self._release()
-        return False
+        if self._fault is not None:
+            raise self._fault
 
     async def run(self) -> None:
-        """Step for ever."""
-        while True:
+        """Step until `halt`; between steps, calls end and others start."""
+        while not self._halted:
             await self.step()
-            await self._bell.wait(self.due_in())
+            self._wakes_at = self._due_at()
+            await self._bell.wait(self._wakes_at - self._clock.boot())
+
+    def halt(self) -> None:
+        """Send nothing more; `run` returns after its step, never in the middle of a commit."""
+        self._halted = True
+        self._bell.ring()
 
     async def drain(self, *, seconds: float) -> None:
-        """Send nothing more, let open calls end for so long, make all Results durable, give the Slices back."""
-        self._draining = True
-        if self._calls:
-            clock = asyncio.ensure_future(self._clock.sleep(seconds))
-            while self._calls and not clock.done():
-                await asyncio.wait([*self._calls, clock], return_when=asyncio.FIRST_COMPLETED)
-                await self._commit(force=False)
-            clock.cancel()
+        """After `halt`: let open calls end for so long, make all Results durable, give the Slices back."""
+        patience = asyncio.ensure_future(self._clock.sleep(seconds))
+        while self._calls and not patience.done():
+            await asyncio.wait([*self._calls, patience], return_when=asyncio.FIRST_COMPLETED)
+            await self._commit(force=False)
+        patience.cancel()
         await self._cancel_calls(list(self._calls))
         await self._commit(force=True)
         await self._ledger.release([work.claim.slice for work in self._feed])
+        if self._fault is not None:
+            raise self._fault
 
-    def due_in(self) -> float:
-        """Return the seconds until a step has something to do without being woken."""
-        times = [self._watched + _WATCH_SECONDS, self._group.due(), self._feed.wakes_at()]
-        return max(0.0, min(t for t in times if t is not None) - self._clock.boot())
+    def _due_at(self) -> float:
+        """Return when a step has something to do, if nobody wakes it (boot clock)."""
+        times = (self._watched + _WATCH_SECONDS, self._group.due(), self._feed.wakes_at())
+        return min(time for time in times if time is not None)
 
     async def _watch(self) -> None:
         """Stop sending for batches that are not in progress any more or whose window has closed."""
@@ -125,8 +136,7 @@ class Runner:
         statuses = await self._database.read(lambda tx: statuses_of(tx, batch_ids=held))
         late: list[asyncio.Task[None]] = []
         for work in self._feed:
-            window_open = self._clock.now() < work.claim.batch.object.expires_at
-            if statuses.get(work.batch_id) is not Status.IN_PROGRESS or not window_open:
+            if statuses.get(work.batch_id) is not Status.IN_PROGRESS or self._clock.now() >= work.expires_at:
                 work.close(now)
             if work.closing_since is not None and now >= work.closing_since + _CLOSING_SECONDS:
                 late += [call for call, request in self._calls.items() if request.work is work]
@@ -138,16 +148,18 @@ class Runner:
         self._ended, self._rated = 0, now
 
     async def _claim(self) -> None:
-        """Claim about twenty seconds of work, and at least what the windows hold."""
-        if self._draining or all(lane.pace.unwell_since is not None for lane in self._lanes):
+        """Claim about twenty seconds of work, and at least what the windows hold, for models that can be served."""
+        lanes = [lane for lane in self._lanes if not lane.pace.is_open]
+        models = frozenset[str]().union(*(self._router.served_by(lane.backend) for lane in lanes))
+        window = sum(lane.pace.window for lane in lanes)
+        pending = self._feed.pending(models)
+        if not models or pending >= max(window, self._rate * _AHEAD_SECONDS / 2):
             return
-        window = sum(lane.pace.window for lane in self._lanes)
-        if self._feed.pending >= max(window, self._rate * _AHEAD_SECONDS / 2):
-            return
-        wanted = max(2 * window, self._rate * _AHEAD_SECONDS) - self._feed.pending
-        slices = max(1, min(_SLICES_A_CLAIM, round(wanted / 256)))
-        for claim in await self._ledger.claim(slices=slices):
+        wanted = max(2 * window, self._rate * _AHEAD_SECONDS) - pending
+        slices = max(1, min(_SLICES_A_CLAIM, round(wanted / SLICE_LINES)))
+        for claim in await self._ledger.claim(slices=slices, models=models):
             self._feed.add(Work(claim=claim))
+            self._starved = False
 
     async def _load(self) -> None:
         """Read claimed Slices' lines into memory, as many as the bound holds."""
@@ -165,7 +177,7 @@ class Runner:
     def _dispatch(self) -> None:
         """Start as many calls as the paces allow, the Backends in turns."""
         now, wall = self._clock.boot(), self._clock.now()
-        started = not self._draining
+        started = not self._halted
         while started:
             started = False
             for lane in self._lanes:
@@ -175,6 +187,9 @@ class Runner:
                 if request is not None:
                     self._start(lane, request, now)
                     started = True
+                elif not self._starved:
+                    self._starved = True  # until something is claimed
+                    self._bell.ring()
 
     def _start(self, lane: Lane, request: Request, now: float) -> None:
         work = request.work
@@ -206,8 +221,7 @@ class Runner:
         if isinstance(verdict, Later):
             request.attempts += verdict.attempt_used
             self._feed.put_back(request, at=self._clock.boot() + verdict.after)
-            return
-        if isinstance(verdict, GaveUp):
+        elif isinstance(verdict, GaveUp):
             text = unanswered(line_id, envelope.custom_id, verdict.code, verdict.message)
             self._record(request, text=text, usage=None, succeeded=False)
         elif reply.status is not None:
@@ -216,6 +230,7 @@ class Runner:
             self._record(request, text=text, usage=usage, succeeded=verdict.succeeded)
         else:
             raise ValueError("a Reply without a status cannot be done")
+        self._dispatch()
 
     def _judge(self, lane: Lane, request: Request, reply: Reply, *, sent_at: float) -> Verdict:
         """Say what a Reply means, and let the pace learn from it."""
@@ -244,14 +259,13 @@ class Runner:
         self._group.add(size=len(text), slice_ended=work.ended, now=self._clock.boot())
 
     def _call_ended(self, call: asyncio.Task[None]) -> None:
-        request = self._calls.pop(call)
-        request.work.out -= 1
-        fault = None if call.cancelled() else call.exception()
-        if fault is not None:
-            self._fault = fault
-        elif not self._draining:
-            self._dispatch()
-        self._bell.ring()
+        """Take a call off the list, and wake the loop if there is something for it to do."""
+        work = self._calls.pop(call).work
+        work.out -= 1
+        if not call.cancelled():
+            self._fault = self._fault or call.exception()
+        if self._fault is not None or work.closing_since is not None or self._due_at() < self._wakes_at:
+            self._bell.ring()
 
     async def _cancel_calls(self, calls: Sequence[asyncio.Task[None]]) -> None:
         for call in calls:

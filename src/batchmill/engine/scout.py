@@ -14,6 +14,7 @@ from batchmill.store.database import Database, Transaction
 from batchmill.store.model import BackendState, add_models, keep_backends, save_backend
 
 _ASK_SECONDS = 30.0  # how often a well backend is asked for its models
+_ASK_AGAIN_SECONDS = 2.0  # and one that did not answer
 
 
 class Scout:
@@ -41,7 +42,6 @@ class Scout:
 
     async def _ask(self, lane: Lane) -> None:
         name = lane.backend.name
-        self._ask_at[name] = self._clock.boot() + _ASK_SECONDS
         models: tuple[str, ...] = ()
         reason: str | None = None
         try:
@@ -49,6 +49,8 @@ class Scout:
         except Unreachable as unreachable:
             reason = str(unreachable)
         lane.pace.probed(reason is None, self._clock.boot())
+        wait = _ASK_SECONDS if reason is None else _ASK_AGAIN_SECONDS
+        self._ask_at[name] = self._clock.boot() + wait
         if reason is None:
             self._router.learn(lane.backend, models)
         await self._save(name, models, reason)

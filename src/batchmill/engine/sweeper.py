@@ -68,9 +68,9 @@ class Sweeper:
         for batch in finished_uncleared(tx, limit=_AT_ONCE):
             for key, refs in delete_slices(tx, batch_id=batch.id):
                 drop_refs(tx, key=key, count=refs)
-            for key in (batch.input_key, batch.plan_key):
-                if key is not None:
-                    drop_refs(tx, key=key)
+            for held in (batch.input_key, batch.plan_key):
+                if held is not None:
+                    drop_refs(tx, key=held)
             clear_batch(tx, batch_id=batch.id)
         for key in delete_expired(tx, now=int(self._clock.now()), limit=_AT_ONCE):
             drop_refs(tx, key=key)

@@ -47,7 +47,8 @@ class Worker:
     async def run(self, *, stopping: asyncio.Event, drain: float) -> None:
         """Work until `stopping` is set, then drain for at most `drain` seconds. A fault of any loop is raised."""
         await self._begin()
-        running = [asyncio.create_task(self._renew()), asyncio.create_task(self._runner.run())]
+        sending = asyncio.create_task(self._runner.run())
+        running = [asyncio.create_task(self._renew()), sending]
         running += [asyncio.create_task(run_steps(loop, bell=bell, idle=idle)) for loop, bell, idle in self._loops]
         stop = asyncio.create_task(stopping.wait())
         try:
@@ -55,7 +56,9 @@ class Worker:
             if not stop.done():
                 await _raise_first(running)
             self._log.info("draining", seconds=drain)
-            await _cancel(running[1:], self._log)  # the lease is renewed to the end
+            self._runner.halt()
+            await sending
+            await _cancel(running[2:], self._log)  # the lease is renewed to the end
             await self._runner.drain(seconds=drain)
         finally:
             await _cancel([*running, stop], self._log)

@@ -2,7 +2,7 @@
 
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from batchmill.blobs.blobs import Blobs
@@ -59,17 +59,19 @@ class Ledger:
         self._lease = lease
         self._turn = 0
 
-    async def claim(self, *, slices: int) -> list[Claim]:
-        """Claim at most so many Slices, shared fairly between organisations and batches; maybe none."""
+    async def claim(self, *, slices: int, models: Collection[str]) -> list[Claim]:
+        """Claim at most so many Slices for these models, shared fairly between organisations and batches."""
 
         def statements(tx: Transaction) -> list[tuple[Slice, Batch]]:
-            turns = choose(list_candidates(tx, limit=_CANDIDATES), slices, self._turn)
+            turns = choose(list_candidates(tx, models=models, limit=_CANDIDATES), slices, self._turn)
             batches = batches_by_id(tx, batch_ids=sorted(set(turns)))
-            taken = [claim_slice(tx, batch_id=b, worker_id=self._worker_id, lease=self._lease) for b in turns]
+            taken = [
+                claim_slice(tx, batch_id=b, models=models, worker_id=self._worker_id, lease=self._lease) for b in turns
+            ]
             return [(s, batches[s.batch_id]) for s in taken if s is not None]
 
         # A look first: an idle worker must not write.
-        if not await self._database.read(lambda tx: list_candidates(tx, limit=1)):
+        if not await self._database.read(lambda tx: list_candidates(tx, models=models, limit=1)):
             return []
         self._turn += 1
         claimed = await self._database.write(statements)

@@ -54,6 +54,11 @@ class Pace:
         return self._in_flight
 
     @property
+    def is_open(self) -> bool:
+        """Whether nothing is sent until a probe has succeeded."""
+        return self._circuit is _Circuit.OPEN
+
+    @property
     def unwell_since(self) -> float | None:
         """When the present outage began; None while the backend is well."""
         return self._unwell_since

@@ -3,7 +3,7 @@
 The fence is inside each writing statement: `epoch` counts the claims of a Slice, and only the last one may write.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Row, delete, exists, func, insert, or_, select, update
@@ -63,9 +63,9 @@ def insert_slices(tx: Transaction, slices: Iterable[Slice]) -> None:
     tx.connection.execute(insert(slice_), rows)
 
 
-def list_candidates(tx: Transaction, *, limit: int) -> Sequence[Candidate]:
-    """Return batches in progress that have a Slice to claim, those with the nearest deadline first."""
-    claimable = exists().where(slice_.c.batch_id == batch.c.id, *_claimable(tx))
+def list_candidates(tx: Transaction, *, models: Collection[str], limit: int) -> Sequence[Candidate]:
+    """Return batches in progress that have a Slice for one of these models, the nearest deadline first."""
+    claimable = exists().where(slice_.c.batch_id == batch.c.id, *_claimable(tx, models))
     query = (
         select(batch.c.id, batch.c.organisation_id, batch.c.open_slices, batch.c.expires_at, batch.c.created_at)
         .where(batch.c.status == Status.IN_PROGRESS.value, claimable)
@@ -84,12 +84,14 @@ def list_candidates(tx: Transaction, *, limit: int) -> Sequence[Candidate]:
     ]
 
 
-def claim_slice(tx: Transaction, *, batch_id: str, worker_id: str, lease: float) -> Slice | None:
-    """Take the first Slice of a batch in progress that nobody holds; a lapsed lease is nobody's."""
+def claim_slice(
+    tx: Transaction, *, batch_id: str, models: Collection[str], worker_id: str, lease: float
+) -> Slice | None:
+    """Take the first Slice for these models of a batch in progress that nobody holds; a lapsed lease is nobody's."""
     running = exists().where(batch.c.id == batch_id, batch.c.status == Status.IN_PROGRESS.value)
     first = (
         select(slice_.c.ordinal)
-        .where(slice_.c.batch_id == batch_id, *_claimable(tx))
+        .where(slice_.c.batch_id == batch_id, *_claimable(tx, models))
         .order_by(slice_.c.ordinal)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -97,7 +99,7 @@ def claim_slice(tx: Transaction, *, batch_id: str, worker_id: str, lease: float)
     )
     taken = (
         update(slice_)
-        .where(slice_.c.batch_id == batch_id, slice_.c.ordinal == first, *_claimable(tx), running)
+        .where(slice_.c.batch_id == batch_id, slice_.c.ordinal == first, *_claimable(tx, models), running)
         .values(owner=worker_id, epoch=slice_.c.epoch + 1, lease_until=tx.lease_now + lease)
         .returning(slice_)
     )
@@ -185,8 +187,8 @@ def delete_slices(tx: Transaction, *, batch_id: str) -> Sequence[tuple[str, int]
     return refs
 
 
-def _claimable(tx: Transaction) -> tuple[object, ...]:
-    return (slice_.c.open, or_(slice_.c.owner.is_(None), slice_.c.lease_until < tx.lease_now))
+def _claimable(tx: Transaction, models: Collection[str]) -> tuple[object, ...]:
+    return (slice_.c.open, slice_.c.model.in_(models), or_(slice_.c.owner.is_(None), slice_.c.lease_until < tx.lease_now))
 
 
 def _mine(batch_id: str, ordinal: int, epoch: int) -> tuple[object, ...]:
