@@ -5,7 +5,6 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from batchmill.api.app import create_app
@@ -89,7 +88,7 @@ def build_backends(
     Raises:
         BadSettings: a URL, or an environment variable that should hold a key, is not there.
     """
-    entries = settings.backend
+    entries = settings.backends
     if not entries and engine is not None:
         builtin = BackendSettings(url=engine.url, models=(BUILTIN_MODEL,) if settings.model is None else ())
         return [(_http(builtin, key=engine.key, clock=clock, limits=limits_of(settings)), settings.window)]
@@ -165,8 +164,3 @@ def build_worker(
 def build_clock() -> Clock:
     """Return the machine's clock."""
     return SystemClock()
-
-
-def builtin_model(settings: Settings) -> Path | None:
-    """Return the GGUF file that stands in for the built-in model, if one is set."""
-    return settings.model

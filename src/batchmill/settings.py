@@ -2,10 +2,10 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -68,9 +68,13 @@ def _backend(value: object) -> object:
     return {"url": url, "models": [name for name in models.split(",") if name]}
 
 
+def _words(value: object) -> object:
+    return value.split() if isinstance(value, str) else value
+
+
 def _backends(value: object) -> object:
     """Read the environment's form, URLs with spaces between, and the forms of a flag and of the file."""
-    values = value.split() if isinstance(value, str) else value
+    values = _words(value)
     return [_backend(entry) for entry in values] if isinstance(values, (list, tuple)) else values
 
 
@@ -85,6 +89,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     backend: Annotated[tuple[BackendSettings, ...], NoDecode, BeforeValidator(_backends)] = ()
+    backend_key_env: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = ()
     limits: Literal["kimi", "open"] = "kimi"
     database: str | None = None
     blobs: str | None = None
@@ -94,6 +99,20 @@ class Settings(BaseSettings):
     window: int = Field(default=8, ge=1)
     model: Path | None = None  # a GGUF file for the built-in engine, in place of its own
     log_format: Literal["text", "json"] = "text"
+
+    @model_validator(mode="after")
+    def _has_a_key_for_each(self) -> Self:
+        if self.backend_key_env and len(self.backend_key_env) != len(self.backend):
+            raise ValueError("backend_key_env: give one name for each backend, in their order; - stands for none")
+        return self
+
+    @property
+    def backends(self) -> tuple[BackendSettings, ...]:
+        """The backends, each with the name of the variable that holds its key."""
+        if not self.backend_key_env:
+            return self.backend
+        names = [None if name == "-" else name for name in self.backend_key_env]
+        return tuple(b.model_copy(update={"key_env": n}) for b, n in zip(self.backend, names, strict=True))
 
     @classmethod
     def settings_customise_sources(
@@ -122,7 +141,11 @@ def load_settings(flags: dict[str, Any]) -> Settings:
     try:
         return Settings(**flags)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
-        raise BadSettings("\n".join(lines)) from error
+        raise BadSettings("\n".join(_explain(e["loc"], e["msg"]) for e in error.errors())) from error
     except (SettingsError, OSError, ValueError) as error:
         raise BadSettings(f"settings: {error}") from error
+
+
+def _explain(place: tuple[int | str, ...], message: str) -> str:
+    name = ".".join(map(str, place))
+    return f"{name}: {message.removeprefix('Value error, ')}".removeprefix(": ")

@@ -61,7 +61,8 @@ def serve(
         "data": data,
         "host": host,
         "port": port,
-        "backend": _with_keys(backend, backend_key_env),
+        "backend": backend or None,
+        "backend_key_env": backend_key_env or None,
         "limits": limits,
         "window": window,
         "database": database,
@@ -102,21 +103,6 @@ def models_fetch() -> None:
     except WeightsMissing as fault:
         raise Stop(str(fault), Exit.NO_BUILTIN_MODEL) from fault
     print(path)  # noqa: T201 - the command's answer
-
-
-def _with_keys(backends: list[str] | None, key_envs: list[str] | None) -> list[object] | None:
-    """Return each backend with the name of the variable that holds its key."""
-    if key_envs and len(key_envs) != len(backends or ()):
-        raise Stop("--backend-key-env is given once for each --backend, in their order; - stands for none.", Exit.USAGE)
-    if not backends:
-        return None
-    names = key_envs or ["-"] * len(backends)
-    return [_backend_flag(url, None if name == "-" else name) for url, name in zip(backends, names, strict=True)]
-
-
-def _backend_flag(url: str, key_env: str | None) -> dict[str, object]:
-    address, _, models = url.partition("#")
-    return {"url": address, "models": [name for name in models.split(",") if name], "key_env": key_env}
 
 
 def _settings(flags: dict[str, Any]) -> Settings:

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from batchmill.assemble import Engine, Storage, build_backends, build_clock
 from batchmill.backends.builtin import BUILTIN_MODEL, EXIT_CANNOT, EngineOrder, engine_command
@@ -23,6 +24,7 @@ from batchmill.store.organisation import has_keys
 from batchmill.telemetry import set_up_logs
 
 _ENGINE_SECONDS = 60.0  # the engine may take so long until it answers
+_ENGINE_SILENCE = 10.0  # it beats once a second, and not at all while it loads
 _LOOK_SECONDS = 0.1
 _BACKLOG = 2048
 
@@ -48,8 +50,8 @@ def run_serve(settings: Settings) -> None:
     set_up_logs(process="serve", json=settings.log_format == "json")
     _check_backends(settings)
     data_directory.prepare(settings.data)
+    lock = data_directory.lock(settings.data)  # first: the children of a killed `serve` hold the port, too
     with closing(_listen(settings)) as listening:
-        lock = data_directory.lock(settings.data)
         asyncio.run(_serve(settings, listening, lock))
 
 
@@ -106,6 +108,8 @@ async def _prepare_store(settings: Settings) -> str | None:
         if await database.read(has_keys):
             return None
         made = await database.write(lambda tx: make_key(tx, name="default", now=clock.now()))
+    except SQLAlchemyError as fault:
+        raise Stop(f"The database in {settings.data} cannot be used: {fault}.", Exit.DATA_UNUSABLE) from fault
     except NewerDatabase as fault:
         raise Stop(
             f"The data directory {settings.data} was used by a newer Batchmill: {fault}.", Exit.DATA_UNUSABLE
@@ -136,7 +140,7 @@ async def _start_engine(settings: Settings, supervisor: Supervisor, stop: asynci
         command=engine_command(),
         order=order,
         descriptors=[lock],
-        silence=settings.lease,
+        silence=max(settings.lease, _ENGINE_SILENCE),
         grace=2.0,
         hopeless=EXIT_CANNOT,
     )
@@ -191,7 +195,7 @@ def _child(role: str, settings: Settings, engine: Engine | None, listening: sock
 
     return Child(
         name=role,
-        command=python_module("batchmill.cli.process"),
+        command=[*python_module("batchmill.cli.process"), role],  # the role is for people who read `ps`
         order=order,
         descriptors=[lock] if listen_fd is None else [lock, listen_fd],
         silence=settings.lease,
