@@ -54,7 +54,7 @@ class Sweeper:
         def statements(tx: Transaction) -> None:
             for batch_id, status, event in moves:
                 if advance(tx, batch_id=batch_id, status=status, event=event, now=now):
-                    self._log.info("swept", batch=batch_id, event=event.value)
+                    self._log.info("swept", batch=batch_id, by=event.value)
 
         if moves:
             await self._database.write(statements)
