@@ -1,1 +1,60 @@
+# Batchmill: everything a newcomer or CI runs. Needs python3 >= 3.11 with venv, make and a package index.
+
 SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check clean lock
+
+help: ## Say what there is.
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+setup: .venv/setup ## Make .venv with batchmill, the built-in engine and the openai client in it.
+
+demo: setup ## Run a real batch on the built-in model and print the results.
+	@$(BIN)/python examples/demo.py
+
+test: check .venv/postgres ## Install what the tests need, and run them all.
+	$(BIN)/pytest tests/spec tests/schedule --cov=batchmill.spec --cov=batchmill.schedule --cov-branch \
+	  --cov-report=term:skip-covered --cov-fail-under=100
+	$(BIN)/pytest --ignore=tests/spec --ignore=tests/schedule
+
+check: .venv/test ## Lint, types and walls; a part of `make test`.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean: ## Remove what these commands made, but not batchmill-data.
+	rm -rf .venv demo-results .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage
+
+lock: ## Pin every package anew, to what the index gives today.
+	rm -rf .venv && : > constraints.txt && $(MAKE) .venv/test
+	$(BIN)/python -m pip freeze --exclude-editable --exclude batchmill > constraints.txt
+
+# Debian splits venv and libgomp off: say so in one sentence, before pip or the engine says it in twenty.
+.venv/base:
+	@command -v $(PYTHON) >/dev/null || { echo "python3 (3.11 or newer) is missing: apt-get install python3 python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11: install a newer one, or name it: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "python3's venv is missing: apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libgomp.so.1")' 2>/dev/null || { echo "libgomp is missing, which the built-in engine needs: apt-get install libgomp1"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(PIP) install "pip>=25.1"  # the first with dependency groups
+	@touch $@
+
+.venv/setup: .venv/base pyproject.toml constraints.txt
+	$(PIP) install --constraint constraints.txt --editable ".[builtin,demo]"
+	@touch $@
+
+.venv/test: .venv/setup
+	$(PIP) install --constraint constraints.txt --editable ".[builtin,demo,postgres]" --group test
+	@touch $@
+
+# The store's tests run on a real PostgreSQL, which they start themselves.
+.venv/postgres: .venv/base
+	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 && command -v curl >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] || { echo "The tests need PostgreSQL's server and curl: apt-get install postgresql curl"; exit 1; }; \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql curl; }
+	@touch $@

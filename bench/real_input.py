@@ -2,8 +2,9 @@
 
     python bench/real_input.py --questions gsm8k-test.jsonl:200 --questions cmath-dev.jsonl:100
 
-Each line of a questions file is a JSON object with a `question` (GSM8K) or an `input` (CMATH). The server is started by this script on a fresh data
-directory, and the `openai` client is the client. On a shared machine the figures are of that run only.
+Each line of a questions file is a JSON object with a `question` (GSM8K) or an `input` (CMATH). The server is started
+by this script on a fresh data directory, and the `openai` client is the client. On a shared machine the figures are of
+that run only.
 """
 
 import argparse
@@ -38,9 +39,7 @@ def _lines(spec: str, model: str, max_tokens: int) -> Iterator[dict[str, object]
 
 def _run(client: OpenAI, content: bytes) -> Batch:
     uploaded = client.files.create(file=("questions.jsonl", content), purpose="batch")
-    batch = client.batches.create(
-        input_file_id=uploaded.id, endpoint="/v1/chat/completions", completion_window="24h"
-    )
+    batch = client.batches.create(input_file_id=uploaded.id, endpoint="/v1/chat/completions", completion_window="24h")
     while batch.status not in _FINAL:
         time.sleep(1)
         batch = client.batches.retrieve(batch.id)
@@ -76,7 +75,9 @@ def main() -> None:
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
     with tempfile.TemporaryDirectory() as folder:
         batchmill = [sys.executable, "-m", "batchmill"]
-        made = subprocess.run([*batchmill, "keys", "create", "--data", folder, "--json"], check=True, capture_output=True)
+        made = subprocess.run(
+            [*batchmill, "keys", "create", "--data", folder, "--json"], check=True, capture_output=True
+        )
         server = subprocess.Popen(
             [*batchmill, "serve", "--data", folder, "--port", "0"],
             stdout=subprocess.PIPE,
@@ -108,8 +109,8 @@ def _report(client: OpenAI, batch: Batch, lines: list[dict[str, object]], second
     print(f"{batch.status}: {len(results)} of {len(lines)} lines answered, in input order: {in_order}")
     print(f"{seconds:.1f} s wall, {len(results) / seconds:.2f} requests/s")
     print(f"{usage.input_tokens / seconds:.0f} prompt and {usage.output_tokens / seconds:.1f} answer tokens/s")
-    print(f"{usage.input_tokens} prompt tokens ({usage.input_tokens_details.cached_tokens} cached), "
-          f"{usage.output_tokens} answer tokens")  # fmt: skip
+    cached = usage.input_tokens_details.cached_tokens
+    print(f"{usage.input_tokens} prompt tokens ({cached} cached), {usage.output_tokens} answer tokens")
 
 
 if __name__ == "__main__":
