@@ -127,6 +127,11 @@ class Feed:
         """Return how many lines for these models could be sent now."""
         return sum(work.pending for work in self if work.model in models)
 
+    @property
+    def batches(self) -> int:
+        """Of how many batches there are Slices in hand."""
+        return len(self._works)
+
     def add(self, work: Work) -> None:
         """Take a claimed Slice in."""
         if work.batch_id not in self._works:
@@ -144,18 +149,15 @@ class Feed:
         self._later = [entry for entry in self._later if entry[2].work is not work]
         heapq.heapify(self._later)
 
-    def next(self, *, models: Collection[str], now: float, wall: float) -> Request | None:
-        """Return a line for one of these models, or None; nothing of a batch past its window is handed out.
-
-        Args:
-            models: what the backend that asks can serve.
-            now: seconds of the boot clock, for lines that wait.
-            wall: Unix seconds, for completion windows.
-        """
+    def wake(self, now: float) -> None:
+        """Let the lines whose wait is over be sent again (boot clock)."""
         while self._later and self._later[0][0] <= now:
             waited = heapq.heappop(self._later)[2]
             if waited.work.closing_since is None:
                 waited.work.put_back(waited)
+
+    def next(self, *, models: Collection[str], wall: float) -> Request | None:
+        """Return a line for one of these models, or None; nothing of a batch past its window (`wall`, Unix seconds)."""
         for _ in range(len(self._turns)):
             works = self._works[self._turns[0]]
             self._turns.rotate(-1)

@@ -27,7 +27,9 @@ class Bell:
 
     async def wait(self, seconds: float) -> None:
         """Return when the bell has rung since the last wait, at the latest after this time."""
-        if not self._rung.is_set() and seconds > 0:
+        if self._rung.is_set() or seconds <= 0:
+            await asyncio.sleep(0)  # whoever waits lets the others run
+        else:
             waits = [asyncio.ensure_future(self._rung.wait()), asyncio.ensure_future(self._clock.sleep(seconds))]
             try:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

@@ -74,6 +74,7 @@ class Runner:
         self._calls: dict[asyncio.Task[None], Request] = {}
         self._fault: BaseException | None = None
         self._watched = float("-inf")
+        self._looked = float("-inf")
         self._rate = 0.0  # lines a second, smoothed
         self._ended = 0
         self._rated = clock.boot()
@@ -89,6 +90,7 @@ class Runner:
         await self._load()
         self._dispatch()
         await self._commit(force=False)
+        self._dispatch()  # it pauses while too much is not durable
         await self._release()
         if self._fault is not None:
             raise self._fault
@@ -148,16 +150,26 @@ class Runner:
         self._ended, self._rated = 0, now
 
     async def _claim(self) -> None:
-        """Claim about twenty seconds of work, and at least what the windows hold, for models that can be served."""
+        """Claim about twenty seconds of work for models that can be served, and a Slice of each batch that waits."""
         lanes = [lane for lane in self._lanes if not lane.pace.is_open]
         models = frozenset[str]().union(*(self._router.served_by(lane.backend) for lane in lanes))
         window = sum(lane.pace.window for lane in lanes)
         pending = self._feed.pending(models)
-        if not models or pending >= max(window, self._rate * _AHEAD_SECONDS / 2):
+        if not models:
             return
-        wanted = max(2 * window, self._rate * _AHEAD_SECONDS) - pending
-        slices = max(1, min(_SLICES_A_CLAIM, round(wanted / SLICE_LINES)))
-        for claim in await self._ledger.claim(slices=slices, models=models):
+        if pending < max(window, self._rate * _AHEAD_SECONDS / 2):
+            wanted = max(2 * window, self._rate * _AHEAD_SECONDS) - pending
+            claims = await self._ledger.claim(
+                slices=max(1, min(_SLICES_A_CLAIM, round(wanted / SLICE_LINES))), models=models
+            )
+        elif self._looked != self._watched and self._feed.batches < window:
+            # Enough is in hand, but of how many batches? A small one must not wait behind a large one's Slice.
+            self._looked = self._watched
+            held = {work.batch_id for work in self._feed}
+            claims = await self._ledger.claim(slices=window - len(held), models=models, besides=held)
+        else:
+            return
+        for claim in claims:
             self._feed.add(Work(claim=claim))
             self._starved = False
 
@@ -177,13 +189,14 @@ class Runner:
     def _dispatch(self) -> None:
         """Start as many calls as the paces allow, the Backends in turns."""
         now, wall = self._clock.boot(), self._clock.now()
+        self._feed.wake(now)
         started = not self._halted
         while started:
             started = False
             for lane in self._lanes:
                 if self._group.is_full or not lane.pace.may_send(now):
                     continue
-                request = self._feed.next(models=self._router.served_by(lane.backend), now=now, wall=wall)
+                request = self._feed.next(models=self._router.served_by(lane.backend), wall=wall)
                 if request is not None:
                     self._start(lane, request, now)
                     started = True

@@ -3,12 +3,12 @@
 import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from batchmill.blobs.blobs import Blobs
 from batchmill.clock import Clock
 from batchmill.ledger.segment import Result, pack_results
-from batchmill.schedule.choose import choose
+from batchmill.schedule.choose import Candidate, choose
 from batchmill.schedule.plan import RECORD_BYTES, Record, unpack
 from batchmill.spec.ids import mint_id
 from batchmill.spec.objects import Usage
@@ -59,11 +59,19 @@ class Ledger:
         self._lease = lease
         self._turn = 0
 
-    async def claim(self, *, slices: int, models: Collection[str]) -> list[Claim]:
-        """Claim at most so many Slices for these models, shared fairly between organisations and batches."""
+    async def claim(self, *, slices: int, models: Collection[str], besides: Collection[str] = ()) -> list[Claim]:
+        """Claim at most so many Slices for these models, shared fairly between organisations and batches.
+
+        With `besides`, the batches already in hand: one Slice of each other batch.
+        """
+
+        def candidates(tx: Transaction) -> Sequence[Candidate]:
+            found = list_candidates(tx, models=models, limit=_CANDIDATES)
+            others = [replace(c, open_slices=1) for c in found if c.batch_id not in besides]
+            return others if besides else found
 
         def statements(tx: Transaction) -> list[tuple[Slice, Batch]]:
-            turns = choose(list_candidates(tx, models=models, limit=_CANDIDATES), slices, self._turn)
+            turns = choose(candidates(tx), slices, self._turn)
             batches = batches_by_id(tx, batch_ids=sorted(set(turns)))
             taken = [
                 claim_slice(tx, batch_id=b, models=models, worker_id=self._worker_id, lease=self._lease) for b in turns
@@ -71,7 +79,7 @@ class Ledger:
             return [(s, batches[s.batch_id]) for s in taken if s is not None]
 
         # A look first: an idle worker must not write.
-        if not await self._database.read(lambda tx: list_candidates(tx, models=models, limit=1)):
+        if not await self._database.read(candidates):
             return []
         self._turn += 1
         claimed = await self._database.write(statements)
