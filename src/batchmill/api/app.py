@@ -1,10 +1,17 @@
 """The whole API as one ASGI application."""
 
-from fastapi import FastAPI, Request, Response
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from batchmill.api.answer import error_answer
 from batchmill.api.batches import batch_routes
+from batchmill.api.fault import as_api_error
 from batchmill.api.files import file_routes
 from batchmill.api.gate import App, Gate
 from batchmill.api.health import health_routes
@@ -16,35 +23,73 @@ from batchmill.spec.errors import ApiError
 from batchmill.spec.limits import Limits
 from batchmill.store.database import Database
 
+_METHODS = ("DELETE", "GET", "POST")
+_NULLABLE = MappingProxyType({"type": ["string", "null"]})
+
+# For the OpenAPI document only: one envelope answers every fault (contract a.0).
+_ENVELOPE: Mapping[str, object] = MappingProxyType(
+    {
+        "type": "object",
+        "required": ["error"],
+        "properties": {
+            "error": {
+                "type": "object",
+                "required": ["message", "type", "param", "code"],
+                "properties": {
+                    "message": {"type": "string"},
+                    "type": {"type": "string"},
+                    "param": {**_NULLABLE},
+                    "code": {**_NULLABLE},
+                },
+            }
+        },
+    }
+)
+
 
 def create_app(*, database: Database, blobs: Blobs, clock: Clock, limits: Limits, version: str) -> App:
     """Build the API: the nine routes of the contract, models, and health."""
-    app = FastAPI(title="Batchmill", version=version, redoc_url=None, redirect_slashes=False)
-    app.include_router(file_routes(database=database, blobs=blobs, clock=clock, limits=limits))
-    app.include_router(batch_routes(database=database, clock=clock, limits=limits))
-    app.include_router(model_routes(database=database))
+    app = FastAPI(
+        title="Batchmill",
+        version=version,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        redirect_slashes=False,
+    )
+    documented: dict[str, Any] = {
+        "dependencies": [Depends(HTTPBearer(auto_error=False))],  # the gate asks for the key; this says so in the docs
+        "responses": {
+            "default": {
+                "description": "Anything else: the error envelope.",
+                "content": {"application/json": {"schema": {**_ENVELOPE}}},
+            }
+        },
+    }
+    app.include_router(file_routes(database=database, blobs=blobs, clock=clock, limits=limits), **documented)
+    app.include_router(batch_routes(database=database, clock=clock, limits=limits), **documented)
+    app.include_router(model_routes(database=database), **documented)
     app.include_router(health_routes(database=database, blobs=blobs, clock=clock))
     app.add_exception_handler(HTTPException, _routing_answer)
-    app.add_exception_handler(ApiError, _api_answer)
-    app.add_exception_handler(Exception, _fault_answer)
+    app.add_exception_handler(ApiError, _fault_answer)
+    app.add_exception_handler(Exception, _fault_answer)  # answered here, then raised again: the gate logs it
     return Gate(app, database=database)
 
 
-async def _api_answer(_request: Request, error: Exception) -> Response:
-    if not isinstance(error, ApiError):
-        raise error
-    return error_answer(error)
+async def _fault_answer(_request: Request, fault: Exception) -> Response:
+    return error_answer(as_api_error(fault))
 
 
-async def _fault_answer(_request: Request, _fault: Exception) -> Response:
-    """Answer a fault of ours; the framework raises it again, and the gate logs it."""
-    return error_answer(errors.server_error())
-
-
-async def _routing_answer(_request: Request, fault: Exception) -> Response:
+async def _routing_answer(request: Request, fault: Exception) -> Response:
     """Turn the framework's own 404 and 405 into our envelope."""
     if isinstance(fault, HTTPException) and fault.status_code == 405:  # noqa: PLR2004 - method not allowed
-        return error_answer(errors.method_not_allowed((fault.headers or {}).get("Allow", "").split(", ")))
+        return error_answer(errors.method_not_allowed(_allowed(request)))
     if isinstance(fault, HTTPException) and fault.status_code == 404:  # noqa: PLR2004 - not found
         return error_answer(errors.unknown_route())
     raise fault
+
+
+def _allowed(request: Request) -> list[str]:
+    """Return every method of a path; the framework names those of the first route that has the path."""
+    routes = request.app.routes
+    asked = {method: {**request.scope, "method": method} for method in _METHODS}
+    return [m for m in _METHODS if any(route.matches(asked[m])[0] is Match.FULL for route in routes)]

@@ -11,16 +11,45 @@ from batchmill.spec.limits import Limits
 from batchmill.spec.objects import BatchObject, list_page
 from batchmill.spec.states import Event, Status, next_status
 from batchmill.store.batch import Batch, advance, find_batch, insert_batch, list_batches
-from batchmill.store.blob import refer
+from batchmill.store.blob import BlobGone, refer
 from batchmill.store.database import Database, Transaction
 from batchmill.store.file import File, find_file
+
+# For the OpenAPI document only.
+_CREATE_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["input_file_id", "completion_window"],
+                    "properties": {
+                        "input_file_id": {"type": "string"},
+                        "completion_window": {"type": "string", "examples": ["24h"]},
+                        "endpoint": {"type": "string", "examples": ["/v1/chat/completions"]},
+                        "metadata": {"type": ["object", "null"], "additionalProperties": {"type": "string"}},
+                        "output_expires_after": {
+                            "type": ["object", "null"],
+                            "required": ["anchor", "seconds"],
+                            "properties": {
+                                "anchor": {"type": "string", "enum": ["created_at"]},
+                                "seconds": {"type": "integer"},
+                            },
+                        },
+                    },
+                }
+            }
+        },
+    }
+}
 
 
 def batch_routes(*, database: Database, clock: Clock, limits: Limits) -> APIRouter:
     """Return the four routes of contract a.6 to a.8."""
     router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
-    @router.post("")
+    @router.post("", summary="Create a batch", openapi_extra=_CREATE_BODY)
     async def create(request: Request) -> Response:
         """Create a batch; its lines are checked afterwards, in `validating`."""
         mine = request.state.organisation_id
@@ -28,7 +57,7 @@ def batch_routes(*, database: Database, clock: Clock, limits: Limits) -> APIRout
         added = await database.write(lambda tx: _add(tx, mine, order, now=clock.now()))
         return json_answer(added.object.wire())
 
-    @router.get("")
+    @router.get("", summary="List batches")
     async def list_(request: Request) -> Response:
         """List the organisation's batches, newest first."""
         mine = request.state.organisation_id
@@ -38,7 +67,7 @@ def batch_routes(*, database: Database, clock: Clock, limits: Limits) -> APIRout
         page = [batch.object.wire(errors_shown=limits.errors_in_list) for batch in found[:limit]]
         return json_answer(list_page(page, has_more=len(found) > limit))
 
-    @router.get("/{batch_id}")
+    @router.get("/{batch_id}", summary="Retrieve a batch")
     async def retrieve(request: Request, batch_id: str) -> Response:
         """Return a batch."""
         mine = request.state.organisation_id
@@ -47,7 +76,7 @@ def batch_routes(*, database: Database, clock: Clock, limits: Limits) -> APIRout
             raise errors.not_found("batch")
         return json_answer(found.object.wire())
 
-    @router.post("/{batch_id}/cancel")
+    @router.post("/{batch_id}/cancel", summary="Cancel a batch")
     async def cancel(request: Request, batch_id: str) -> Response:
         """Cancel a batch; what is done stays done. Said again while `cancelling`, it changes nothing (choice 6)."""
         mine = request.state.organisation_id
@@ -65,7 +94,10 @@ def _add(tx: Transaction, organisation_id: str, order: CreateOrder, *, now: floa
         raise errors.unknown_input_file()
     if file.object.purpose != "batch":
         raise errors.invalid_value("input_file_id", "The input file must have the purpose 'batch'.")
-    refer(tx, key=file.blob_key)
+    try:
+        refer(tx, key=file.blob_key)
+    except BlobGone as gone:  # deleted since it was found
+        raise errors.unknown_input_file() from gone
     added = _batch(file, order, now=now)
     insert_batch(tx, added)
     return added

@@ -5,12 +5,13 @@ from collections.abc import AsyncIterator
 from typing import BinaryIO
 from urllib.parse import quote
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from batchmill.api.answer import json_answer, query_after, query_choice, query_limit
-from batchmill.api.upload import Upload, receive_upload
-from batchmill.blobs.blobs import Blobs
+from batchmill.api.upload import UPLOAD_FORM, Upload, form_boundary, receive_upload
+from batchmill.blobs.blobs import BlobMissing, Blobs
 from batchmill.clock import Clock
 from batchmill.spec import errors
 from batchmill.spec.ids import mint_id
@@ -25,40 +26,32 @@ _CHUNK = 1 << 20
 
 def file_routes(*, database: Database, blobs: Blobs, clock: Clock, limits: Limits) -> APIRouter:
     """Return the five routes of contract a.1 to a.5."""
-    router = APIRouter(prefix="/v1/files", tags=["files"])
+    router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[Depends(_only_one_version)])
 
-    async def visible(request: Request, file_id: str) -> File:
+    async def find(request: Request, file_id: str) -> File:
         mine, now = request.state.organisation_id, int(clock.now())
-        found = await database.read(lambda tx: find_file(tx, organisation_id=mine, file_id=file_id, now=now))
-        if found is None:
-            raise errors.not_found("file")
-        return found
+        return await database.read(lambda tx: _visible(tx, mine, file_id, now=now))
 
-    @router.post("")
+    @router.post("", summary="Upload a file", openapi_extra=UPLOAD_FORM)
     async def upload(request: Request) -> Response:
-        """Upload an input file."""
-        mine, now = request.state.organisation_id, int(clock.now())
-        key = mint_id("upload", clock.now())
+        """Upload an input file: its bytes are kept as they are, and its lines are checked by the batch that uses it."""
+        mine, now, key = request.state.organisation_id, int(clock.now()), mint_id("upload", clock.now())
+        boundary = form_boundary(request.headers.get("content-type", ""))
         await database.write(lambda tx: insert_writing(tx, key=key, organisation_id=mine, now=now))
-        writer = blobs.writer(key)
         try:
             received = await receive_upload(
-                stream=request.stream(),
-                content_type=request.headers.get("content-type", ""),
-                writer=writer,
-                limits=limits,
+                stream=request.stream(), boundary=boundary, blobs=blobs, key=key, limits=limits
             )
             added = _file(mine, key, received, now=clock.now())
             await database.write(lambda tx: _publish(tx, added, received, limits))
         except BaseException:
-            writer.discard()
             await database.write(lambda tx: doom_blob(tx, key=key))
             raise
         return json_answer(added.object.wire())
 
-    @router.get("")
+    @router.get("", summary="List files")
     async def list_(request: Request) -> Response:
-        """List the organisation's files."""
+        """List the organisation's files, newest first; `limit`, `after`, `order` and `purpose` as in the query."""
         mine, now = request.state.organisation_id, int(clock.now())
         limit = query_limit(request, default=limits.files_page, most=limits.max_files_page)
         after = query_after(request, prefix="file")
@@ -77,39 +70,41 @@ def file_routes(*, database: Database, blobs: Blobs, clock: Clock, limits: Limit
         )
         return json_answer(list_page([f.object.wire() for f in found[:limit]], has_more=len(found) > limit))
 
-    @router.get("/{file_id}")
+    @router.get("/{file_id}", summary="Retrieve a file")
     async def retrieve(request: Request, file_id: str) -> Response:
         """Return a file's facts."""
-        return json_answer((await visible(request, file_id)).object.wire())
+        return json_answer((await find(request, file_id)).object.wire())
 
-    @router.delete("/{file_id}")
+    @router.delete("/{file_id}", summary="Delete a file")
     async def delete(request: Request, file_id: str) -> Response:
         """Delete a file; a live batch keeps its own reference to the bytes (contract, choice 8)."""
-        mine = request.state.organisation_id
-
-        def statements(tx: Transaction) -> bool:
-            key = delete_file(tx, organisation_id=mine, file_id=file_id)
-            if key is not None:
-                drop_refs(tx, key=key)
-            return key is not None
-
-        await visible(request, file_id)
-        if not await database.write(statements):
-            raise errors.not_found("file")
+        mine, now = request.state.organisation_id, int(clock.now())
+        await database.write(lambda tx: _delete(tx, mine, file_id, now=now))
         return json_answer(file_deleted(file_id))
 
-    @router.get("/{file_id}/content")
+    @router.get(
+        "/{file_id}/content",
+        summary="Download a file",
+        response_class=StreamingResponse,
+        responses={200: {"content": {"text/plain": {}}}},
+    )
     async def content(request: Request, file_id: str) -> Response:
         """Return a file's bytes, as they were uploaded or written (contract a.5)."""
-        found = await visible(request, file_id)
-        stream = await asyncio.to_thread(blobs.open, found.blob_key)
-        headers = {
-            "Content-Length": str(found.object.bytes),
-            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(found.object.filename, safe='')}",
-        }
-        return StreamingResponse(_chunks(stream), media_type="text/plain; charset=utf-8", headers=headers)
+        found = await find(request, file_id)
+        try:
+            stream = await asyncio.to_thread(blobs.open, found.blob_key)
+        except BlobMissing:
+            await find(request, file_id)  # deleted since: a 404, and no fault of ours
+            raise
+        return _Download(stream, found.object)
 
     return router
+
+
+async def _only_one_version(request: Request) -> None:
+    """Refuse any named version: only the shape without one is spoken here (contract a.0, g-13)."""
+    if "kimi-api-version" in request.headers:
+        raise errors.invalid_value("kimi-api-version", "Leave the header 'kimi-api-version' out: there is one version.")
 
 
 def _file(organisation_id: str, key: str, received: Upload, *, now: float) -> File:
@@ -132,16 +127,49 @@ def _publish(tx: Transaction, added: File, received: Upload, limits: Limits) -> 
     """Add the File and publish its bytes, if the organisation's quotas allow it."""
     count, stored = count_files(tx, organisation_id=added.organisation_id, purpose=added.object.purpose)
     if count >= limits.max_files:
-        raise errors.invalid_request(
-            f"There are {count} files already; at most {limits.max_files} are allowed.", "file"
-        )
+        raise errors.invalid_value("file", f"You have {count} files; at most {limits.max_files} are allowed.")
     if limits.max_stored_bytes is not None and stored + added.object.bytes > limits.max_stored_bytes:
-        raise errors.too_big("The files of your organisation together", limits.max_stored_bytes, "file")
+        raise errors.invalid_value("file", f"All your files together may have {limits.max_stored_bytes} bytes at most.")
     publish_blob(tx, key=added.blob_key, size=received.written.bytes, sha256=received.written.sha256)
     insert_file(tx, added)
 
 
+def _visible(tx: Transaction, organisation_id: str, file_id: str, *, now: int) -> File:
+    found = find_file(tx, organisation_id=organisation_id, file_id=file_id, now=now)
+    if found is None:
+        raise errors.not_found("file")
+    return found
+
+
+def _delete(tx: Transaction, organisation_id: str, file_id: str, *, now: int) -> None:
+    _visible(tx, organisation_id, file_id, now=now)
+    key = delete_file(tx, organisation_id=organisation_id, file_id=file_id)
+    if key is None:
+        raise errors.not_found("file")
+    drop_refs(tx, key=key)
+
+
+class _Download(StreamingResponse):
+    """The bytes of a File; however the answer ends, the stream is closed."""
+
+    def __init__(self, stream: BinaryIO, facts: FileObject) -> None:
+        headers = {"Content-Length": str(facts.bytes), "Content-Disposition": _disposition(facts.filename)}
+        # The charset keeps clients from guessing at Chinese text (contract a.5).
+        super().__init__(_chunks(stream), media_type="text/plain; charset=utf-8", headers=headers)
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._stream:
+            await super().__call__(scope, receive, send)
+
+
 async def _chunks(stream: BinaryIO) -> AsyncIterator[bytes]:
-    with stream:
-        while chunk := await asyncio.to_thread(stream.read, _CHUNK):
-            yield chunk
+    while chunk := await asyncio.to_thread(stream.read, _CHUNK):
+        yield chunk
+
+
+def _disposition(filename: str) -> str:
+    """Return the header that names a download: for old clients in plain ASCII, for all others in full (RFC 6266)."""
+    name = filename.replace("/", "_").replace("\\", "_")
+    plain = "".join(c if c.isascii() and c not in '"%' else "_" for c in name)
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"

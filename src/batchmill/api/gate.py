@@ -11,6 +11,7 @@ import structlog
 from starlette.requests import ClientDisconnect
 
 from batchmill.api.answer import error_answer
+from batchmill.api.fault import as_api_error
 from batchmill.spec import errors
 from batchmill.spec.errors import ApiError
 from batchmill.spec.ids import is_key, key_digest
@@ -58,12 +59,12 @@ class Gate:
             await error_answer(error)(scope, receive, send_with_id)
         except ClientDisconnect:
             self._log.info("client went away", request_id=request_id, path=scope["path"])
-        except Exception:
+        except Exception as fault:
             self._log.exception("request failed", request_id=request_id, path=scope["path"])
             if started and not ended:
                 raise  # the server cuts the connection: a short body must not look whole
             if not started:
-                await error_answer(errors.server_error())(scope, receive, send_with_id)
+                await error_answer(as_api_error(fault))(scope, receive, send_with_id)
 
     async def _admit(self, scope: Message) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])

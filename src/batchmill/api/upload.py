@@ -1,21 +1,50 @@
 """Streams a multipart upload into a blob: counted and hashed on the way, never held whole."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import unicodedata
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
 
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from batchmill.blobs.blobs import BlobWriter, Written
+from batchmill.blobs.blobs import Blobs, BlobWriter, Written
 from batchmill.spec import errors
 from batchmill.spec.create import expires_after_seconds
 from batchmill.spec.limits import Limits
 
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks  # a type only, not there at run time
+
+T = TypeVar("T")
+
 _TEXT_BYTES = 1024  # the longest value of a text part: all of ours are words and numbers
 _PARTS = 16  # reliability A9
 _BUFFER = 1 << 20  # bytes handed to the writing thread at once
-_FILENAME = 255
+_FILENAME = 255  # bytes
+_LINE_BREAKERS = frozenset({"Cc", "Zl", "Zp"})  # control characters and line separators, by their Unicode category
+
+# For the OpenAPI document only.
+UPLOAD_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["purpose", "file"],
+                    "properties": {
+                        "purpose": {"type": "string", "enum": ["batch"]},
+                        "file": {"type": "string", "format": "binary"},
+                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                        "expires_after[seconds]": {"type": "integer"},
+                    },
+                }
+            }
+        },
+    }
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +73,7 @@ class _Parts:
     _value: bytes = b""
     _sink: Callable[[bytes], None] | None = None
 
-    def callbacks(self) -> dict[str, Callable[..., None]]:
+    def callbacks(self) -> "MultipartCallbacks":
         """Return what python-multipart calls, by its names."""
         return {
             "on_part_begin": self._begin,
@@ -75,19 +104,21 @@ class _Parts:
 
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
-        name = options.get(b"name", b"").decode(errors="replace")
-        if name != "file":
-            text = self.texts.setdefault(name, bytearray())
-            if text:
-                raise errors.invalid_request(f"The form has the part {errors.clip(name)} twice.", errors.clip(name))
-            self._sink = lambda data: self._take_text(name, text, data)
+        name = _text(options, b"name")
+        if name == "file":
+            self._begin_file(_text(options, b"filename"))
             return
+        if name in self.texts:
+            raise errors.invalid_value(name[: errors.CLIP], f"The form has the part {errors.clip(name)} twice.")
+        text = self.texts[name] = bytearray()
+        self._sink = lambda data: self._take_text(name, text, data)
+
+    def _begin_file(self, filename: str) -> None:
         if self.filename is not None:
-            raise errors.invalid_request("The form has more than one file.", "file")
-        filename = options.get(b"filename", b"").decode(errors="replace")
+            raise errors.invalid_value("file", "The form has more than one file.")
         if not filename:
             raise errors.invalid_value("file", "The part 'file' has no filename.")
-        if len(filename.encode()) > _FILENAME or not filename.isprintable():
+        if len(filename.encode()) > _FILENAME or any(unicodedata.category(c) in _LINE_BREAKERS for c in filename):
             raise errors.invalid_value("file", f"A filename has at most {_FILENAME} bytes and no control characters.")
         self.filename = filename
         self._sink = self._take_file
@@ -99,7 +130,8 @@ class _Parts:
     def _take_text(self, name: str, text: bytearray, data: bytes) -> None:
         text += data
         if len(text) > _TEXT_BYTES:
-            raise errors.invalid_value(name[:64], f"The part {errors.clip(name)} is longer than {_TEXT_BYTES} bytes.")
+            param = name[: errors.CLIP]
+            raise errors.invalid_value(param, f"The part {errors.clip(name)} is longer than {_TEXT_BYTES} bytes.")
 
     def _take_file(self, data: bytes) -> None:
         self.file_bytes += len(data)
@@ -115,19 +147,45 @@ class _Parts:
         return self.texts[name].decode(errors="replace") if name in self.texts else None
 
 
+def form_boundary(content_type: str) -> bytes:
+    """Return the boundary that a Content-Type names.
+
+    Raises:
+        ApiError: it is no form, or its boundary is missing or too long.
+    """
+    kind, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary", b"")
+    if kind != b"multipart/form-data" or not 1 <= len(boundary) <= 70:  # noqa: PLR2004 - RFC 2046, 5.1.1
+        raise errors.invalid_value("file", "Send the file as multipart/form-data with a boundary.")
+    return boundary
+
+
 async def receive_upload(
-    *, stream: AsyncIterator[bytes], content_type: str, writer: BlobWriter, limits: Limits
+    *, stream: AsyncIterator[bytes], boundary: bytes, blobs: Blobs, key: str, limits: Limits
 ) -> Upload:
-    """Receive the form of `POST /v1/files` (contract a.1); on a fault the caller discards the writer.
+    """Receive the form of `POST /v1/files` (contract a.1) and make its file durable under the key, or leave nothing.
 
     The parts may come in any order (Node sends the file first), so the file is written before its purpose is known.
 
     Raises:
         ApiError: anything about the form is not as the contract wants it.
+        ClientDisconnect: the client went away.
         OSError: the bytes could not be made durable.
     """
+    writer = await _in_thread(lambda: blobs.writer(key))
+    try:
+        parts = await _read_form(stream, boundary, writer, limits)
+        purpose, filename, expires_after = _judge(parts, limits)
+        written = await _in_thread(writer.finish)
+    except BaseException:
+        await _in_thread(writer.discard)
+        raise
+    return Upload(purpose=purpose, filename=filename, expires_after=expires_after, written=written)
+
+
+async def _read_form(stream: AsyncIterator[bytes], boundary: bytes, writer: BlobWriter, limits: Limits) -> _Parts:
     parts = _Parts(limits)
-    parser = MultipartParser(_boundary(content_type), parts.callbacks())
+    parser = MultipartParser(boundary, parts.callbacks())
     waiting = 0
     async for chunk in stream:
         try:
@@ -136,20 +194,24 @@ async def receive_upload(
             raise errors.invalid_request(f"The form is not valid multipart/form-data: {fault}.") from fault
         waiting += len(chunk)
         if waiting >= _BUFFER:
-            await asyncio.to_thread(_flush, parts.chunks, writer)
+            await _in_thread(lambda: _flush(parts.chunks, writer))
             waiting = 0
-    await asyncio.to_thread(_flush, parts.chunks, writer)
-    purpose, filename, expires_after = _judge(parts, limits)
-    written = await asyncio.to_thread(writer.finish)
-    return Upload(purpose=purpose, filename=filename, expires_after=expires_after, written=written)
+    await _in_thread(lambda: _flush(parts.chunks, writer))
+    return parts
 
 
-def _boundary(content_type: str) -> bytes:
-    kind, options = parse_options_header(content_type)
-    boundary = options.get(b"boundary", b"")
-    if kind != b"multipart/form-data" or not 1 <= len(boundary) <= 70:  # noqa: PLR2004 - RFC 2046, 5.1.1
-        raise errors.invalid_request("Send the file as multipart/form-data with a boundary.", "file")
-    return boundary
+async def _in_thread(call: Callable[[], T]) -> T:
+    """Run a blocking call to its end, even if the caller is cancelled: nobody may give up a file beneath a write."""
+    running = asyncio.ensure_future(asyncio.to_thread(call))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
+
+
+def _text(options: Mapping[bytes, bytes], name: bytes) -> str:
+    return options.get(name, b"").decode(errors="replace")
 
 
 def _flush(chunks: list[bytes], writer: BlobWriter) -> None:
@@ -181,6 +243,8 @@ def _expires_after(parts: _Parts, limits: Limits) -> int | None:
     anchor, seconds = parts.text("expires_after[anchor]"), parts.text("expires_after[seconds]")
     if anchor is None and seconds is None:
         return None
+    if anchor is None:
+        raise errors.missing_parameter("expires_after[anchor]")
     if anchor != "created_at":
         raise errors.invalid_value("expires_after[anchor]", "'expires_after[anchor]' must be 'created_at'.")
     if seconds is None:

@@ -45,7 +45,11 @@ class Blobs(Protocol):
     """Where the bytes are."""
 
     def writer(self, key: str) -> BlobWriter:
-        """Begin to write a key."""
+        """Begin to write a key.
+
+        Raises:
+            OSError: there is no room, or the key has bytes already.
+        """
         ...
 
     def open(self, key: str) -> BinaryIO:
@@ -57,9 +61,9 @@ class Blobs(Protocol):
         ...
 
     def delete(self, key: str) -> None:
-        """Remove the bytes durably; a key without bytes is no error."""
+        """Remove the bytes durably, half-written ones too; a key without bytes is no error."""
         ...
 
     def keys(self, *, before: float) -> Iterator[str]:
-        """Name what was written before this Unix second, half-written bytes included, for `delete`."""
+        """Name the keys last written before this Unix second, half-written bytes included."""
         ...

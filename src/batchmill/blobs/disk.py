@@ -7,17 +7,18 @@ A failed fsync is never tried again: the kernel may have dropped the pages and r
 import hashlib
 import os
 import re
-import secrets
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
+from io import BufferedWriter
 from pathlib import Path
 from typing import BinaryIO
 
 from batchmill.blobs.blobs import BlobMissing, Written
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,200}")
-_UNFINISHED = ".part"
-_SHELVES = 256  # folders the keys are spread over
+_SHELVES = 256  # folders that the keys are spread over
+_UNFINISHED = ".part"  # ends the name of bytes on their way; no key has a dot
 _BUFFER = 1 << 20
 
 
@@ -25,27 +26,26 @@ class DiskBlobs:
     """Blobs below one folder, which is made if it is missing."""
 
     def __init__(self, *, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        self._shelves = [folder / f"{shelf:02x}" for shelf in range(_SHELVES)]
+        for shelf in self._shelves:
+            shelf.mkdir(parents=True, exist_ok=True)
+        _sync_folder(folder)
+        _sync_folder(folder.parent)
 
     def writer(self, key: str) -> "DiskWriter":
         """See `Blobs`."""
         path = self._path(key)
-        if not path.parent.is_dir():
-            path.parent.mkdir(exist_ok=True)
-            _sync_folder(self._folder)
+        if path.exists():
+            raise FileExistsError(f"a key is written once: {key}")
         return DiskWriter(path)
 
     def open(self, key: str) -> BinaryIO:
         """See `Blobs`."""
-        try:
-            return self._path(key).open("rb", buffering=_BUFFER)
-        except FileNotFoundError as missing:
-            raise BlobMissing(key) from missing
+        return self._open(key, buffering=_BUFFER)
 
     def read(self, key: str, *, offset: int, length: int) -> bytes:
         """See `Blobs`."""
-        with self.open(key) as stream:
+        with self._open(key, buffering=0) as stream:
             data = os.pread(stream.fileno(), length, offset)
         if len(data) != length:
             raise BlobMissing(f"{key}: {len(data)} of {length} bytes at {offset}")
@@ -54,22 +54,28 @@ class DiskBlobs:
     def delete(self, key: str) -> None:
         """See `Blobs`."""
         path = self._path(key)
+        _unfinished(path).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
-        if path.parent.is_dir():
-            _sync_folder(path.parent)
+        _sync_folder(path.parent)
 
     def keys(self, *, before: float) -> Iterator[str]:
-        """See `Blobs`. Half-written bytes have names that no row has."""
-        for shelf in self._folder.iterdir():
+        """See `Blobs`."""
+        for shelf in self._shelves:
             for path in shelf.iterdir():
-                if path.stat().st_mtime < before:
-                    yield path.name
+                key = path.name.removesuffix(_UNFINISHED)
+                if _KEY.fullmatch(key) and _written_at(path) < before:
+                    yield key
+
+    def _open(self, key: str, *, buffering: int) -> BinaryIO:
+        try:
+            return self._path(key).open("rb", buffering=buffering)
+        except FileNotFoundError as missing:
+            raise BlobMissing(key) from missing
 
     def _path(self, key: str) -> Path:
-        name = key.removesuffix(_UNFINISHED)
-        if not _KEY.fullmatch(name.split(".")[0]):
+        if not _KEY.fullmatch(key):
             raise ValueError(f"not a key of ours: {key!r}")
-        return self._folder / f"{zlib.crc32(name.split('.')[0].encode()) % _SHELVES:02x}" / key
+        return self._shelves[zlib.crc32(key.encode()) % _SHELVES] / key
 
 
 class DiskWriter:
@@ -77,8 +83,8 @@ class DiskWriter:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._part = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_UNFINISHED}")
-        self._stream = self._part.open("xb", buffering=_BUFFER)
+        self._file = _unfinished(path).open("xb", buffering=0)
+        self._stream = BufferedWriter(self._file, _BUFFER)
         self._digest = hashlib.sha256()
         self._bytes = 0
 
@@ -93,14 +99,24 @@ class DiskWriter:
         with self._stream as stream:
             stream.flush()
             os.fsync(stream.fileno())
-        self._part.rename(self._path)
+        _unfinished(self._path).rename(self._path)
         _sync_folder(self._path.parent)
         return Written(bytes=self._bytes, sha256=self._digest.hexdigest())
 
     def discard(self) -> None:
         """See `BlobWriter`."""
-        self._stream.close()
-        self._part.unlink(missing_ok=True)
+        self._file.close()  # past the buffer: what it holds must not be written any more, the disk may be full
+        _unfinished(self._path).unlink(missing_ok=True)
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(path.name + _UNFINISHED)
+
+
+def _written_at(path: Path) -> float:
+    with suppress(FileNotFoundError):  # finished or deleted since its folder was listed
+        return path.stat().st_mtime
+    return float("inf")
 
 
 def _sync_folder(folder: Path) -> None:

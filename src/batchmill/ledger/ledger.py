@@ -1,9 +1,11 @@
 """Claims Slices, makes Results durable in group commits, gives Slices back: where rows and bytes are tied together."""
 
+import asyncio
 import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, compress
 
 from batchmill.blobs.blobs import Blobs
 from batchmill.clock import Clock
@@ -83,7 +85,9 @@ class Ledger:
             return []
         self._turn += 1
         claimed = await self._database.write(statements)
-        return [Claim(slice=s, batch=b, records=self._records(b, s)) for s, b in claimed]
+        return await asyncio.to_thread(
+            lambda: [Claim(slice=s, batch=b, records=self._records(b, s)) for s, b in claimed]
+        )
 
     async def commit(self, portions: Sequence[Portion]) -> frozenset[tuple[str, int]]:
         """Make the Results durable: one immutable blob, one transaction.
@@ -91,9 +95,12 @@ class Ledger:
         Returns the Slices, as (batch, ordinal), that were dropped from the group since their fence fell; the others
         stand. After a fault nothing of the group is recorded.
         """
+        if not portions:
+            return frozenset()
         now = self._clock.now()
         key = mint_id("commit", now)
         packed = [pack_results(portion.results) for portion in portions]
+        extents = _extents(key, portions, packed)
 
         def write_blob() -> None:
             writer = self._blobs.writer(key)
@@ -101,14 +108,14 @@ class Ledger:
                 for data in packed:
                     writer.write(data)
                 writer.finish()
-            except BaseException:
+            finally:
                 writer.discard()
-                raise
 
         def statements(tx: Transaction) -> frozenset[tuple[str, int]]:
-            standing = [p for p in portions if _record(tx, p)]
+            stands = [_record(tx, portion) for portion in portions]
+            standing = list(compress(portions, stands))
             if standing:
-                organisations = {p.slice.organisation_id for p in standing}
+                organisations = {portion.slice.organisation_id for portion in standing}
                 insert_ready(
                     tx,
                     key=key,
@@ -118,9 +125,9 @@ class Ledger:
                     now=int(now),
                 )
                 seqs = _count(tx, standing, now=int(now))
-                insert_segments(tx, _segments(key, portions, packed, standing, seqs))
-            fallen = [p.slice for p in portions if p not in standing]
-            return frozenset((s.batch_id, s.ordinal) for s in fallen)
+                insert_segments(tx, [replace(e, seq=seqs[e.batch_id]) for e in compress(extents, stands)])
+            fallen = [portion.slice for portion, stood in zip(portions, stands, strict=True) if not stood]
+            return frozenset((held.batch_id, held.ordinal) for held in fallen)
 
         return await self._database.write(statements, before=write_blob)
 
@@ -153,7 +160,10 @@ def _record(tx: Transaction, portion: Portion) -> bool:
 
 
 def _count(tx: Transaction, standing: Sequence[Portion], *, now: int) -> dict[str, int]:
-    """Add each batch's share to its row, the last thing written of it; return the commit's `seq` in each batch."""
+    """Add each batch's share to its row; return the commit's `seq` in each batch.
+
+    The row is the busiest of all, so only what carries its number, the Segments, is written after it.
+    """
     shares: dict[str, list[Portion]] = defaultdict(list)
     for portion in standing:
         shares[portion.slice.batch_id].append(portion)
@@ -175,29 +185,23 @@ def _count(tx: Transaction, standing: Sequence[Portion], *, now: int) -> dict[st
     return seqs
 
 
-def _segments(
-    key: str, portions: Sequence[Portion], packed: Sequence[bytes], standing: Sequence[Portion], seqs: dict[str, int]
-) -> list[Segment]:
-    segments: list[Segment] = []
-    offset = 0
-    for portion, data in zip(portions, packed, strict=True):
-        if portion in standing:
-            held = portion.slice
-            segments.append(
-                Segment(
-                    batch_id=held.batch_id,
-                    organisation_id=held.organisation_id,
-                    slice=held.ordinal,
-                    seq=seqs[held.batch_id],
-                    blob_key=key,
-                    offset=offset,
-                    bytes=len(data),
-                    lines=len(portion.results),
-                    crc32=zlib.crc32(data),
-                )
-            )
-        offset += len(data)
-    return segments
+def _extents(key: str, portions: Sequence[Portion], packed: Sequence[bytes]) -> list[Segment]:
+    """Return the Segment of each portion, side by side in one blob; `seq` is known in the transaction only."""
+    offsets = accumulate(map(len, packed), initial=0)
+    return [
+        Segment(
+            batch_id=portion.slice.batch_id,
+            organisation_id=portion.slice.organisation_id,
+            slice=portion.slice.ordinal,
+            seq=0,
+            blob_key=key,
+            offset=offset,
+            bytes=len(data),
+            lines=len(portion.results),
+            crc32=zlib.crc32(data),
+        )
+        for portion, data, offset in zip(portions, packed, offsets, strict=False)
+    ]
 
 
 def _usage(results: Sequence[Result]) -> Usage:

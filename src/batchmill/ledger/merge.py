@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 
-from batchmill.blobs.blobs import Blobs
+from batchmill.blobs.blobs import BlobMissing, Blobs
 from batchmill.ledger.segment import DamagedSegment, Result, unpack_results
 from batchmill.schedule.plan import RECORD_BYTES, unpack
 from batchmill.spec.results import result_id, unanswered
@@ -31,6 +31,7 @@ def merge_results(
 
     Raises:
         DamagedSegment: a line has two Results, or none although the batch has no `rest`.
+        BlobMissing: the bytes of a Segment, of the Plan or of the input are gone.
     """
     by_slice = {ordinal: tuple(group) for ordinal, group in groupby(segments, key=attrgetter("slice"))}
     for held in slices:
@@ -38,8 +39,10 @@ def merge_results(
         for segment in by_slice.get(held.ordinal, ()):
             data = blobs.read(segment.blob_key, offset=segment.offset, length=segment.bytes)
             for result in unpack_results(data, crc32=segment.crc32):
-                if result.index in found or result.index >= held.lines:
+                if result.index in found:
                     raise DamagedSegment(f"{batch.id}: line {result.index} of Slice {held.ordinal} stands twice")
+                if result.index >= held.lines:
+                    raise DamagedSegment(f"{batch.id}: Slice {held.ordinal} has no line {result.index}")
                 found[result.index] = result
         if len(found) < held.lines:
             if rest is None:
@@ -60,6 +63,8 @@ def _rest_of_slice(*, blobs: Blobs, batch: Batch, held: Slice, done: Collection[
             if index not in done:
                 stream.seek(record.offset + record.id_offset)
                 custom_id = stream.read(record.id_length)
+                if len(custom_id) != record.id_length:
+                    raise BlobMissing(f"{batch.input_key}: it ends within line {record.line}")
                 text = unanswered(result_id(batch.id, record.line), custom_id, rest.code, rest.message)
                 found[index] = Result(index=index, succeeded=False, attempts=0, text=text)
     return found

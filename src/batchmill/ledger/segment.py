@@ -17,9 +17,10 @@ class DamagedSegment(Exception):  # noqa: N818 - it states what is so
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What a Request became: `text` is its line of the output file (if `succeeded`) or of the error file, with its line end.
+    """What a Request became.
 
-    `index` is its place in the Slice, `attempts` the number of sends it took.
+    `text` is its line of the output file (if `succeeded`) or of the error file, with its line end; `index` its place
+    in the Slice; `attempts` the number of sends that it took, 0 if it was never answered.
     """
 
     index: int

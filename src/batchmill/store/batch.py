@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, and_, func, insert, or_, select, true, update
+from sqlalchemy import ColumnElement, Row, func, insert, or_, select, true, update
 
 from batchmill.spec.objects import BatchObject, Counts, LineError, Usage
 from batchmill.spec.states import FINAL, STAMP, Event, Status, next_status
@@ -54,7 +54,7 @@ def insert_batch(tx: Transaction, added: Batch) -> None:
             completion_window=facts.completion_window,
             metadata=None if facts.metadata is None else msgspec.json.encode(facts.metadata).decode(),
             output_expires_after=added.output_expires_after,
-            status=facts.status.value,
+            status=Status.VALIDATING.value,
             created_at=facts.created_at,
             expires_at=facts.expires_at,
         )
@@ -105,8 +105,8 @@ def advance(
     expected = [batch.c.id == batch_id, batch.c.status == status.value]
     if epoch is not None:
         expected.append(batch.c.epoch == epoch)
-    changed: dict[str, object] = {"status": target.value, **(values or {})}
-    if target is not status and target in STAMP:
+    changed: dict[str, object] = {**(values or {}), "status": target.value}
+    if target is not status:
         changed[STAMP[target]] = now
     return tx.connection.execute(update(batch).where(*expected).values(changed)).rowcount == 1
 
@@ -126,7 +126,7 @@ def claim_batch(
         .where(batch.c.status.in_([s.value for s in statuses]), free, true() if ready is None else ready)
         .order_by(batch.c.id)
         .limit(1)
-        .with_for_update(skip_locked=True)
+        .with_for_update(skip_locked=True, key_share=True)  # another row's foreign key does not hide the batch
         .scalar_subquery()
     )
     taken = (
@@ -151,9 +151,8 @@ def is_settled(tx: Transaction, *, now: int, grace: int) -> ColumnElement[bool]:
 
 def release_batch(tx: Transaction, *, batch_id: str, epoch: int) -> bool:
     """Give a batch's lease back; False if it was lost already."""
-    mine = and_(batch.c.id == batch_id, batch.c.epoch == epoch)
-    done = tx.connection.execute(update(batch).where(mine).values(owner=None, lease_until=None))
-    return done.rowcount == 1
+    mine = update(batch).where(batch.c.id == batch_id, batch.c.epoch == epoch)
+    return tx.connection.execute(mine.values(owner=None, lease_until=None)).rowcount == 1
 
 
 def statuses_of(tx: Transaction, *, batch_ids: Sequence[str]) -> Mapping[str, Status]:
@@ -190,7 +189,10 @@ class Progress:
 def record_progress(
     tx: Transaction, *, batch_id: str, completed: int, failed: int, closed_slices: int, usage: Usage
 ) -> Progress:
-    """Count the Results of one group commit: the last statement of its transaction."""
+    """Count the Results of one group commit, at the end of its transaction: the row is the busiest of all.
+
+    Several batches of one commit are counted in the order of their ids, or two workers would wait for each other.
+    """
     counted = (
         update(batch)
         .where(batch.c.id == batch_id)
@@ -229,9 +231,13 @@ def finished_uncleared(tx: Transaction, *, limit: int) -> Sequence[Batch]:
     return [_batch(row) for row in rows]
 
 
-def clear_batch(tx: Transaction, *, batch_id: str) -> None:
-    """Let a final batch refer to its input and its Plan no more."""
-    tx.connection.execute(update(batch).where(batch.c.id == batch_id).values(input_key=None, plan_key=None))
+def clear_batch(tx: Transaction, *, batch_id: str) -> bool:
+    """Let a final batch refer to its input and its Plan no more; False if another Sweeper did that already.
+
+    Only whoever gets True may drop the references: dropped twice, they would be someone else's.
+    """
+    uncleared = update(batch).where(batch.c.id == batch_id, batch.c.input_key.is_not(None))
+    return tx.connection.execute(uncleared.values(input_key=None, plan_key=None)).rowcount == 1
 
 
 def _batch(row: Row[tuple[object, ...]]) -> Batch:

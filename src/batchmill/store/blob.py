@@ -6,42 +6,26 @@ its bytes are removed. Each move names the state it leaves, so a late commit fai
 
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import case, delete, insert, select, update
 
 from batchmill.store.database import Transaction
 from batchmill.store.tables import blob
 
 
 class BlobGone(Exception):  # noqa: N818 - it states what happened
-    """The bytes were given up while they were being written: the writer came too late."""
+    """The bytes were given up, or never announced: whoever wants to write or refer to them comes too late."""
 
 
 def insert_writing(tx: Transaction, *, key: str, organisation_id: str, now: int) -> None:
     """Announce bytes that are about to be written."""
-    _insert(tx, key=key, organisation_id=organisation_id, state="writing", size=0, sha256=None, refs=0, now=now)
+    row = {"key": key, "organisation_id": organisation_id, "state": "writing", "bytes": 0, "refs": 0, "created_at": now}
+    tx.connection.execute(insert(blob).values(row))
 
 
 def insert_ready(tx: Transaction, *, key: str, organisation_id: str | None, size: int, refs: int, now: int) -> None:
     """Add bytes that are durable already: a group commit's."""
-    _insert(tx, key=key, organisation_id=organisation_id, state="ready", size=size, sha256=None, refs=refs, now=now)
-
-
-def _insert(
-    tx: Transaction,
-    *,
-    key: str,
-    organisation_id: str | None,
-    state: str,
-    size: int,
-    sha256: str | None,
-    refs: int,
-    now: int,
-) -> None:
-    tx.connection.execute(
-        insert(blob).values(
-            key=key, organisation_id=organisation_id, state=state, bytes=size, sha256=sha256, refs=refs, created_at=now
-        )
-    )
+    row = {"key": key, "organisation_id": organisation_id, "state": "ready", "bytes": size, "refs": refs}
+    tx.connection.execute(insert(blob).values(row | {"created_at": now}))
 
 
 def publish_blob(tx: Transaction, *, key: str, size: int, sha256: str) -> None:
@@ -73,11 +57,15 @@ def refer(tx: Transaction, *, key: str) -> None:
 
 
 def drop_refs(tx: Transaction, *, key: str, count: int = 1) -> None:
-    """Drop references; the last one dooms the blob in the same statement's transaction."""
-    tx.connection.execute(update(blob).where(blob.c.key == key).values(refs=blob.c.refs - count))
-    tx.connection.execute(
-        update(blob).where(blob.c.key == key, blob.c.state == "ready", blob.c.refs == 0).values(state="doomed")
-    )
+    """Drop references; the last one dooms the blob in the same statement.
+
+    Raises:
+        BlobGone: nothing referred to it any more: somebody dropped what was not theirs.
+    """
+    state = case((blob.c.refs == count, "doomed"), else_=blob.c.state)
+    ready = update(blob).where(blob.c.key == key, blob.c.state == "ready", blob.c.refs >= count)
+    if tx.connection.execute(ready.values(refs=blob.c.refs - count, state=state)).rowcount != 1:
+        raise BlobGone(key)
 
 
 def doom_blob(tx: Transaction, *, key: str) -> bool:

@@ -6,21 +6,36 @@ in one took the other process's write p99 from 19 ms to 1 s (design, "SQLite").
 """
 
 import asyncio
-from collections.abc import Callable
+import sqlite3
+import time
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Engine, Float, cast, create_engine, event, extract, func, literal
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import QueuePool
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    Float,
+    cast,
+    create_engine,
+    event,
+    extract,
+    func,
+    literal,
+    make_url,
+)
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from batchmill.clock import Clock
 
 T = TypeVar("T")
 
 _BUSY_SECONDS = 30.0  # how long a writer waits for the other process's transaction; ours take milliseconds
+_BUSY_LOOK_SECONDS = 0.02
 _READERS = 4
 
 
@@ -40,10 +55,13 @@ Statements = Callable[[Transaction], T]
 
 
 class Database(Protocol):
-    """Where the rows are."""
+    """Where the rows are.
+
+    What was begun is carried through although the caller is cancelled: a transaction under way still commits.
+    """
 
     async def read(self, statements: Statements[T]) -> T:
-        """Run statements that only read, on a snapshot of their own."""
+        """Run statements on one snapshot; the database refuses any that writes."""
         ...
 
     async def write(self, statements: Statements[T], *, before: Callable[[], None] | None = None) -> T:
@@ -65,8 +83,8 @@ class SqliteDatabase:
         self._clock = clock
         self._writing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite-writer")
         self._reading = ThreadPoolExecutor(max_workers=_READERS, thread_name_prefix="sqlite-reader")
-        self._writer = _sqlite_engine(path, size=1, begin="BEGIN IMMEDIATE")
-        self._reader = _sqlite_engine(path, size=_READERS, begin="BEGIN")
+        self._writer = _sqlite_engine(path, size=1, writes=True)
+        self._reader = _sqlite_engine(path, size=_READERS, writes=False)
 
     async def read(self, statements: Statements[T]) -> T:
         """See `Database`."""
@@ -95,7 +113,6 @@ class SqliteDatabase:
 
     @staticmethod
     async def _run(pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
-        # Shielded: a cancelled caller must not make anyone believe that a transaction under way did not happen.
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(pool, call))
 
 
@@ -104,49 +121,84 @@ class PostgresDatabase:
 
     def __init__(self, *, url: str) -> None:
         self._engine = create_async_engine(
-            url, connect_args={"server_settings": {"synchronous_commit": "on", "lock_timeout": "3s"}}
+            make_url(url).set(drivername="postgresql+asyncpg"),
+            hide_parameters=True,
+            pool_pre_ping=True,  # after a restart of the database the old connections are replaced, not tried
+            connect_args={"server_settings": {"synchronous_commit": "on", "lock_timeout": "3s"}},
         )
+        self._reader = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         self._lease_now = cast(extract("epoch", func.clock_timestamp()), Float)
+        self._under_way: set[asyncio.Future[Any]] = set()
 
     async def read(self, statements: Statements[T]) -> T:
         """See `Database`."""
-        return await self._transact(statements)
+        return await self._run(self._transact(self._reader, statements))
 
     async def write(self, statements: Statements[T], *, before: Callable[[], None] | None = None) -> T:
         """See `Database`."""
-        if before is not None:
-            await asyncio.to_thread(before)
-        return await self._transact(statements)
+
+        async def in_order() -> T:
+            if before is not None:
+                await asyncio.to_thread(before)
+            return await self._transact(self._engine, statements)
+
+        return await self._run(in_order())
 
     async def close(self) -> None:
         """See `Database`."""
+        if self._under_way:
+            await asyncio.wait(self._under_way)
         await self._engine.dispose()
 
-    async def _transact(self, statements: Statements[T]) -> T:
-        async with self._engine.begin() as connection:
+    async def _transact(self, engine: AsyncEngine, statements: Statements[T]) -> T:
+        async with engine.begin() as connection:
             return await connection.run_sync(
                 lambda inner: statements(Transaction(connection=inner, lease_now=self._lease_now))
             )
 
+    async def _run(self, call: Coroutine[Any, Any, T]) -> T:
+        running = asyncio.ensure_future(call)
+        self._under_way.add(running)
+        running.add_done_callback(self._under_way.discard)
+        return await asyncio.shield(running)
 
-def _sqlite_engine(path: Path, *, size: int, begin: str) -> Engine:
+
+def _sqlite_engine(path: Path, *, size: int, writes: bool) -> Engine:
     engine = create_engine(
-        f"sqlite:///{path}",
-        poolclass=QueuePool,
+        URL.create("sqlite", database=str(path)),
         pool_size=size,
         max_overflow=0,
-        connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False},
+        hide_parameters=True,  # filenames and metadata are not for logs
+        connect_args={"timeout": _BUSY_SECONDS},
     )
 
-    def on_connect(connection: Any, _record: object) -> None:  # noqa: ANN401 - the driver's own connection
-        connection.isolation_level = None  # the driver begins nothing by itself: `begin` below does
-        connection.execute("PRAGMA journal_mode=WAL")
+    def on_connect(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None  # the driver begins nothing by itself: `on_begin` does
+        mode = _enter_wal(connection)
+        if mode != "wal":
+            raise sqlite3.OperationalError(f"{path}: this filesystem gives SQLite no write-ahead log, only {mode!r}")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute(f"PRAGMA query_only={'OFF' if writes else 'ON'}")
 
     def on_begin(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
+        # A deferred transaction that reads and then writes fails at once, whatever the busy timeout.
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     event.listen(engine, "connect", on_connect)
     event.listen(engine, "begin", on_begin)
     return engine
+
+
+def _enter_wal(connection: sqlite3.Connection) -> str:
+    """Switch to the write-ahead log and return the mode. SQLite does not wait for another's switch, so this does."""
+    until = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        except sqlite3.OperationalError as fault:
+            if fault.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                raise
+            time.sleep(_BUSY_LOOK_SECONDS)
+        else:
+            return str(mode)

@@ -27,7 +27,9 @@ def migrate(tx: Transaction) -> None:
         NewerDatabase: its revision is unknown here.
     """
     if tx.connection.dialect.name == "postgresql":
+        tx.connection.execute(text("SET LOCAL lock_timeout = 0"))  # the other process may need its time
         tx.connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        tx.connection.execute(text("SET LOCAL lock_timeout TO DEFAULT"))
     script = ScriptDirectory.from_config(_config())
     current = MigrationContext.configure(tx.connection).get_current_revision()
     if current is not None and current not in {revision.revision for revision in script.walk_revisions()}:

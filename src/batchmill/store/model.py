@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import Table, delete, select
+from sqlalchemy.dialects import postgresql, sqlite
 
 from batchmill.store.database import Transaction
 from batchmill.store.tables import backend, model
@@ -24,7 +25,7 @@ def add_models(tx: Transaction, *, names: Iterable[str], now: int) -> tuple[str,
     known = {name for name, _ in list_models(tx)}
     new = tuple(dict.fromkeys(name for name in names if name not in known))
     for name in new:
-        tx.connection.execute(insert(model).values(name=name, created_at=now))
+        tx.connection.execute(_insert(tx, model).values(name=name, created_at=now).on_conflict_do_nothing())
     return new
 
 
@@ -36,9 +37,8 @@ def list_models(tx: Transaction) -> Sequence[tuple[str, int]]:
 def save_backend(tx: Transaction, state: BackendState) -> None:
     """Keep how a backend is now."""
     values = {"well": state.well, "reason": state.reason, "since": state.since}
-    done = tx.connection.execute(update(backend).where(backend.c.name == state.name).values(values))
-    if done.rowcount == 0:
-        tx.connection.execute(insert(backend).values(name=state.name, **values))
+    added = _insert(tx, backend).values(name=state.name, **values)
+    tx.connection.execute(added.on_conflict_do_update(index_elements=[backend.c.name], set_=values))
 
 
 def keep_backends(tx: Transaction, *, names: Iterable[str]) -> None:
@@ -50,3 +50,10 @@ def list_backends(tx: Transaction) -> Sequence[BackendState]:
     """Return how each backend was when it was last heard of."""
     rows = tx.connection.execute(select(backend).order_by(backend.c.name))
     return [BackendState(name=r.name, well=r.well, reason=r.reason, since=r.since) for r in rows]
+
+
+def _insert(tx: Transaction, table: Table) -> postgresql.Insert | sqlite.Insert:
+    """Return an insert that can say what to do with a row that is there: several workers learn the same at once."""
+    if tx.connection.dialect.name == "postgresql":
+        return postgresql.insert(table)
+    return sqlite.insert(table)

@@ -3,20 +3,23 @@
 The fence is inside each writing statement: `epoch` counts the claims of a Slice, and only the last one may write.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Row, delete, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, delete, exists, insert, or_, select, update
 
 from batchmill.schedule.choose import Candidate
 from batchmill.spec.states import Status
 from batchmill.store.database import Transaction
 from batchmill.store.tables import batch, segment, slice_
 
+Bitmap = bytes  # a bit a line: bit `i % 8` of byte `i // 8` is a Slice's i-th line
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
-    """A range of a batch's Plan. `done` is a bitmap: bit `i % 8` of byte `i // 8` is the Slice's i-th line."""
+    """A range of a batch's Plan, and which of its lines are done."""
 
     batch_id: str
     organisation_id: str
@@ -25,7 +28,7 @@ class Slice:
     first: int
     lines: int
     bytes: int
-    done: bytes
+    done: Bitmap
     epoch: int
 
 
@@ -65,7 +68,7 @@ def insert_slices(tx: Transaction, slices: Iterable[Slice]) -> None:
 
 def list_candidates(tx: Transaction, *, models: Collection[str], limit: int) -> Sequence[Candidate]:
     """Return batches in progress that have a Slice for one of these models, the nearest deadline first."""
-    claimable = exists().where(slice_.c.batch_id == batch.c.id, *_claimable(tx, models))
+    claimable = exists().where(slice_.c.batch_id == batch.c.id, _claimable(tx, models))
     query = (
         select(batch.c.id, batch.c.organisation_id, batch.c.open_slices, batch.c.expires_at, batch.c.created_at)
         .where(batch.c.status == Status.IN_PROGRESS.value, claimable)
@@ -91,7 +94,7 @@ def claim_slice(
     running = exists().where(batch.c.id == batch_id, batch.c.status == Status.IN_PROGRESS.value)
     first = (
         select(slice_.c.ordinal)
-        .where(slice_.c.batch_id == batch_id, *_claimable(tx, models))
+        .where(slice_.c.batch_id == batch_id, _claimable(tx, models))
         .order_by(slice_.c.ordinal)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -99,7 +102,7 @@ def claim_slice(
     )
     taken = (
         update(slice_)
-        .where(slice_.c.batch_id == batch_id, slice_.c.ordinal == first, *_claimable(tx, models), running)
+        .where(slice_.c.batch_id == batch_id, slice_.c.ordinal == first, _claimable(tx, models), running)
         .values(owner=worker_id, epoch=slice_.c.epoch + 1, lease_until=tx.lease_now + lease)
         .returning(slice_)
     )
@@ -107,7 +110,7 @@ def claim_slice(
     return None if row is None else _slice(row)
 
 
-def record_done(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, done: bytes, closed: bool) -> bool:
+def record_done(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, done: Bitmap, closed: bool) -> bool:
     """Write which lines of a Slice are done, while the claim's fence stands; False if it fell.
 
     A closed Slice has no owner.
@@ -115,13 +118,13 @@ def record_done(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, don
     values: dict[str, object] = {"done": done}
     if closed:
         values |= {"open": False, "owner": None, "lease_until": None}
-    held = update(slice_).where(*_mine(batch_id, ordinal, epoch), slice_.c.open)
+    held = update(slice_).where(_mine(batch_id, ordinal, epoch), slice_.c.open)
     return tx.connection.execute(held.values(values)).rowcount == 1
 
 
 def release_slice(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int) -> bool:
     """Give a Slice back with its holes; False if it was lost already."""
-    mine = update(slice_).where(*_mine(batch_id, ordinal, epoch))
+    mine = update(slice_).where(_mine(batch_id, ordinal, epoch))
     return tx.connection.execute(mine.values(owner=None, lease_until=None)).rowcount == 1
 
 
@@ -179,20 +182,23 @@ def list_segments(tx: Transaction, *, batch_id: str) -> Sequence[Segment]:
 
 
 def delete_slices(tx: Transaction, *, batch_id: str) -> Sequence[tuple[str, int]]:
-    """Remove a final batch's Slices and Segments; return each blob they lay in with the references they held."""
-    held = select(segment.c.blob_key, func.count()).where(segment.c.batch_id == batch_id).group_by(segment.c.blob_key)
-    refs = [(key, int(count)) for key, count in tx.connection.execute(held)]
-    tx.connection.execute(delete(segment).where(segment.c.batch_id == batch_id))
+    """Remove a final batch's Slices and Segments; return each blob they lay in with the references they held.
+
+    Counted is what this very statement removed: of two Sweepers at the same batch one finds nothing.
+    """
+    gone = delete(segment).where(segment.c.batch_id == batch_id).returning(segment.c.blob_key)
+    refs = Counter(tx.connection.execute(gone).scalars())
     tx.connection.execute(delete(slice_).where(slice_.c.batch_id == batch_id))
-    return refs
+    return sorted(refs.items())
 
 
-def _claimable(tx: Transaction, models: Collection[str]) -> tuple[object, ...]:
-    return (slice_.c.open, slice_.c.model.in_(models), or_(slice_.c.owner.is_(None), slice_.c.lease_until < tx.lease_now))
+def _claimable(tx: Transaction, models: Collection[str]) -> ColumnElement[bool]:
+    free = or_(slice_.c.owner.is_(None), slice_.c.lease_until < tx.lease_now)
+    return and_(slice_.c.open, slice_.c.model.in_(models), free)
 
 
-def _mine(batch_id: str, ordinal: int, epoch: int) -> tuple[object, ...]:
-    return (slice_.c.batch_id == batch_id, slice_.c.ordinal == ordinal, slice_.c.epoch == epoch)
+def _mine(batch_id: str, ordinal: int, epoch: int) -> ColumnElement[bool]:
+    return and_(slice_.c.batch_id == batch_id, slice_.c.ordinal == ordinal, slice_.c.epoch == epoch)
 
 
 def _slice(row: Row[tuple[object, ...]]) -> Slice:

@@ -128,9 +128,14 @@ batch = Table(
     Column("lease_until", Float),
     CheckConstraint(f"status IN ({', '.join(repr(s.value) for s in Status)})", name="status"),
     CheckConstraint("completed + failed <= total", name="counts"),
+    CheckConstraint("open_slices >= 0", name="open_slices"),
     Index("ix_batch_organisation", "organisation_id", "id"),
     Index("ix_batch_status", "status", "expires_at"),
+    Index("ix_batch_owner", "owner"),
 )
+# What still has something to let go of: without it every sweep would look at all batches that ever were.
+_uncleared = batch.c.input_key.is_not(None)
+Index("ix_batch_uncleared", batch.c.status, sqlite_where=_uncleared, postgresql_where=_uncleared)
 
 slice_ = Table(
     "slice",
@@ -148,7 +153,7 @@ slice_ = Table(
     Column("epoch", Integer, nullable=False, server_default="0"),
     Column("lease_until", Float),
     PrimaryKeyConstraint("batch_id", "ordinal"),
-    Index("ix_slice_open", "batch_id", "open", "owner"),
+    Index("ix_slice_open", "batch_id", "open", "ordinal"),  # a claim takes the first open one
     Index("ix_slice_owner", "owner"),
 )
 

@@ -1,1 +1,1 @@
-"""The versions of the tables, oldest first; one file a version."""
+"""How the tables came to be, for Alembic."""

@@ -87,15 +87,26 @@ def upgrade() -> None:
         sa.Column("epoch", sa.Integer(), server_default="0", nullable=False),
         sa.Column("lease_until", sa.Float(), nullable=True),
         sa.CheckConstraint(
-            "status IN ('validating', 'failed', 'in_progress', 'finalizing', 'completed', 'expired', 'cancelling', 'cancelled')",
+            "status IN ('validating', 'failed', 'in_progress', 'finalizing', "
+            "'completed', 'expired', 'cancelling', 'cancelled')",
             name=op.f("ck_batch_status"),
         ),
         sa.CheckConstraint("completed + failed <= total", name=op.f("ck_batch_counts")),
+        sa.CheckConstraint("open_slices >= 0", name=op.f("ck_batch_open_slices")),
         sa.ForeignKeyConstraint(["organisation_id"], ["organisation.id"], name=op.f("fk_batch_organisation_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_batch")),
     )
     op.create_index("ix_batch_organisation", "batch", ["organisation_id", "id"], unique=False)
+    op.create_index("ix_batch_owner", "batch", ["owner"], unique=False)
     op.create_index("ix_batch_status", "batch", ["status", "expires_at"], unique=False)
+    op.create_index(
+        "ix_batch_uncleared",
+        "batch",
+        ["status"],
+        unique=False,
+        sqlite_where=sa.text("input_key IS NOT NULL"),
+        postgresql_where=sa.text("input_key IS NOT NULL"),
+    )
     op.create_table(
         "blob",
         sa.Column("key", sa.String(), nullable=False),
@@ -162,5 +173,5 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["organisation_id"], ["organisation.id"], name=op.f("fk_slice_organisation_id")),
         sa.PrimaryKeyConstraint("batch_id", "ordinal", name=op.f("pk_slice")),
     )
-    op.create_index("ix_slice_open", "slice", ["batch_id", "open", "owner"], unique=False)
+    op.create_index("ix_slice_open", "slice", ["batch_id", "open", "ordinal"], unique=False)
     op.create_index("ix_slice_owner", "slice", ["owner"], unique=False)

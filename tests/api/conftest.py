@@ -1,0 +1,48 @@
+"""What the tests of the API start with."""
+
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from api.served import Served, Tenant
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Run one API for all tests; each has an organisation of its own."""
+    with closing(Served(tmp_path_factory.mktemp("api"))) as served:
+        yield served
+
+
+@pytest.fixture(autouse=True)
+def logged() -> Iterator[list[MutableMapping[str, Any]]]:
+    """Collect what the server logs during a test."""
+    with capture_logs() as entries:
+        yield entries
+
+
+@pytest.fixture
+def tenant(served: Served) -> Tenant:
+    """Make a new organisation."""
+    return served.tenant()
+
+
+@pytest.fixture
+def other(served: Served) -> Tenant:
+    """Make another organisation."""
+    return served.tenant()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    """Run an API with settings of a test's own; the arguments are those of `Served`."""
+    with ExitStack() as stack:
+
+        def start(**settings: object) -> Served:
+            return stack.enter_context(closing(Served(tmp_path, **settings)))
+
+        yield start

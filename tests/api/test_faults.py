@@ -1,0 +1,129 @@
+from collections.abc import Callable, MutableMapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+
+from api.served import LINE, Answer, Served, Tenant, file_part, text_part
+from batchmill.blobs.blobs import Written
+from batchmill.blobs.disk import DiskBlobs
+from batchmill.spec.ids import mint_key
+
+BATCH = text_part("purpose", "batch")
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v1/file", "/v1/files/", "//v1/files", "/v1/batches/a/b", "/v1/files/a/content/", "/metrics"]
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_unknown_route_is_a_404_in_the_envelope(tenant: Tenant, method: str, path: str) -> None:
+    """A path that is nobody's is a 404, never a redirect."""
+    assert tenant.call(method, path).error == (404, "resource_not_found_error", None, "unknown_url")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/v1/files", "GET, POST"),
+        ("DELETE", "/v1/files", "GET, POST"),
+        ("PATCH", "/v1/files/x", "DELETE, GET"),
+        ("POST", "/v1/files/x/content", "GET"),
+        ("PUT", "/v1/batches", "GET, POST"),
+        ("DELETE", "/v1/batches/x", "GET"),
+        ("GET", "/v1/batches/x/cancel", "POST"),
+        ("POST", "/v1/models", "GET"),
+        ("OPTIONS", "/v1/batches", "GET, POST"),
+        ("POST", "/healthz", "GET"),
+    ],
+)
+def test_a_wrong_method_is_a_405_that_names_the_right_ones(
+    tenant: Tenant, method: str, path: str, allowed: str
+) -> None:
+    """`Allow` lists every method of the path, whichever route comes first."""
+    answer = tenant.call(method, path)
+    assert answer.error == (405, "invalid_request_error", None, "method_not_allowed")
+    assert answer.headers["allow"] == allowed
+
+
+def test_head_is_no_get(tenant: Tenant) -> None:
+    """HEAD is a 405 without a body."""
+    assert tenant.call("HEAD", "/v1/files").status == 405
+
+
+def test_a_fault_of_ours_is_a_500_in_the_envelope(tenant: Tenant, logged: list[MutableMapping[str, Any]]) -> None:
+    """When a file's bytes are gone, the answer says only that it is our fault; its id leads to the log entry."""
+    made = tenant.upload()
+    [key] = tenant.blobs()
+    tenant.served.blobs.delete(key)
+    answer = tenant.call("GET", f"/v1/files/{made['id']}/content")
+    assert answer.error == (500, "server_error", None, "internal_error")
+    assert key not in answer.body.decode()
+    [entry] = logged
+    assert (entry["event"], entry["exc_info"]) == ("request failed", True)
+    assert entry["request_id"] == answer.headers["x-request-id"]
+
+
+def test_a_database_that_is_away_is_a_503(serve: Callable[..., Served]) -> None:
+    """Without its tables the API asks for a later retry, on every route."""
+    served = serve(migrated=False)
+    for method, path in (("GET", "/v1/files"), ("POST", "/v1/batches"), ("GET", "/v1/models")):
+        answer = served.call(method, path, Authorization=f"Bearer {mint_key()}")
+        assert answer.error == (503, "server_unavailable", None, "unavailable")
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
+    assert served.call("GET", "/healthz").status == 200
+
+
+class FullDisk(DiskBlobs):
+    """Blobs whose bytes go to the device that is always full."""
+
+    def writer(self, key: str) -> "FullWriter":
+        """See `Blobs`."""
+        assert key
+        return FullWriter(Path("/dev/full").open("wb", buffering=0))
+
+
+class FullWriter:
+    """Bytes on their way to /dev/full."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def write(self, data: bytes | memoryview) -> None:
+        """See `BlobWriter`."""
+        self._stream.write(data)
+
+    def finish(self) -> Written:
+        """See `BlobWriter`."""
+        raise AssertionError("nothing was written")
+
+    def discard(self) -> None:
+        """See `BlobWriter`."""
+        self._stream.close()
+
+
+def check_full(answer: Answer) -> None:
+    """Assert that an upload was a 507 that no client sends again at once."""
+    assert answer.error == (507, "insufficient_storage", None, "insufficient_storage")
+    assert 1 <= int(answer.headers["retry-after"]) <= 60
+    assert answer.headers["x-should-retry"] == "false"
+
+
+def test_a_full_disk_is_a_507(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """An upload that the kernel has no space for is refused; there is no File, and its row is doomed."""
+    tenant = serve(blobs=FullDisk(folder=tmp_path / "full")).tenant()
+    check_full(tenant.send_form(BATCH, file_part(LINE)))
+    assert tenant.call("GET", "/v1/files").json["data"] == []
+    assert list(tenant.blobs().values()) == [("doomed", 0)]
+
+
+def test_a_full_database_is_a_507(serve: Callable[..., Served]) -> None:
+    """The same where the database may not grow any more: files are taken until its pages are full."""
+    served = serve()
+    tenant = served.tenant()
+    served.rows(lambda tx: tx.connection.exec_driver_sql("PRAGMA max_page_count = 1"))  # no more than there are
+    taken = 0
+    while (answer := tenant.send_form(BATCH, file_part(LINE))).status == 200:
+        taken += 1
+    check_full(answer)
+    assert len(tenant.call("GET", "/v1/files").json["data"]) == taken
+    assert len(tenant.bytes_on_disk()) == taken

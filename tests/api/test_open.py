@@ -1,0 +1,69 @@
+from collections.abc import Callable
+
+from api.served import Served
+from batchmill.store.model import BackendState, save_backend
+from batchmill.store.worker import insert_worker
+
+
+def test_the_documents_need_no_key(served: Served) -> None:
+    """The OpenAPI document and its page are for everyone."""
+    assert served.call("GET", "/docs").status == 200
+    document = served.call("GET", "/openapi.json").json
+    operations = {
+        f"{method.upper()} {path}": operation
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+    assert {name for name in operations if "/v1/" in name} == {
+        "POST /v1/files",
+        "GET /v1/files",
+        "GET /v1/files/{file_id}",
+        "DELETE /v1/files/{file_id}",
+        "GET /v1/files/{file_id}/content",
+        "POST /v1/batches",
+        "GET /v1/batches",
+        "GET /v1/batches/{batch_id}",
+        "POST /v1/batches/{batch_id}/cancel",
+        "GET /v1/models",
+        "GET /v1/models/{name}",
+    }
+    assert "multipart/form-data" in operations["POST /v1/files"]["requestBody"]["content"]
+    assert "application/json" in operations["POST /v1/batches"]["requestBody"]["content"]
+    for name, operation in operations.items():
+        assert operation["summary"]
+        assert operation["description"]
+        assert "422" not in operation["responses"]
+        assert ("security" in operation) == ("/v1/" in name)
+
+
+def test_a_living_process_says_so(served: Served) -> None:
+    """`/healthz` needs no key and no database."""
+    assert served.call("GET", "/healthz").json == {"status": "ok"}
+
+
+def test_readiness_names_what_is_missing(serve: Callable[..., Served]) -> None:
+    """`/readyz` is a 503 with a reason for each part that is not ready, and a 200 when all are."""
+    served = serve()
+
+    def reasons() -> tuple[bool, dict[str, str | None]]:
+        facts = served.call("GET", "/readyz").json
+        return facts["ready"], {name: check["reason"] for name, check in facts["checks"].items()}
+
+    ready, missing = reasons()
+    assert not ready
+    assert {name for name, reason in missing.items() if reason} == {"worker", "backends"}
+    served.rows(lambda tx: insert_worker(tx, worker_id="worker_1", lease=60.0, now=1))
+    unwell = BackendState(name="echo", well=False, reason="it does not answer", since=1)
+    served.rows(lambda tx: save_backend(tx, unwell))
+    assert reasons() == (
+        False,
+        {"database": None, "blobs": None, "worker": None, "backends": "echo: it does not answer"},
+    )
+    served.rows(lambda tx: save_backend(tx, BackendState(name="echo", well=True, reason=None, since=2)))
+    assert reasons()[0]
+
+
+def test_a_database_without_tables_is_not_ready(serve: Callable[..., Served]) -> None:
+    """`/readyz` says so instead of failing."""
+    facts = serve(migrated=False).call("GET", "/readyz").json
+    assert facts["checks"] == {"database": {"ready": False, "reason": "the database does not answer"}}

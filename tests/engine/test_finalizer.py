@@ -1,0 +1,75 @@
+"""The Finalizer: both files in input order, whoever dies or is faster."""
+
+from batchmill.spec.states import Status
+from engine.mill import LEASE, Mill, lines
+from fakeclock import settle
+
+
+async def _closing(mill: Mill) -> str:
+    hand = mill.hand(mill.echo())
+    batch_id = await mill.batch(lines(5))
+    await hand.scout.step()
+    await hand.validator.step()
+    await mill.turn(hand, seconds=1)
+    assert await mill.status(batch_id) is Status.FINALIZING
+    return batch_id
+
+
+async def test_a_second_finalizer_starts_again(mill: Mill) -> None:
+    """A Finalizer that died after it wrote its files is followed by another; only the second's bytes stay."""
+    batch_id = await _closing(mill)
+    dead, heir = mill.hand(mill.echo()).finalizer, mill.hand(mill.echo()).finalizer
+    closing = await mill.database.write(dead._claim)
+    assert closing is not None
+    files, late = dead._write_files(closing)
+    assert not await heir.step()
+    await mill.clock.advance(LEASE + 1)
+    assert await heir.step()
+    assert await mill.status(batch_id) is Status.COMPLETED
+    assert not await mill.database.write(lambda tx: dead._seal(tx, closing.batch, files, late=late > 0))
+    assert len(await mill.results(batch_id)) == 5
+
+
+async def test_a_cancel_beats_a_finalizer(mill: Mill) -> None:
+    """A cancel while the files are written ends as cancelled, and every result is kept."""
+    batch_id = await _closing(mill)
+    finalizer = mill.hand(mill.echo()).finalizer
+    closing = await mill.database.write(finalizer._claim)
+    assert closing is not None
+    files, late = finalizer._write_files(closing)
+    await mill.cancel(batch_id)
+    assert not await mill.database.write(lambda tx: finalizer._seal(tx, closing.batch, files, late=late > 0))
+    assert await finalizer.step()
+    assert await mill.status(batch_id) is Status.CANCELLED
+    assert len(await mill.results(batch_id)) == 5
+
+
+async def test_a_runner_that_does_not_let_go_is_fenced(mill: Mill) -> None:
+    """Thirty seconds after a cancel the Finalizer takes the Slices that a runner still holds."""
+    hand = mill.hand(mill.echo(latency=1000.0))
+    batch_id = await mill.batch(lines(5))
+    await hand.scout.step()
+    await hand.validator.step()
+    await hand.runner.step()
+    await settle()
+    await mill.cancel(batch_id)
+    assert not await hand.finalizer.step()
+    for _ in range(4):
+        await mill.renew(hand)  # alive, but it does not look at its batches
+        await mill.clock.advance(8)
+    assert await hand.finalizer.step()
+    assert await mill.status(batch_id) is Status.CANCELLED
+    assert (await mill.look(batch_id)).object.counts.failed == 5
+
+
+async def test_result_files_may_expire(mill: Mill) -> None:
+    """`output_expires_after` counts from the result file's own creation, and the Sweeper removes it then."""
+    hand = mill.hand(mill.echo())
+    batch_id = await mill.batch(lines(2), output_expires_after=3600)
+    assert await mill.finish(hand, batch_id) is Status.COMPLETED
+    assert len(await mill.results(batch_id)) == 2
+    await mill.clock.advance(3601)
+    for _ in range(3):
+        await mill.sweeper.step()
+    left = [key for key in mill.blobs.keys(before=float("inf")) if "output" in key]
+    assert left == []

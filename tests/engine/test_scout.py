@@ -1,0 +1,45 @@
+"""The Scout: what backends serve, and how they are."""
+
+from aiohttp import web
+from aiohttp.test_utils import TestServer, unused_port
+
+from batchmill.backends.http import HttpBackend
+from batchmill.backends.transport import AiohttpTransport
+from batchmill.store.model import list_backends, list_models
+from engine.mill import Mill
+
+
+async def test_a_backend_that_comes_later_is_found(mill: Mill) -> None:
+    """A backend that is away at first has a row that says why; when it comes, its models are known."""
+
+    async def models(_request: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "late"}]})
+
+    app = web.Application()
+    app.add_routes([web.get("/v1/models", models)])
+    port = unused_port()
+    transport = AiohttpTransport(clock=mill.clock, max_reply_bytes=1 << 20)
+    backend = HttpBackend(url=f"http://127.0.0.1:{port}/v1", transport=transport, deadline=5)
+    scout = mill.hand(backend).scout
+    await scout.step()
+    (state,) = await mill.database.read(list_backends)
+    assert not state.well
+    assert state.reason is not None
+    async with TestServer(app, port=port):
+        await mill.clock.advance(10)
+        await scout.step()
+    (state,) = await mill.database.read(list_backends)
+    assert state.well
+    assert [name for name, _ in await mill.database.read(list_models)] == ["late"]
+    await backend.close()
+
+
+async def test_backends_taken_out_are_forgotten(mill: Mill) -> None:
+    """The rows of backends that are no longer configured go; the models they served stay known."""
+    await mill.hand(mill.echo(models=("a",))).scout.step()
+    transport = AiohttpTransport(clock=mill.clock, max_reply_bytes=1 << 20)
+    other = HttpBackend(url=f"http://127.0.0.1:{unused_port()}/v1", transport=transport, deadline=5)
+    await mill.hand(other).scout.step()
+    assert [state.name for state in await mill.database.read(list_backends)] == [other.name]
+    assert [name for name, _ in await mill.database.read(list_models)] == ["a"]
+    await other.close()

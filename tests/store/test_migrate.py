@@ -1,0 +1,79 @@
+"""The tables as the migrations make them."""
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import CheckConstraint, inspect, text
+
+from batchmill.store.database import Database, Transaction
+from batchmill.store.migrate import NewerDatabase, migrate
+from batchmill.store.tables import metadata
+
+
+def differences(tx: Transaction) -> object:
+    """Return what alembic would change to make the database equal to `tables.py`."""
+    options = {"compare_type": True, "compare_server_default": True}
+    return compare_metadata(MigrationContext.configure(tx.connection, opts=options), metadata)
+
+
+def tables(tx: Transaction) -> set[str]:
+    """Return the names of all tables."""
+    return set(inspect(tx.connection).get_table_names())
+
+
+async def test_migrating_an_empty_database_gives_the_tables_of_the_code(empty_database: Database) -> None:
+    """After the migrations alembic finds no difference to `tables.py`."""
+    await empty_database.write(migrate)
+    assert await empty_database.read(tables) == {*metadata.tables, "alembic_version"}
+    assert await empty_database.read(differences) == []
+
+
+async def test_migrations_make_the_check_constraints_of_the_code(empty_database: Database) -> None:
+    """Every CHECK of `tables.py` is in the database, by name: alembic does not compare them."""
+
+    def checks(tx: Transaction) -> set[str]:
+        look = inspect(tx.connection)
+        return {str(check["name"]) for table in metadata.tables for check in look.get_check_constraints(table)}
+
+    await empty_database.write(migrate)
+    constraints = [constraint for table in metadata.tables.values() for constraint in table.constraints]
+    in_code = {str(constraint.name) for constraint in constraints if isinstance(constraint, CheckConstraint)}
+    assert "ck_batch_status" in in_code
+    assert await empty_database.read(checks) == in_code
+
+
+async def test_migrating_twice_changes_nothing(empty_database: Database) -> None:
+    """A second migration keeps the rows and the tables as they are."""
+    await empty_database.write(migrate)
+    await empty_database.write(
+        lambda tx: tx.connection.execute(text("INSERT INTO model (name, created_at) VALUES ('m', 1)"))
+    )
+    await empty_database.write(migrate)
+    assert await empty_database.read(differences) == []
+    assert await empty_database.read(lambda tx: tx.connection.scalar(text("SELECT count(*) FROM model"))) == 1
+
+
+async def test_a_newer_database_is_refused(empty_database: Database) -> None:
+    """A revision that this version does not know raises NewerDatabase and is left as it is."""
+    await empty_database.write(migrate)
+    await empty_database.write(
+        lambda tx: tx.connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    )
+    with pytest.raises(NewerDatabase, match="9999"):
+        await empty_database.write(migrate)
+    assert (
+        await empty_database.read(lambda tx: tx.connection.scalar(text("SELECT version_num FROM alembic_version")))
+        == "9999"
+    )
+
+
+async def test_a_migration_that_fails_leaves_nothing(empty_database: Database) -> None:
+    """All of a migration is one transaction: after a fault the database is as empty as before."""
+
+    def fail_at_the_end(tx: Transaction) -> None:
+        migrate(tx)
+        raise LookupError("power cut")
+
+    with pytest.raises(LookupError):
+        await empty_database.write(fail_at_the_end)
+    assert await empty_database.read(tables) == set()

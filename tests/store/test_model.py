@@ -1,0 +1,41 @@
+"""What is known of models and backends."""
+
+import asyncio
+
+from batchmill.store.database import Database, Transaction
+from batchmill.store.model import BackendState, add_models, keep_backends, list_backends, list_models, save_backend
+
+
+async def test_a_model_is_new_once(database: Database) -> None:
+    """Models are kept with the second in which they were first seen; only the new ones are returned."""
+    assert await database.write(lambda tx: add_models(tx, names=["b", "a", "b"], now=1)) == ("b", "a")
+    assert await database.write(lambda tx: add_models(tx, names=["a", "c"], now=2)) == ("c",)
+    assert await database.read(list_models) == [("a", 1), ("b", 1), ("c", 2)]
+
+
+async def test_a_backend_is_kept_as_it_is_now(database: Database) -> None:
+    """The last state that was saved stands; backends that the operator took out are forgotten."""
+    unwell = BackendState(name="x", well=False, reason="connection refused", since=1)
+    well = BackendState(name="x", well=True, reason=None, since=2)
+    await database.write(lambda tx: save_backend(tx, unwell))
+    assert await database.read(list_backends) == [unwell]
+
+    def statements(tx: Transaction) -> None:
+        save_backend(tx, well)
+        save_backend(tx, BackendState(name="y", well=True, reason=None, since=2))
+        keep_backends(tx, names=["x"])
+
+    await database.write(statements)
+    assert await database.read(list_backends) == [well]
+
+
+async def test_workers_that_start_together_learn_the_same(database: Database) -> None:
+    """Several workers that save the same new backend and models at the same time all succeed."""
+
+    def statements(tx: Transaction) -> None:
+        add_models(tx, names=["m"], now=1)
+        save_backend(tx, BackendState(name="x", well=True, reason=None, since=1))
+
+    await asyncio.gather(*(database.write(statements) for _ in range(6)))
+    assert await database.read(list_models) == [("m", 1)]
+    assert len(await database.read(list_backends)) == 1

@@ -1,0 +1,143 @@
+"""Settings: flags over environment over file, and every wrong one named."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from batchmill.settings import BackendSettings, BadSettings, Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the environment that the tests run in counts."""
+    for field in Settings.model_fields:
+        monkeypatch.delenv(f"BATCHMILL_{field.upper()}", raising=False)
+
+
+def _file(folder: Path, text: str) -> Path:
+    path = folder / "batchmill.toml"
+    path.write_text(text)
+    return path
+
+
+def test_nothing_needs_to_be_set() -> None:
+    """Without any setting it is one machine, Kimi's limits, and the built-in model."""
+    settings = load_settings({})
+    assert (settings.host, settings.port, settings.limits) == ("127.0.0.1", 8000, "kimi")
+    assert settings.data == Path("batchmill-data")
+    assert settings.backends == ()
+    assert (settings.lease, settings.drain) == (15.0, 30.0)
+
+
+def test_the_file_is_weakest_and_flags_are_strongest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting is taken from a flag, else from the environment, else from the file, each by itself."""
+    path = _file(tmp_path, 'host = "file"\nport = 1\nwindow = 1\n')
+    monkeypatch.setenv("BATCHMILL_PORT", "2")
+    monkeypatch.setenv("BATCHMILL_WINDOW", "2")
+    settings = load_settings({"settings": path, "window": 3})
+    assert (settings.host, settings.port, settings.window) == ("file", 2, 3)
+
+
+def test_the_environment_can_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`BATCHMILL_SETTINGS` names the file where no flag does."""
+    monkeypatch.setenv("BATCHMILL_SETTINGS", str(_file(tmp_path, "port = 1\n")))
+    assert load_settings({}).port == 1
+
+
+_TWO = (
+    BackendSettings(url="http://gpu-1:8000/v1", models=("a", "b")),
+    BackendSettings(url="https://gpu-2/v1"),
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'backend = ["http://gpu-1:8000/v1#a,b", "https://gpu-2/v1"]',
+        '[[backend]]\nurl = "http://gpu-1:8000/v1"\nmodels = ["a", "b"]\n[[backend]]\nurl = "https://gpu-2/v1"',
+    ],
+)
+def test_the_file_has_two_forms_for_backends(tmp_path: Path, text: str) -> None:
+    """A backend of the file is `URL#models` or a table."""
+    assert load_settings({"settings": _file(tmp_path, text)}).backends == _TWO
+
+
+def test_the_environment_holds_backends_with_spaces_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`BATCHMILL_BACKEND` holds any number of URLs."""
+    monkeypatch.setenv("BATCHMILL_BACKEND", "http://gpu-1:8000/v1#a,b  https://gpu-2/v1")
+    assert load_settings({}).backends == _TWO
+
+
+def test_flags_replace_the_backends_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backends of two sources are not mixed."""
+    monkeypatch.setenv("BATCHMILL_BACKEND", "http://other/v1")
+    assert load_settings({"backend": ["http://gpu-1:8000/v1#a,b", "https://gpu-2/v1"]}).backends == _TWO
+
+
+def test_each_backend_has_the_variable_of_its_key() -> None:
+    """The names of the keys' variables go with the backends in their order; - stands for none."""
+    settings = load_settings({"backend": ["http://gpu-1/v1", "http://gpu-2/v1"], "backend_key_env": ["-", "KEY_2"]})
+    assert [backend.key_env for backend in settings.backends] == [None, "KEY_2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30s", 30.0), ("2m", 120.0), ("1h", 3600.0), ("1500ms", 1.5), ("2.5", 2.5), ("0.5m", 30.0)]
+)
+def test_durations_are_read_with_their_units(text: str, seconds: float) -> None:
+    """A duration is a number with ms, s, m or h; a bare number is seconds."""
+    assert load_settings({"drain": text}).drain == seconds
+
+
+_WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"port": 65536}, "port: "),
+    ({"limits": "wide"}, "limits: "),
+    ({"drain": "0s"}, "drain: "),
+    ({"drain": "-1s"}, "drain: "),
+    ({"drain": "1 day"}, "drain: '1 day' is not a duration such as 30s or 2m"),
+    ({"lease": "0.5s"}, "lease: "),
+    ({"window": 0}, "window: "),
+    ({"backend": ["gpu-1:8000"]}, "backend.0.url: "),
+    ({"backend": ["http://gpu-1", "http:///v1"]}, "backend.1.url: "),
+    ({"backend": ["http://gpu-1"], "backend_key_env": ["A", "B"]}, "backend_key_env: "),
+    ({"colour": "red"}, "colour: "),
+]
+
+
+@pytest.mark.parametrize(("flags", "beginning"), _WRONG)
+def test_a_wrong_setting_is_named(flags: dict[str, Any], beginning: str) -> None:
+    """The sentence begins with the name of the setting that is wrong."""
+    with pytest.raises(BadSettings) as caught:
+        load_settings(flags)
+    assert str(caught.value).startswith(beginning)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_wrong_settings_are_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One start is enough to learn of every mistake, wherever it was made."""
+    monkeypatch.setenv("BATCHMILL_WINDOW", "none")
+    flags = {"port": -1, "settings": _file(tmp_path, 'drain = "soon"\n')}
+    with pytest.raises(BadSettings) as caught:
+        load_settings(flags)
+    assert {line.partition(":")[0] for line in str(caught.value).splitlines()} == {"port", "window", "drain"}
+
+
+@pytest.mark.parametrize("text", ["port = [\n", "\x00"])
+def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, text: str) -> None:
+    """What cannot be read as TOML is a wrong setting, not a fault of ours."""
+    with pytest.raises(BadSettings, match=r"^settings: "):
+        load_settings({"settings": _file(tmp_path, text)})
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """A file that was asked for and is missing is never passed over."""
+    with pytest.raises(BadSettings, match="there is no file"):
+        load_settings({"settings": tmp_path / "missing.toml"})
+
+
+def test_settings_do_not_change() -> None:
+    """Settings are frozen: every part of the program sees the same."""
+    settings = load_settings({})
+    with pytest.raises(ValidationError):
+        settings.port = 1  # type: ignore[misc]
