@@ -89,7 +89,7 @@ def run_batch(client: OpenAI, path: Path) -> Batch:
     """Upload the file, create the batch, and watch it to its end."""
     uploaded = client.files.create(file=path, purpose="batch")
     batch = client.batches.create(input_file_id=uploaded.id, endpoint="/v1/chat/completions", completion_window="24h")
-    console.print(f"[bold]{path}[/] is {uploaded.id}; the batch is {batch.id}")
+    console.print(f"[bold]{path}[/] is {uploaded.id}; the batch is {batch.id}", soft_wrap=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate())
     with Progress(*columns, TextColumn("ETA"), Remaining(), console=console) as progress:
         bar = progress.add_task(batch.status, total=None)
@@ -129,7 +129,7 @@ def show(results: list[Path]) -> None:
             table.add_row(result["custom_id"], Text(answer if len(answer) < 90 else f"{answer[:89]}…"), tokens)  # noqa: PLR2004 - a terminal's width
     console.print(table)
     for path in results:
-        console.print(f"Result file: {path}")
+        console.print(f"Result file: {path}", soft_wrap=True)
 
 
 def main() -> None:
