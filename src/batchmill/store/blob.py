@@ -18,14 +18,14 @@ class BlobGone(Exception):  # noqa: N818 - it states what happened
 
 def insert_writing(tx: Transaction, *, key: str, organisation_id: str, now: int) -> None:
     """Announce bytes that are about to be written."""
-    row = {"key": key, "organisation_id": organisation_id, "state": "writing", "bytes": 0, "refs": 0, "created_at": now}
-    tx.connection.execute(insert(blob).values(row))
+    added = insert(blob).values(key=key, organisation_id=organisation_id, created_at=now)
+    tx.connection.execute(added.values(state="writing", bytes=0, refs=0))
 
 
 def insert_ready(tx: Transaction, *, key: str, organisation_id: str | None, size: int, refs: int, now: int) -> None:
     """Add bytes that are durable already: a group commit's."""
-    row = {"key": key, "organisation_id": organisation_id, "state": "ready", "bytes": size, "refs": refs}
-    tx.connection.execute(insert(blob).values(row | {"created_at": now}))
+    added = insert(blob).values(key=key, organisation_id=organisation_id, created_at=now)
+    tx.connection.execute(added.values(state="ready", bytes=size, refs=refs))
 
 
 def publish_blob(tx: Transaction, *, key: str, size: int, sha256: str) -> None:
