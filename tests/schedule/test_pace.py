@@ -99,6 +99,16 @@ def test_an_unwell_verdict_stops_all_sending() -> None:
     assert not pace.may_send(1e9)
 
 
+def test_a_circuit_is_open_until_a_probe_succeeds() -> None:
+    """Only an open circuit is open: a backend on trial may be claimed for, or its trial would never be sent."""
+    assert not Pace().is_open
+    pace = opened(100.0)
+    assert pace.is_open
+    pace.probed(True, 101.0)
+    assert not pace.is_open
+    assert pace.unwell_since == 100.0
+
+
 def test_probes_back_off_from_half_a_second_to_five() -> None:
     """Each failed probe doubles the wait for the next, up to 5 s."""
     pace, now = opened(now=100.0), 100.0
