@@ -104,7 +104,7 @@ def test_a_circuit_is_open_until_a_probe_succeeds() -> None:
     assert not Pace().is_open
     pace = opened(100.0)
     assert pace.is_open
-    pace.probed(True, 101.0)
+    pace.probed(ok=True, now=101.0)
     assert not pace.is_open
     assert pace.unwell_since == 100.0
 
