@@ -141,3 +141,25 @@ def test_settings_do_not_change() -> None:
     settings = load_settings({})
     with pytest.raises(ValidationError):
         settings.port = 1  # type: ignore[misc]
+
+
+def test_a_file_that_the_environment_names_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing file is refused whoever names it."""
+    monkeypatch.setenv("BATCHMILL_SETTINGS", str(tmp_path / "missing.toml"))
+    with pytest.raises(BadSettings, match="there is no file"):
+        load_settings({})
+
+
+def test_a_password_in_a_url_is_not_repeated() -> None:
+    """What stands before the host of a bad URL is not in the sentence about it."""
+    with pytest.raises(BadSettings) as caught:
+        load_settings({"backend": ["ftp://user:hidden-word@host"]})
+    assert "hidden-word" not in str(caught.value)
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    """A file that is no TOML is named, with the line."""
+    path = tmp_path / "broken.toml"
+    path.write_text("port = 1\nport =\n")
+    with pytest.raises(BadSettings, match=r"broken\.toml: .*line 2"):
+        load_settings({"settings": path})

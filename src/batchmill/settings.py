@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from tomllib import TOMLDecodeError
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -56,7 +57,8 @@ class BackendSettings(BaseModel):
     def _is_url(cls, url: str) -> str:
         parts = urlsplit(url)
         if parts.scheme not in _SCHEMES or (parts.scheme != "echo" and not parts.hostname):
-            raise ValueError(f"{url!r} is not a URL that begins with http://, https:// or echo:")
+            shown = url.rpartition("@")[2]  # what stands before an @ may be a password
+            raise ValueError(f"{shown!r} is not a URL that begins with http://, https:// or echo:")
         return url
 
 
@@ -125,6 +127,8 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Order the sources: flags, then the environment, then the file that either names."""
         path = init_settings().get("settings") or env_settings().get("settings")
+        if path is not None and not Path(path).is_file():  # the library would pass it over
+            raise BadSettings(f"settings: there is no file {path}")
         file = TomlConfigSettingsSource(settings_cls, toml_file=path)
         return init_settings, env_settings, file
 
@@ -135,13 +139,12 @@ def load_settings(flags: dict[str, Any]) -> Settings:
     Raises:
         BadSettings: with a line for each wrong one.
     """
-    path = flags.get("settings")
-    if path is not None and not Path(path).is_file():
-        raise BadSettings(f"settings: there is no file {path}")
     try:
         return Settings(**flags)
     except ValidationError as error:
         raise BadSettings("\n".join(_explain(e["loc"], e["msg"]) for e in error.errors())) from error
+    except TOMLDecodeError as error:
+        raise BadSettings(f"settings: {flags.get('settings') or 'the file of BATCHMILL_SETTINGS'}: {error}") from error
     except (SettingsError, OSError, ValueError) as error:
         raise BadSettings(f"settings: {error}") from error
 
