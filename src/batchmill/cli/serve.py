@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import signal
 import socket
+from collections.abc import Coroutine
 from contextlib import closing
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from batchmill.store.organisation import has_keys
 from batchmill.telemetry import set_up_logs
 
 _ENGINE_SECONDS = 60.0  # the engine may take so long until it answers
+_READY_SECONDS = 5.0  # all parts together; then the address is printed all the same
 _ENGINE_SILENCE = 10.0  # it beats once a second, and not at all while it loads
 _LOOK_SECONDS = 0.1
 _BACKLOG = 2048
@@ -87,6 +89,9 @@ async def _serve(settings: Settings, listening: socket.socket, lock: int) -> Non
         engine = None if settings.backend else await _start_engine(settings, supervisor, stop, lock)
         for role in ("worker", "api"):
             supervisor.keep(_child(role, settings, engine, listening, lock))
+        # A pasted snippet must work; a backend that is away is not waited for any longer.
+        host, port = listening.getsockname()[:2]
+        await _wait(_answers(host, port, "/readyz"), _READY_SECONDS, supervisor, stop)
         print(f"Batchmill listens on {url}", flush=True)  # noqa: T201 - this is for the one who started it
         if key is not None:
             print(_WELCOME.format(url=url, key=key), flush=True)  # noqa: T201 - the key must not go through the log
@@ -145,13 +150,7 @@ async def _start_engine(settings: Settings, supervisor: Supervisor, stop: asynci
         hopeless=EXIT_CANNOT,
     )
     supervisor.keep(child)
-    starting = asyncio.create_task(_answers(port))
-    watching = asyncio.create_task(supervisor.watch(stop))
-    await asyncio.wait([starting, watching], timeout=_ENGINE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-    starting.cancel()
-    if watching.done():
-        await watching
-    watching.cancel()
+    await _wait(_answers("127.0.0.1", port, "/health"), _ENGINE_SECONDS, supervisor, stop)
     return Engine(url=f"http://127.0.0.1:{port}/v1", key=key)
 
 
@@ -162,12 +161,25 @@ def _weights() -> Path:
         raise Stop(str(fault), Exit.NO_BUILTIN_MODEL) from fault
 
 
-async def _answers(port: int) -> None:
-    """Return when the engine says that it is healthy."""
+async def _wait(
+    answers: Coroutine[object, object, None], seconds: float, supervisor: Supervisor, stop: asyncio.Event
+) -> None:
+    """Return when it answers, when `stop` is set, or after this time; raise what makes going on impossible."""
+    answering = asyncio.create_task(answers)
+    watching = asyncio.create_task(supervisor.watch(stop))
+    await asyncio.wait([answering, watching], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    answering.cancel()
+    if watching.done():
+        await watching
+    watching.cancel()
+
+
+async def _answers(host: str, port: int, path: str) -> None:
+    """Return when this path answers 200."""
     while True:
         try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"GET /health HTTP/1.0\r\n\r\n")
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
             status = await reader.readline()
             writer.close()
         except OSError:
