@@ -17,13 +17,14 @@ import pytest
 
 from batchmill.store.database import Database, PostgresDatabase, SqliteDatabase
 from batchmill.store.migrate import migrate
+from batchmill.store.tables import metadata
 from fakeclock import FakeClock
 
 _READY = "ready to accept connections"
 
 
 class Cluster:
-    """One PostgreSQL server on a socket and a free port of 127.0.0.1, with databases made from a migrated template.
+    """One PostgreSQL server on a socket and a free port of 127.0.0.1, with as many databases as are asked for.
 
     Raises:
         RuntimeError: PostgreSQL is not installed, or does not start.
@@ -34,7 +35,7 @@ class Cluster:
         self._folder = Path(tempfile.mkdtemp(prefix="batchmill-postgres-"))
         self._as_user = self._give_folder_away()
         self._numbers = count()
-        self._template: str | None = None
+        self._clean: list[str] = []
         try:
             self._port = _free_port()
             self._initialise()
@@ -51,31 +52,32 @@ class Cluster:
         shutil.rmtree(self._folder)
 
     async def new_database(self, *, migrated: bool = True) -> str:
-        """Make a database, empty or with all tables, and return its URL."""
-        if migrated and self._template is None:
-            template = await self.new_database(migrated=False)
-            database = PostgresDatabase(url=template)
-            await database.write(migrate)
-            await database.close()
-            self._template = template.rpartition("/")[2]
-        name = f"test{next(self._numbers)}"
-        copied = f" TEMPLATE {self._template}" if migrated else ""
-        await self._administer(f"CREATE DATABASE {name}{copied}")
-        return f"postgresql://batchmill@127.0.0.1:{self._port}/{name}"
+        """Make a database, empty or with all tables and no row, and return its URL."""
+        if not migrated:
+            name = f"test{next(self._numbers)}"
+            await self._administer(f"CREATE DATABASE {name}")
+            return f"postgresql://batchmill@127.0.0.1:{self._port}/{name}"
+        if self._clean:
+            return self._clean.pop()
+        url = await self.new_database(migrated=False)
+        database = PostgresDatabase(url=url)
+        await database.write(migrate)
+        await database.close()
+        return url
 
-    async def drop_database(self, url: str) -> None:
-        """Remove a database and cut its connections."""
-        await self._administer(f"DROP DATABASE {url.rpartition('/')[2]} WITH (FORCE)")
+    async def give_back(self, url: str) -> None:
+        """Empty the tables of a database, for the next test: three times as quick as a new one."""
+        rows = [f"DELETE FROM {table.name}" for table in reversed(metadata.sorted_tables)]  # noqa: S608 - our own tables
+        await self._administer("; ".join(rows), name=url.rpartition("/")[2])
+        self._clean.append(url)
 
     async def cut_connections(self, url: str) -> None:
         """End every connection to a database, as a restart of the server would."""
         name = url.rpartition("/")[2]
         await self._administer(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")  # noqa: S608 - our own name
 
-    async def _administer(self, statement: str) -> None:
-        connection = await asyncpg.connect(
-            host=str(self._folder), port=self._port, user="batchmill", database="postgres"
-        )
+    async def _administer(self, statement: str, *, name: str = "postgres") -> None:
+        connection = await asyncpg.connect(host=str(self._folder), port=self._port, user="batchmill", database=name)
         try:
             await connection.execute(statement)
         finally:
@@ -197,7 +199,8 @@ async def _databases(
     postgres = PostgresDatabase(url=url)
     yield postgres
     await postgres.close()
-    await cluster.drop_database(url)
+    if migrated:
+        await cluster.give_back(url)
 
 
 _FILE = pytest.StashKey[bytes]()

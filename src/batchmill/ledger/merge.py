@@ -1,6 +1,6 @@
 """Reads a closed batch's Results back, Slice by Slice, in the order of the Plan."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -30,20 +30,12 @@ def merge_results(
     not re-ordered yet), so the Plan's order is the input's.
 
     Raises:
-        DamagedSegment: a line has two Results, or none although the batch has no `rest`.
+        DamagedSegment: a line has two Results, or none although it is done or the batch has no `rest`.
         BlobMissing: the bytes of a Segment, of the Plan or of the input are gone.
     """
     by_slice = {ordinal: tuple(group) for ordinal, group in groupby(segments, key=attrgetter("slice"))}
     for held in slices:
-        found: dict[int, Result] = {}
-        for segment in by_slice.get(held.ordinal, ()):
-            data = blobs.read(segment.blob_key, offset=segment.offset, length=segment.bytes)
-            for result in unpack_results(data, crc32=segment.crc32):
-                if result.index in found:
-                    raise DamagedSegment(f"{batch.id}: line {result.index} of Slice {held.ordinal} stands twice")
-                if result.index >= held.lines:
-                    raise DamagedSegment(f"{batch.id}: Slice {held.ordinal} has no line {result.index}")
-                found[result.index] = result
+        found = _results_of_slice(blobs=blobs, held=held, segments=by_slice.get(held.ordinal, ()))
         if len(found) < held.lines:
             if rest is None:
                 raise DamagedSegment(
@@ -51,6 +43,24 @@ def merge_results(
                 )
             found |= _rest_of_slice(blobs=blobs, batch=batch, held=held, done=found.keys(), rest=rest)
         yield from (found[index] for index in range(held.lines))
+
+
+def _results_of_slice(*, blobs: Blobs, held: Slice, segments: Iterable[Segment]) -> dict[int, Result]:
+    """Return what was made durable of a Slice: just the lines that its bitmap says are done."""
+    found: dict[int, Result] = {}
+    for segment in segments:
+        data = blobs.read(segment.blob_key, offset=segment.offset, length=segment.bytes)
+        for result in unpack_results(data, crc32=segment.crc32):
+            if result.index in found:
+                raise DamagedSegment(f"{held.batch_id}: line {result.index} of Slice {held.ordinal} stands twice")
+            found[result.index] = result
+    done = {index for index in range(held.lines) if held.done[index >> 3] >> (index & 7) & 1}
+    if found.keys() != done:
+        odd = sorted(found.keys() ^ done)
+        raise DamagedSegment(
+            f"{held.batch_id}: lines {odd} of Slice {held.ordinal} are done or have a Result, not both"
+        )
+    return found
 
 
 def _rest_of_slice(*, blobs: Blobs, batch: Batch, held: Slice, done: Collection[int], rest: Rest) -> dict[int, Result]:

@@ -1,0 +1,131 @@
+"""What can be read of a batch's Results."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from batchmill.blobs.blobs import BlobMissing, Blobs
+from batchmill.ledger.ledger import Ledger, Portion
+from batchmill.ledger.merge import Rest, merge_results
+from batchmill.ledger.segment import DamagedSegment, Result
+from batchmill.store.database import Database
+from batchmill.store.slice import list_segments, list_slices
+from ledger.work import add_work, claim, portion, result, whole
+from store.rows import add_organisations, get_batch
+
+REST = Rest(code="batch_expired", message="Not run.")
+
+
+@pytest.fixture(autouse=True)
+async def _organisations(database: Database) -> None:
+    await database.write(add_organisations)
+
+
+async def merge(database: Database, blobs: Blobs, rest: Rest | None = None) -> list[Result]:
+    """Read the one batch's Results."""
+    batch = await database.read(get_batch)
+    slices = await database.read(lambda tx: list_slices(tx, batch_id="batch_1"))
+    segments = await database.read(lambda tx: list_segments(tx, batch_id="batch_1"))
+    return list(merge_results(blobs=blobs, batch=batch, slices=slices, segments=segments, rest=rest))
+
+
+def change(folder: Path, pattern: str, how: Callable[[bytes], bytes]) -> None:
+    """Spoil the one file of that name."""
+    (path,) = folder.rglob(pattern)
+    path.write_bytes(how(path.read_bytes()))
+
+
+async def test_results_are_read_in_input_order(ledger: Ledger, database: Database, blobs: Blobs) -> None:
+    """However Results came, over however many commits, they are read line by line, Slice by Slice."""
+    await add_work(database, blobs, slices=3)
+    claims = await claim(ledger)
+    done: dict[int, list[int]] = {held.slice.ordinal: [] for held in claims}
+    todo = [(held, index) for held in claims for index in range(8)]
+    random.Random(7).shuffle(todo)  # noqa: S311 - an order, the same each time
+    for held, index in todo:
+        one = Result(
+            index=index, succeeded=index != 3, attempts=2, text=b"%d/%d\n" % (held.slice.ordinal, index), usage=None
+        )
+        await ledger.commit([portion(held, [one], before=done[held.slice.ordinal])])
+        done[held.slice.ordinal].append(index)
+    read = await merge(database, blobs)
+    assert [one.text for one in read] == [b"%d/%d\n" % (n, i) for n in range(3) for i in range(8)]
+    assert [one.succeeded for one in read] == [i != 3 for _ in range(3) for i in range(8)]
+
+
+async def test_open_lines_become_the_rest(ledger: Ledger, database: Database, blobs: Blobs) -> None:
+    """A line without a Result gets one with its own custom_id, the code and the message, never attempted."""
+    await add_work(database, blobs, slices=2, lines=3)
+    (held,) = await claim(ledger, slices=1)
+    await ledger.commit([portion(held, [result(1)])])
+    read = await merge(database, blobs, REST)
+    assert [one.attempts for one in read] == [0, 1, 0, 0, 0, 0]
+    assert [one.succeeded for one in read] == [False, True, False, False, False, False]
+    for number in (0, 2, 3, 4, 5):
+        assert b'"custom_id":"id-%d"' % number in read[number].text
+        assert b'"code":"batch_expired","message":"Not run."' in read[number].text
+        assert read[number].text.endswith(b"\n")
+    assert len({one.text.split(b",")[0] for one in read}) == 6  # each its own id
+
+
+async def test_a_hole_without_a_rest_is_damage(ledger: Ledger, database: Database, blobs: Blobs) -> None:
+    """Where every line must be done one that is not is an error, never a file with a line less."""
+    await add_work(database, blobs, slices=1)
+    (held,) = await claim(ledger)
+    await ledger.commit([portion(held, map(result, range(7)))])
+    with pytest.raises(DamagedSegment, match="1 lines"):
+        await merge(database, blobs)
+
+
+async def test_a_line_that_stands_twice_is_damage(ledger: Ledger, database: Database, blobs: Blobs) -> None:
+    """Two Results of one line are an error, never two lines of a file."""
+    await add_work(database, blobs, slices=1)
+    (held,) = await claim(ledger)
+    await ledger.commit([portion(held, [result(0)])])
+    await ledger.commit([portion(held, [result(0)])])
+    with pytest.raises(DamagedSegment, match="line 0 of Slice 0 stands twice"):
+        await merge(database, blobs, REST)
+
+
+async def test_a_done_line_without_a_result_is_damage(ledger: Ledger, database: Database, blobs: Blobs) -> None:
+    """A line that the bitmap says is done is never taken for one that was not run."""
+    await add_work(database, blobs, slices=1)
+    (held,) = await claim(ledger)
+    await ledger.commit([portion(held, [result(0)], before=[5])])
+    with pytest.raises(DamagedSegment, match=r"lines \[5\]"):
+        await merge(database, blobs, REST)
+
+
+async def test_a_result_beyond_the_slice_is_damage(ledger: Ledger, database: Database, blobs: Blobs) -> None:
+    """A Result of a line that the Slice does not have is an error."""
+    await add_work(database, blobs, slices=1, lines=8)
+    (held,) = await claim(ledger)
+    await ledger.commit([Portion(slice=held.slice, results=[result(0), result(8)], done=b"\x01", closed=False)])
+    with pytest.raises(DamagedSegment, match=r"lines \[8\]"):
+        await merge(database, blobs, REST)
+
+
+async def test_a_flipped_bit_in_a_stored_blob_is_damage(
+    ledger: Ledger, database: Database, blobs: Blobs, tmp_path: Path
+) -> None:
+    """Bytes that are not those that were committed are an error, never a wrong line."""
+    await add_work(database, blobs, slices=1)
+    await ledger.commit([whole(held) for held in await claim(ledger)])
+    change(tmp_path, "commit_*", lambda data: data[:20] + bytes([data[20] ^ 1]) + data[21:])
+    with pytest.raises(DamagedSegment, match="checksum"):
+        await merge(database, blobs)
+
+
+@pytest.mark.parametrize("pattern", ["commit_*", "*-plan", "*-input"])
+async def test_bytes_that_were_cut_short_are_missing(
+    ledger: Ledger, database: Database, blobs: Blobs, tmp_path: Path, pattern: str
+) -> None:
+    """If a Segment, the Plan or the input ends too early, that is an error, never a line without its custom_id."""
+    await add_work(database, blobs, slices=2)
+    (held,) = await claim(ledger, slices=1)
+    await ledger.commit([whole(held)])
+    change(tmp_path, pattern, lambda data: data[:-7])
+    with pytest.raises(BlobMissing):
+        await merge(database, blobs, REST)
