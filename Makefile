@@ -41,7 +41,8 @@ lock: ## Pin every package anew, to what the index gives today.
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "python3's venv is missing: apt-get install python3-venv"; exit 1; }
 	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libgomp.so.1")' 2>/dev/null || { echo "libgomp is missing, which the built-in engine needs: apt-get install libgomp1"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(PIP) install "pip>=25.1"  # the first with dependency groups
+	@# 25.1 is the first pip with dependency groups. It is also the first thing asked of the package index.
+	$(PIP) install "pip>=25.1" || { echo "pip gets nothing from a package index (see above): connect this machine, or set PIP_INDEX_URL"; exit 1; }
 	@touch $@
 
 .venv/setup: .venv/base pyproject.toml constraints.txt

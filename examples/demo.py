@@ -18,11 +18,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from openai import OpenAI
+from openai import OpenAI, OpenAIError
 from openai.types import Batch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
-from rich.progress import TimeRemainingColumn as Remaining
 from rich.table import Table
 from rich.text import Text
 
@@ -31,6 +30,10 @@ START_SECONDS = 120
 BATCH_SECONDS = 900  # far more than it takes: a demo must not hang
 POLL_SECONDS = 0.25
 BATCHMILL = [sys.executable, "-m", "batchmill"]
+LOG = "server.log"
+MADE = {"data", LOG, "output.jsonl", "error.jsonl"}  # what lies in the folder of results
+# The demo shows the built-in model, whatever this shell is set up to serve.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("BATCHMILL_")}
 
 console = Console()
 
@@ -39,19 +42,24 @@ class Failed(Exception):  # noqa: N818 - it says what happened
     """The demo did not work; the message says why."""
 
 
-class Rate(ProgressColumn):
-    """Lines a second since the batch began."""
+class Forecast(ProgressColumn):
+    """Lines a second since the batch began, and what that means for the rest.
+
+    Not rich's own estimate: lines end in bursts, and after the first of them it promised a quarter of the real time.
+    """
 
     def render(self, task: Task) -> Text:
-        """Return the rate, or a dash while there is none."""
-        rate = task.completed / task.elapsed if task.elapsed and task.completed else None
-        return Text("-- lines/s" if rate is None else f"{rate:.1f} lines/s", style="cyan")
+        """Return both, or dashes while nothing is known."""
+        if not task.elapsed or not task.completed or task.total is None:
+            return Text("-- lines/s ETA --", style="cyan")
+        rate = task.completed / task.elapsed
+        return Text(f"{rate:.1f} lines/s ETA {(task.total - task.completed) / rate:.0f} s", style="cyan")
 
 
 @contextmanager
 def server(folder: Path, backend: list[str]) -> Iterator[str]:
     """Serve on a free port until the block ends; yield the address."""
-    log = folder / "server.log"
+    log = folder / LOG
     options = [option for url in backend for option in ("--backend", url)]
     with log.open("w") as errors:
         process = subprocess.Popen(  # noqa: S603 - our own command
@@ -59,6 +67,7 @@ def server(folder: Path, backend: list[str]) -> Iterator[str]:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
+            env=ENVIRONMENT,
         )
     try:
         yield wait_until_ready(process, log)
@@ -74,6 +83,7 @@ def wait_until_ready(process: "subprocess.Popen[str]", log: Path) -> str:
         process.wait()
         raise Failed(f"The server did not start:\n{log.read_text()}")
     url = first.split()[-1]
+    reason = "it has not been asked"
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until:
         try:
@@ -81,6 +91,10 @@ def wait_until_ready(process: "subprocess.Popen[str]", log: Path) -> str:
                 return url
         except urllib.error.HTTPError as not_ready:
             reason = not_ready.read().decode()
+        except OSError as silent:  # it listens before it answers
+            reason = str(silent)
+        if process.poll() is not None:
+            raise Failed(f"The server ended while it started:\n{log.read_text()}")
         time.sleep(POLL_SECONDS)
     raise Failed(f"The server is not ready after {START_SECONDS} s: {reason}")
 
@@ -90,13 +104,13 @@ def run_batch(client: OpenAI, path: Path) -> Batch:
     uploaded = client.files.create(file=path, purpose="batch")
     batch = client.batches.create(input_file_id=uploaded.id, endpoint="/v1/chat/completions", completion_window="24h")
     console.print(f"[bold]{path}[/] is {uploaded.id}; the batch is {batch.id}", soft_wrap=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate())
-    with Progress(*columns, TextColumn("ETA"), Remaining(), console=console) as progress:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Forecast())
+    with Progress(*columns, console=console) as progress:
         bar = progress.add_task(batch.status, total=None)
         until = time.monotonic() + BATCH_SECONDS
         while batch.status not in FINAL:
             if time.monotonic() > until:
-                raise Failed(f"The batch is {batch.status} after {BATCH_SECONDS} s; demo-results/server.log says why.")
+                raise Failed(f"The batch is {batch.status} after {BATCH_SECONDS} s; the server's log says why.")
             time.sleep(POLL_SECONDS)
             batch = client.batches.retrieve(batch.id)
             counts = batch.request_counts
@@ -142,24 +156,51 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, default=Path("demo-results"))
     options = parser.parse_args()
-    shutil.rmtree(options.results, ignore_errors=True)
-    options.results.mkdir(parents=True)
     try:
+        make_room(options.results)
         batch, results = demo(options.file, options.backend, options.results)
-    except Failed as failed:
-        console.print(failed, style="red", markup=False)
+        show(results)
+        require_all_answered(batch)
+    except (Failed, OSError, OpenAIError) as failed:
+        console.print(f"The demo did not work. {failed}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
-    show(results)
-    if batch.status != "completed" or batch.error_file_id is not None:
-        console.print(f"The batch ended as {batch.status}: {batch.request_counts}", style="red", markup=False)
-        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("Stopped.")
+        sys.exit(130)  # as a shell says it of Ctrl-C
+
+
+def make_room(folder: Path) -> None:
+    """Make the folder of results, without those of the last run; a folder with anything else in it is left alone."""
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if names and not (LOG in names and names <= MADE):
+        strange = min(names - MADE, default="data")
+        raise Failed(f"{folder} holds {strange}, which is not the demo's: name another folder with --results.")
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / LOG).touch()  # marks the folder as the demo's from the start
+
+
+def require_all_answered(batch: Batch) -> None:
+    """Raise Failed, with the reasons, unless every line was answered."""
+    reasons = [f"line {error.line}: {error.message}" for error in (batch.errors and batch.errors.data) or []]
+    if batch.status != "completed":
+        raise Failed("\n".join([f"The batch ended as {batch.status}.", *reasons]))
+    if batch.error_file_id is not None:
+        raise Failed("Some lines were answered with an error: see the error file.")
 
 
 def demo(path: Path, backend: list[str], folder: Path) -> tuple[Batch, list[Path]]:
     """Make a key, serve, run the batch, stop; return the batch and its result files."""
     made = subprocess.run(  # noqa: S603 - our own command
-        [*BATCHMILL, "keys", "create", "--data", str(folder / "data")], check=True, stdout=subprocess.PIPE, text=True
+        [*BATCHMILL, "keys", "create", "--data", str(folder / "data")],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
     )
+    if made.returncode != 0:
+        raise Failed(f"No key could be made: {made.stderr}")
     with server(folder, backend) as url:
         console.print(f"Batchmill serves on {url}")
         client = OpenAI(base_url=f"{url}/v1", api_key=made.stdout.strip())

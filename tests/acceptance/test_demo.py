@@ -1,6 +1,7 @@
 """The demo, as a newcomer runs it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,3 +39,37 @@ def test_the_demo_runs_on_the_built_in_model(tmp_path: Path) -> None:
     assert [answer["sentiment"] for answer in answers] == ["positive", "negative", "positive", "negative"]
     assert "review-04" in done.stdout
     assert str(tmp_path / "results" / "output.jsonl") in done.stdout
+
+
+def test_the_demo_leaves_a_folder_alone_that_is_not_its_own(tmp_path: Path) -> None:
+    """Results are never written over somebody else's files; one sentence says why."""
+    letter = tmp_path / "letter.txt"
+    letter.write_text("keep me")
+    done = subprocess.run(
+        [sys.executable, _EXAMPLES / "demo.py", "--results", tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "letter.txt, which is not the demo's" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert letter.read_text() == "keep me"
+
+
+def test_the_demo_says_which_line_is_bad_and_ignores_the_shells_settings(tmp_path: Path) -> None:
+    """A batch that fails its check ends with the server's own reasons; BATCHMILL_ variables do not reach the server."""
+    bad = tmp_path / "bad.jsonl"
+    bad.write_bytes((_EXAMPLES / "demo.jsonl").read_bytes().splitlines(keepends=True)[0].replace(b"POST", b"GET"))
+    done = subprocess.run(
+        [sys.executable, _EXAMPLES / "demo.py", "--file", bad, "--backend", "echo:", "--results", tmp_path / "results"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "BATCHMILL_LIMITS": "nonsense"},
+    )
+    assert done.returncode == 1
+    assert "The batch ended as failed.\nline 1: " in done.stdout
+    assert "Traceback" not in done.stderr
