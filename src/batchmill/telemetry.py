@@ -1,9 +1,11 @@
-"""What the processes say: structured logs on stderr, as lines for people or as JSON for machines."""
+"""What the processes say: structured logs on stderr, for people or as JSON, and numbers for Prometheus."""
 
 import logging
 import sys
+from typing import Any
 
 import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 
 def set_up_logs(*, process: str, json: bool) -> None:
@@ -26,3 +28,27 @@ def set_up_logs(*, process: str, json: bool) -> None:
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format=f"%(levelname)s {process} %(name)s: %(message)s"
     )
+
+
+class Metrics:
+    """The numbers of one process, for Prometheus. Labels hold names of ours and of backends, never a tenant's text.
+
+    Each is counted where the event is: by the Ledger, the Runner, the Scout, the disk. What the rows say (batches by
+    status, backlog) is not kept here but read from the Store when somebody asks.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        named: dict[str, Any] = {"namespace": "batchmill", "registry": self.registry}
+        self.sends = Counter("sends", "Requests sent to a backend.", ["backend"], **named)
+        self.replies = Counter("replies", "Replies by what they meant for the line.", ["backend", "verdict"], **named)
+        self.lines = Counter("lines", "Lines made durable.", ["outcome"], **named)
+        self.in_flight = Gauge("in_flight", "Requests sent and not yet answered.", ["backend"], **named)
+        self.window = Gauge("window", "The most requests in flight now.", ["backend"], **named)
+        self.backend_well = Gauge("backend_well", "1 while a backend is well, 0 while it is not.", ["backend"], **named)
+        self.takeovers = Counter("lease_takeovers", "Slices and batches taken from an owner that died.", **named)
+        self.stale_writes = Counter("stale_writes_refused", "Group commits' Slices whose fence had fallen.", **named)
+        self.commit_seconds = Histogram("commit_seconds", "Group commits, from blob to commit.", **named)
+        self.fsync_seconds = Histogram("fsync_seconds", "Fsyncs of blobs and their folders.", **named)
+        self.disk_short = Gauge("disk_short", "1 while there is too little space to go on.", **named)
+        self.disk_pauses = Counter("disk_pauses", "Times that work stopped for want of space.", **named)

@@ -126,6 +126,10 @@ batch = Table(
     Column("owner", String),
     Column("epoch", Integer, nullable=False, server_default="0"),
     Column("lease_until", Float),
+    Column("crashes", Integer, nullable=False, server_default="0"),  # validatings or finalizings that failed in a row
+    Column("retry_at", Float),  # on the lease clock: after a failure the batch is left alone until then
+    Column("waiting", Text),  # why it does not move on, in words for its owner; null while it moves
+    Column("waiting_since", BigInteger),
     CheckConstraint(f"status IN ({', '.join(repr(s.value) for s in Status)})", name="status"),
     CheckConstraint("completed + failed <= total", name="counts"),
     CheckConstraint("open_slices >= 0", name="open_slices"),
@@ -152,6 +156,10 @@ slice_ = Table(
     Column("owner", String),
     Column("epoch", Integer, nullable=False, server_default="0"),
     Column("lease_until", Float),
+    Column("crashes", Integer, nullable=False, server_default="0"),  # owners that died since the last commit
+    Column("alone", Integer),  # the line that its owner sends with nothing else in flight, by its place in the Slice
+    Column("alone_crashes", Integer, nullable=False, server_default="0"),  # owners that died over that line
+    Column("sent", LargeBinary),  # a bit a line that may have been sent; null where that is not asked for
     PrimaryKeyConstraint("batch_id", "ordinal"),
     Index("ix_slice_open", "batch_id", "open", "ordinal"),  # a claim takes the first open one
     Index("ix_slice_owner", "owner"),
