@@ -16,12 +16,15 @@ from batchmill.backends.http import HttpBackend
 from batchmill.backends.router import Router
 from batchmill.backends.transport import AiohttpTransport
 from batchmill.blobs.disk import DiskBlobs
+from batchmill.blobs.space import Space
 from batchmill.clock import Clock, SystemClock
 from batchmill.engine.finalizer import Finalizer
 from batchmill.engine.group import GroupBounds
+from batchmill.engine.lease import Lease
 from batchmill.engine.loop import Bell
-from batchmill.engine.runner import Lane, Runner
+from batchmill.engine.runner import Runner
 from batchmill.engine.scout import Scout
+from batchmill.engine.sender import Lane, Sender
 from batchmill.engine.sweeper import Sweeper
 from batchmill.engine.validator import Validator
 from batchmill.engine.worker import Worker
@@ -31,6 +34,7 @@ from batchmill.settings import BackendSettings, BadSettings, Settings
 from batchmill.spec.ids import mint_id
 from batchmill.spec.limits import PROFILES, Limits
 from batchmill.store.database import SqliteDatabase
+from batchmill.telemetry import Metrics
 
 _IDLE_SECONDS = 0.25  # how long a loop that found nothing waits for the bell
 _SWEEP_SECONDS = 1.0
@@ -51,6 +55,7 @@ class Storage:
         _refuse_what_is_not_built(settings)
         self.database = SqliteDatabase(path=settings.data / "batchmill.sqlite3", clock=clock)
         self.blobs = DiskBlobs(folder=settings.data / "blobs")
+        self.room = Space(folder=settings.data)
 
 
 def _refuse_what_is_not_built(settings: Settings) -> None:
@@ -129,24 +134,33 @@ def build_worker(
     database, blobs = storage.database, storage.blobs
     worker_id = mint_id("worker", clock.now())
     mine: dict[str, Any] = {"database": database, "clock": clock, "worker_id": worker_id, "lease": settings.lease}
+    lease, metrics = Lease(clock=clock, seconds=settings.lease), Metrics()
     lanes = [Lane(backend=backend, pace=Pace(window=window)) for backend, window in backends]
+    once = settings.on_unknown_outcome == "fail"
     router = Router([lane.backend for lane in lanes])
     validate, run, scout = (Bell(clock=clock) for _ in range(3))
     runner = Runner(
-        ledger=Ledger(blobs=blobs, **mine),
+        ledger=Ledger(blobs=blobs, metrics=metrics, **mine),
         database=database,
         blobs=blobs,
+        room=storage.room,
         lanes=lanes,
         router=router,
+        sender=Sender(clock=clock, draw=random.random, once=once, unwell=scout, metrics=metrics),
+        lease=lease,
         clock=clock,
         bell=run,
-        unwell=scout,
-        draw=random.random,
         bounds=GroupBounds(),
+        metrics=metrics,
+        once=once,
     )
     return Worker(
-        **mine,
+        database=database,
+        clock=clock,
+        worker_id=worker_id,
+        lease=lease,
         alone=alone,
+        metrics=metrics,
         runner=runner,
         loops=(
             (Validator(blobs=blobs, limits=limits_of(settings), accepted=run, **mine), validate, _IDLE_SECONDS),

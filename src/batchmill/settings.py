@@ -92,12 +92,14 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     backend: Annotated[tuple[BackendSettings, ...], NoDecode, BeforeValidator(_backends)] = ()
     backend_key_env: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = ()
+    backend_timeout: Annotated[tuple[Seconds, ...], NoDecode, BeforeValidator(_words)] = ()
     limits: Literal["kimi", "open"] = "kimi"
     database: str | None = None
     blobs: str | None = None
     settings: Path | None = None
     drain: Seconds = 30.0
     lease: Annotated[Seconds, Field(ge=1)] = 15.0
+    on_unknown_outcome: Literal["retry", "fail"] = "retry"
     window: int = Field(default=8, ge=1)
     model: Path | None = None  # a GGUF file for the built-in engine, in place of its own
     log_format: Literal["text", "json"] = "text"
@@ -106,15 +108,21 @@ class Settings(BaseSettings):
     def _has_a_key_for_each(self) -> Self:
         if self.backend_key_env and len(self.backend_key_env) != len(self.backend):
             raise ValueError("backend_key_env: give one name for each backend, in their order; - stands for none")
+        if len(self.backend_timeout) not in {0, 1, len(self.backend)}:
+            raise ValueError("backend_timeout: give one time for all backends, or one for each, in their order")
         return self
 
     @property
     def backends(self) -> tuple[BackendSettings, ...]:
-        """The backends, each with the name of the variable that holds its key."""
-        if not self.backend_key_env:
-            return self.backend
-        names = [None if name == "-" else name for name in self.backend_key_env]
-        return tuple(b.model_copy(update={"key_env": n}) for b, n in zip(self.backend, names, strict=True))
+        """The backends, each with the name of the variable that holds its key, and with its time limit."""
+        backends = self.backend
+        if self.backend_key_env:
+            names = [None if name == "-" else name for name in self.backend_key_env]
+            backends = tuple(b.model_copy(update={"key_env": n}) for b, n in zip(backends, names, strict=True))
+        if self.backend_timeout:
+            times = self.backend_timeout * (len(backends) if len(self.backend_timeout) == 1 else 1)
+            backends = tuple(b.model_copy(update={"timeout": t}) for b, t in zip(backends, times, strict=True))
+        return backends
 
     @classmethod
     def settings_customise_sources(

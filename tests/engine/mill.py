@@ -10,11 +10,14 @@ from batchmill.backends.backend import Backend, Call, Reply
 from batchmill.backends.echo import EchoBackend
 from batchmill.backends.router import Router
 from batchmill.blobs.disk import DiskBlobs
+from batchmill.blobs.space import Boundless, Room
 from batchmill.engine.finalizer import Finalizer
 from batchmill.engine.group import GroupBounds
+from batchmill.engine.lease import Lease
 from batchmill.engine.loop import Bell
-from batchmill.engine.runner import Lane, Runner
+from batchmill.engine.runner import Runner
 from batchmill.engine.scout import Scout
+from batchmill.engine.sender import Lane, Sender
 from batchmill.engine.sweeper import Sweeper
 from batchmill.engine.validator import Validator
 from batchmill.ledger.ledger import Ledger
@@ -31,6 +34,7 @@ from batchmill.store.migrate import migrate
 from batchmill.store.model import add_models
 from batchmill.store.organisation import find_organisation, insert_organisation
 from batchmill.store.worker import renew_leases
+from batchmill.telemetry import Metrics
 from fakeclock import FakeClock, settle
 
 LEASE = 15.0
@@ -87,6 +91,8 @@ class Hand:
     finalizer: Finalizer
     scout: Scout
     lanes: Sequence[Lane]
+    lease: Lease
+    metrics: Metrics
 
 
 @dataclass(kw_only=True)
@@ -98,6 +104,7 @@ class Mill:
     blobs: DiskBlobs
     clock: FakeClock
     limits: Limits = OPEN
+    room: Room = field(default_factory=Boundless)
     _files: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -108,7 +115,7 @@ class Mill:
         await database.write(migrate)
         return cls(folder=folder, database=database, blobs=DiskBlobs(folder=folder / "blobs"), clock=clock)
 
-    def hand(self, *backends: Backend, window: int = 8, bounds: GroupBounds | None = None) -> Hand:
+    def hand(self, *backends: Backend, window: int = 8, bounds: GroupBounds | None = None, once: bool = False) -> Hand:
         """Build a worker's loops over these backends."""
         worker_id = mint_id("worker", self.clock.now())
         mine: dict[str, Any] = {
@@ -120,18 +127,21 @@ class Mill:
         }
         lanes = [Lane(backend=backend, pace=Pace(window=window)) for backend in backends]
         router = Router([lane.backend for lane in lanes])
-        bell = Bell(clock=self.clock)
+        bell, lease, metrics = Bell(clock=self.clock), Lease(clock=self.clock, seconds=LEASE), Metrics()
         runner = Runner(
-            ledger=Ledger(**mine),
+            ledger=Ledger(metrics=metrics, **mine),
             database=self.database,
             blobs=self.blobs,
+            room=self.room,
             lanes=lanes,
             router=router,
+            sender=Sender(clock=self.clock, draw=lambda: 0.5, once=once, unwell=bell, metrics=metrics),
+            lease=lease,
             clock=self.clock,
             bell=bell,
-            unwell=bell,
-            draw=lambda: 0.5,
             bounds=bounds or GroupBounds(),
+            metrics=metrics,
+            once=once,
         )
         return Hand(
             worker_id=worker_id,
@@ -140,6 +150,8 @@ class Mill:
             finalizer=Finalizer(**mine),
             scout=Scout(database=self.database, lanes=lanes, router=router, clock=self.clock, learned=(bell,)),
             lanes=lanes,
+            lease=lease,
+            metrics=metrics,
         )
 
     def echo(self, *, latency: float = 0.0, models: tuple[str, ...] = ("echo",)) -> Watched:
@@ -234,6 +246,7 @@ class Mill:
     async def renew(self, hand: Hand) -> None:
         """Renew a worker's leases, as `Worker` does."""
         await self.database.write(lambda tx: renew_leases(tx, worker_id=hand.worker_id, lease=LEASE))
+        hand.lease.renewed(self.clock.boot())
 
     async def turn(self, hand: Hand, *, seconds: float = 30.0) -> None:
         """Let a runner work for so long, in steps of a tenth of a second of its clock."""

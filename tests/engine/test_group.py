@@ -41,12 +41,25 @@ def test_commits_keep_a_gap() -> None:
 
 
 def test_sending_pauses_at_the_bound() -> None:
-    """A group is full at its bound of Results or bytes, and empty again once it was handed over."""
+    """A group is full at its bound of Results or bytes, those that are being committed included."""
     group = _group()
     for _ in range(5):
         group.add(size=1, slice_ended=False, now=10.0)
     assert group.is_full
     group.start(10.0)
+    assert group.is_full
+    group.stood()
     assert not group.is_full
     group.add(size=1000, slice_ended=False, now=10.0)
     assert group.is_full
+
+
+def test_a_failed_commit_is_tried_again_after_a_pause() -> None:
+    """What could not be made durable for want of space waits a second and counts all the while."""
+    group = _group()
+    for _ in range(5):
+        group.add(size=1, slice_ended=True, now=10.0)
+    group.start(10.0)
+    group.failed(10.5)
+    assert group.is_full
+    assert group.due() == 11.55

@@ -186,14 +186,18 @@ async def test_a_model_without_backend_holds_nobody_up(mill: Mill) -> None:
         ([(429, "{}")] * 7 + [(200, '{"choices":[]}')], 8, "output", 200),
         ([(503, "{}")] * 7 + [(200, '{"choices":[]}')], 8, "output", 200),
         ([(401, "{}"), (200, '{"choices":[]}')], 2, "output", 200),
-        ([(200, "<html>")] * 5, 5, "error", None),
+        ([(502, "{}")] * 2 + [(200, '{"choices":[]}')], 3, "output", 200),
+        ([(200, "<html>")] * 9, 6, "error", None),
     ],
-    ids=["4xx", "one 500", "five 500", "429", "503", "401", "garbled"],
+    ids=["4xx", "one 500", "five 500", "429", "503", "401", "502", "garbled"],
 )
 async def test_what_a_reply_means(
     mill: Mill, answers: list[tuple[int, str]], sends: int, kind: str, code: int | None
 ) -> None:
-    """A 4xx is the line's; a 5xx costs one of five attempts; 429, 503 and 401 cost none; garbage ends as an error."""
+    """A 4xx is the line's; a 500 costs one of five attempts; 429, 503 and 401 cost none.
+
+    Garbage from a backend that says nothing else is tried thrice, then thrice alone, and ends as an error.
+    """
     seen: list[str] = []
 
     async def chat(request: web.Request) -> web.Response:
@@ -229,6 +233,7 @@ async def test_what_a_reply_means(
     assert result["custom_id"] == "only"
     if code is None:
         assert result["error"]["code"] == "invalid_backend_response"
+        assert result["error"]["message"].endswith("It began: <html>")
 
 
 async def test_a_custom_id_comes_back_as_it_was_written(mill: Mill) -> None:

@@ -19,8 +19,9 @@ def _worker(mill: Mill, hand: Hand, *, alone: bool = True) -> Worker:
         database=mill.database,
         clock=mill.clock,
         worker_id=hand.worker_id,
-        lease=LEASE,
+        lease=hand.lease,
         alone=alone,
+        metrics=hand.metrics,
         runner=hand.runner,
         loops=tuple((loop, bell, 0.25) for loop in (hand.validator, hand.finalizer, mill.sweeper, hand.scout)),
     )
@@ -31,7 +32,7 @@ async def _pass_time(mill: Mill, seconds: float) -> None:
     for _ in range(int(seconds * 20)):
         await mill.clock.advance(0.05)
         await settle()
-        await mill.database.read(has_live_worker)  # a turn of a real thread, too
+        await mill.database.write(has_live_worker)  # the writer's thread is real: its time is not ahead of the clock
 
 
 async def test_a_worker_takes_batches_to_their_end(mill: Mill) -> None:
@@ -80,4 +81,14 @@ async def test_a_worker_without_a_lease_ends(mill: Mill) -> None:
         if not running.done():
             await _pass_time(mill, 0.5)
     with pytest.raises(LeaseLost):
+        await running
+
+
+async def test_a_worker_that_slept_for_a_lease_ends(mill: Mill) -> None:
+    """A worker that wakes after a lease without a renewal ends, although its row still stands: it may be late."""
+    running = asyncio.create_task(_worker(mill, mill.hand(mill.echo())).run(stopping=asyncio.Event(), drain=5))
+    await _pass_time(mill, 0.5)
+    mill.clock.uptime += LEASE  # it was stopped
+    await mill.clock.advance(LEASE / 3)
+    with pytest.raises(LeaseLost, match="not renewed"):
         await running

@@ -9,6 +9,7 @@ from batchmill.blobs.blobs import Blobs
 from batchmill.blobs.disk import DiskBlobs
 from batchmill.ledger.ledger import Ledger
 from batchmill.store.database import Database
+from batchmill.telemetry import Metrics
 from fakeclock import FakeClock
 from postgres import clock, database
 from store.rows import LEASE
@@ -27,7 +28,7 @@ def ledger_of(database: Database, blobs: Blobs, clock: FakeClock) -> Callable[..
     """Make the ledger of a worker."""
 
     def make(worker_id: str = "w1", *, lease: float = LEASE) -> Ledger:
-        return Ledger(database=database, blobs=blobs, clock=clock, worker_id=worker_id, lease=lease)
+        return Ledger(database=database, blobs=blobs, clock=clock, worker_id=worker_id, lease=lease, metrics=Metrics())
 
     return make
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchmill.schedule.pace import Pace
+from batchmill.schedule.pace import DOUBTS, Pace
 from batchmill.schedule.retry import Done, GaveUp, Later, Verdict
 
 GOOD = Done(succeeded=True)
@@ -13,6 +13,8 @@ PRESSURE = Later(after=1.0, attempt_used=False, pressure=True, unwell=False)
 UNWELL = Later(after=1.0, attempt_used=False, pressure=False, unwell=True)
 ATTEMPT = Later(after=1.0, attempt_used=True, pressure=False, unwell=False)
 GAVE_UP = GaveUp(code="request_timeout", message="late")
+DOUBT = Later(after=1.0, doubt=True)
+FELLED = GaveUp(code="upstream_unavailable", message="felled", doubt=True)
 
 
 def send(pace: Pace, count: int, now: float = 0.0) -> None:
@@ -192,6 +194,63 @@ def test_stragglers_do_not_stand_in_for_the_trial(verdict: Verdict) -> None:
     assert pace.unwell_since == 100.0
 
 
+@pytest.mark.parametrize("doubt", [DOUBT, FELLED])
+def test_doubts_in_a_row_open_the_circuit(doubt: Verdict) -> None:
+    """When nothing but doubts comes back it is the backend, and the outage keeps the words of the last one."""
+    pace = Pace()
+    send(pace, DOUBTS, 100.0)
+    for _ in range(DOUBTS - 1):
+        pace.answered(doubt, 101.0)
+    assert pace.unwell_since is None
+    pace.answered(doubt, 102.0, sent_at=100.0, why="it hung up")
+    assert (pace.unwell_since, pace.unwell_why) == (102.0, "it hung up")
+    assert pace.is_open
+
+
+@pytest.mark.parametrize("between", [GOOD, REFUSED])
+def test_an_answer_between_doubts_means_that_the_backend_lives(between: Verdict) -> None:
+    """One line that always fails among others that do not never opens the circuit."""
+    pace = Pace()
+    for now in range(20):
+        send(pace, 1, now)
+        pace.answered(DOUBT if now % DOUBTS else between, now)
+    assert pace.unwell_since is None
+    assert pace.answered_since(17.5)
+    assert not pace.answered_since(18.0)
+
+
+@pytest.mark.parametrize("doubt", [DOUBT, FELLED])
+def test_a_doubt_about_the_trial_keeps_the_circuit_open(doubt: Verdict) -> None:
+    """Suspects go one by one: after a trial's fall the next waits for the next probe."""
+    pace = opened(100.0)
+    pace.probed(ok=True, now=101.0)
+    assert pace.sent(101.0)
+    pace.answered(doubt, 102.0, sent_at=101.0)
+    assert pace.is_open
+    assert pace.unwell_since == 100.0
+
+
+def test_a_trial_is_alone_only_when_nothing_else_is_out() -> None:
+    """A fall counts against a line only if nothing but it can have felled the backend."""
+    pace = Pace()
+    send(pace, 2, 99.0)
+    pace.answered(UNWELL, 100.0, sent_at=99.0)
+    pace.probed(ok=True, now=101.0)
+    assert not pace.sent(101.0)
+    assert not Pace().sent(0.0)
+
+
+def test_a_straggler_that_is_withdrawn_leaves_the_trial_out() -> None:
+    """A call from before the outage that is given up does not let a second trial go."""
+    pace = Pace()
+    send(pace, 2, 99.0)
+    pace.answered(UNWELL, 100.0, sent_at=99.0)
+    pace.probed(ok=True, now=101.0)
+    pace.sent(101.0)
+    pace.withdrawn(sent_at=99.0)
+    assert not pace.may_send(102.0)
+
+
 def test_a_withdrawn_trial_may_be_repeated() -> None:
     """A trial without an answer decides nothing: another takes its place."""
     pace = opened()
@@ -211,7 +270,9 @@ def test_a_late_probe_changes_nothing() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["send", "probe", GOOD, REFUSED, PRESSURE, UNWELL, ATTEMPT, GAVE_UP]), st.booleans())
+        st.tuples(
+            st.sampled_from(["send", "probe", GOOD, REFUSED, PRESSURE, UNWELL, ATTEMPT, DOUBT, FELLED]), st.booleans()
+        )
     )
 )
 def test_a_pace_always_finds_its_way_back(moves: list[tuple[str | Verdict, bool]]) -> None:

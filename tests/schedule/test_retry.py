@@ -6,18 +6,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchmill.schedule.retry import ATTEMPTS, Done, Fault, GaveUp, Later, Verdict, judge
+from batchmill.schedule.retry import ATTEMPTS, FALLS, Done, Fault, GaveUp, Later, Verdict, judge
+
+DOUBTFUL: list[tuple[int | None, Fault | None]] = [
+    (502, None),
+    (504, None),
+    (None, Fault.RESET),
+    (None, Fault.TIMEOUT),
+    (200, Fault.GARBLED),
+]
 
 
 def judged(
     status: int | None = None,
     fault: Fault | None = None,
     retry_after: float | None = None,
+    *,
     attempts: int = 1,
     draw: float = 0.5,
+    falls: int | None = None,
+    once: bool = False,
 ) -> Verdict:
     """Judge with the usual values."""
-    return judge(status=status, fault=fault, retry_after=retry_after, attempts=attempts, draw=draw)
+    return judge(
+        status=status, fault=fault, retry_after=retry_after, attempts=attempts, draw=draw, falls=falls, once=once
+    )
 
 
 def wait_of(verdict: Verdict) -> float:
@@ -57,13 +70,44 @@ def test_an_unreachable_backend_is_unwell() -> None:
     assert verdict == Later(after=1.0, attempt_used=False, pressure=False, unwell=True)
 
 
-@pytest.mark.parametrize("status", [100, 408, 425, 500, 501, 502, 504, 599, 600])
-def test_doubtful_statuses_use_up_an_attempt(status: int) -> None:
-    """A status that may be the line's fault or not uses up one of five attempts; the last answer is the line."""
+@pytest.mark.parametrize("status", [100, 408, 425, 500, 501, 505, 599, 600])
+def test_failures_of_a_living_backend_use_up_an_attempt(status: int) -> None:
+    """A backend that says itself that it failed uses up one of five attempts; the last answer is the line."""
     verdict = judged(status)
     assert isinstance(verdict, Later)
-    assert (verdict.attempt_used, verdict.pressure, verdict.unwell) == (True, False, False)
+    assert verdict == Later(after=verdict.after, attempt_used=True)
     assert judged(status, attempts=ATTEMPTS) == Done(succeeded=False)
+
+
+@pytest.mark.parametrize(("status", "fault"), DOUBTFUL)
+def test_what_may_be_either_is_a_doubt_and_costs_nothing_by_itself(status: int | None, fault: Fault | None) -> None:
+    """A reset, a gateway's error, a late or garbled reply costs an attempt only once others have succeeded."""
+    verdict = judged(status, fault)
+    assert isinstance(verdict, Later)
+    assert verdict == Later(after=verdict.after, doubt=True)
+
+
+@pytest.mark.parametrize(("status", "fault"), DOUBTFUL)
+def test_a_line_that_fells_the_backend_three_times_alone_is_given_up(status: int | None, fault: Fault | None) -> None:
+    """Alone, attempts do not count but falls do: at the third the line ends, with a code that says how it fell."""
+    verdicts = [judged(status, fault, attempts=99, falls=falls) for falls in range(1, FALLS + 1)]
+    assert [isinstance(verdict, Later) for verdict in verdicts] == [True, True, False]
+    assert isinstance(verdicts[-1], GaveUp)
+    codes = {None: "upstream_unavailable", Fault.RESET: "upstream_unavailable", Fault.TIMEOUT: "request_timeout"}
+    assert (verdicts[-1].code, verdicts[-1].doubt) == (codes.get(fault, "invalid_backend_response"), True)
+
+
+@pytest.mark.parametrize("falls", [None, 1])
+@pytest.mark.parametrize(("status", "fault"), DOUBTFUL)
+def test_a_line_that_may_run_once_only_ends_where_its_answer_was_lost(
+    status: int | None, fault: Fault | None, falls: int | None
+) -> None:
+    """With on_unknown_outcome = fail a lost answer is the end; what surely did not run is sent again as ever."""
+    verdict = judged(status, fault, falls=falls, once=True)
+    assert isinstance(verdict, GaveUp)
+    assert verdict.code == "outcome_unknown"
+    for surely_not in (judged(429, once=True), judged(503, once=True), judged(fault=Fault.UNREACHABLE, once=True)):
+        assert isinstance(surely_not, Later)
 
 
 @pytest.mark.parametrize(
@@ -104,11 +148,16 @@ def test_the_backoff_doubles_from_half_a_second_with_jitter() -> None:
     assert high == [0.5, 1.0, 2.0, 4.0]
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("status", [429, 500, 502])
 @pytest.mark.parametrize(("asked", "least", "most"), [(7.0, 7.0, 7.0), (1e9, 60.0, 60.0), (math.inf, 60.0, 60.0)])
 def test_retry_after_is_honoured_up_to_a_minute(status: int, asked: float, least: float, most: float) -> None:
     """A backend's own wish is followed, but never for longer than 60 s."""
     assert least <= wait_of(judged(status, retry_after=asked)) <= most
+
+
+def test_an_unwell_backends_wish_does_not_hold_the_line_back() -> None:
+    """Its circuit waits for it: a line is ready within two seconds, whatever a 503 asked for."""
+    assert wait_of(judged(503, retry_after=60.0)) < 2.0
 
 
 @pytest.mark.parametrize("asked", [None, 0.0, -5.0, -math.inf, math.nan])

@@ -50,7 +50,8 @@ async def _organisations(database: Database) -> None:
 
 def claim(tx: Transaction, batch_id: str = "batch_1", *, worker_id: str = "w1", lease: float = LEASE) -> Slice | None:
     """Claim the first free Slice of a batch."""
-    return claim_slice(tx, batch_id=batch_id, models=["m"], worker_id=worker_id, lease=lease)
+    claimed = claim_slice(tx, batch_id=batch_id, models=["m"], worker_id=worker_id, lease=lease)
+    return None if claimed is None else claimed[0]
 
 
 def record(tx: Transaction, *, epoch: int, ordinal: int = 0, done: bytes = b"\x03", closed: bool = False) -> bool:
@@ -113,17 +114,20 @@ async def test_only_a_batch_in_progress_has_slices_to_claim(database: Database) 
 async def test_a_claim_names_its_models(database: Database) -> None:
     """A Slice of a model that the worker cannot serve is neither offered nor taken."""
 
-    def statements(tx: Transaction) -> list[Slice | None]:
+    def statements(tx: Transaction) -> list[tuple[Slice, bool] | None]:
         add_running(tx, slices=0)
         insert_slices(tx, [a_slice("batch_1", 0, model="large"), a_slice("batch_1", 1, model="small")])
         assert not list_candidates(tx, models=["none"], limit=9)
         assert not list_candidates(tx, models=[], limit=9)
         return [
             claim_slice(tx, batch_id="batch_1", models=models, worker_id="w1", lease=LEASE)
-            for models in (["none"], [], ["small", "none"], ["small"])
+            for models in (["none"], [], ["small", "none"])
         ]
 
-    assert ordinals(await database.write(statements)) == [1]
+    *refused, taken = await database.write(statements)
+    assert refused == [None, None]
+    assert taken is not None
+    assert (taken[0].ordinal, taken[1]) == (1, False)
 
 
 async def test_candidates_are_ordered_by_deadline(database: Database) -> None:

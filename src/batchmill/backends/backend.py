@@ -17,12 +17,14 @@ class Call:
         body: The request body, byte for byte as the user wrote it.
         request_id: Our name for this attempt, sent along as X-Request-Id.
         idempotency_key: The same for every attempt at this line.
+        once: Send it at most once, also where a connection turns out to have been closed.
     """
 
     endpoint: str
     body: bytes
     request_id: str
     idempotency_key: str
+    once: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

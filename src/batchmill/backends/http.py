@@ -109,6 +109,7 @@ class HttpBackend:
             },
             body=call.body,
             deadline=self._deadline,
+            once=call.once,
         )
         if reply.status is None:
             return reply

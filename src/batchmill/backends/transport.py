@@ -28,7 +28,14 @@ class Transport(Protocol):
     """The whole outside world in one method."""
 
     async def request(
-        self, *, method: str, url: str, headers: Mapping[str, str], body: bytes | None, deadline: float
+        self,
+        *,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        deadline: float,
+        once: bool = False,
     ) -> Reply:
         """Make one request and read the whole reply, its body raw, as the server sent it.
 
@@ -38,6 +45,7 @@ class Transport(Protocol):
             headers: The headers to add.
             body: The body, or None.
             deadline: Seconds for everything, from the connect to the last byte of the reply.
+            once: Never send it a second time, not even where the first surely met a closed connection.
 
         Returns:
             The reply. What goes wrong on the way is a fault in it; only a cancel is raised.
@@ -96,12 +104,19 @@ class AiohttpTransport:
         self._session: aiohttp.ClientSession | None = None
 
     async def request(
-        self, *, method: str, url: str, headers: Mapping[str, str], body: bytes | None, deadline: float
+        self,
+        *,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        deadline: float,
+        once: bool = False,
     ) -> Reply:
         """Make one request; see `Transport.request`.
 
         A server may close an idle connection just as we send on it. Where not one byte came back on a connection
-        that had been used before, the request is sent again at once, a few times, and nobody is told.
+        that had been used before, the request is sent again at once, a few times, and nobody is told; unless `once`.
         """
         stale = 0
         try:
@@ -113,7 +128,7 @@ class AiohttpTransport:
                     except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
                         never_sent = isinstance(error, aiohttp.ClientConnectorError)
                         stale += 1
-                        if never_sent or not trace.reused or stale >= _STALE_CONNECTIONS:
+                        if once or never_sent or not trace.reused or stale >= _STALE_CONNECTIONS:
                             raise
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
             return _fault(error, deadline)

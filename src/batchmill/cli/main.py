@@ -46,6 +46,14 @@ def serve(
         list[str] | None,
         typer.Option(help="Environment variable that holds a backend's API key; one for each --backend, - for none."),
     ] = None,
+    backend_timeout: Annotated[
+        list[str] | None,
+        typer.Option(help="Time for one request, such as 30m: for all backends, or for each. [default: 30m]"),
+    ] = None,
+    on_unknown_outcome: Annotated[
+        str | None,
+        typer.Option(help="retry or fail a line that may have run when its answer was lost. [default: retry]"),
+    ] = None,
     limits: Annotated[str | None, typer.Option(help="kimi or open. [default: kimi]")] = None,
     window: Annotated[int | None, typer.Option(help="Requests in flight at a backend. [default: 8]")] = None,
     database: Annotated[str | None, typer.Option(help="Database URL. [default: SQLite under --data]")] = None,
@@ -63,6 +71,8 @@ def serve(
         "port": port,
         "backend": backend or None,
         "backend_key_env": backend_key_env or None,
+        "backend_timeout": backend_timeout or None,
+        "on_unknown_outcome": on_unknown_outcome,
         "limits": limits,
         "window": window,
         "database": database,

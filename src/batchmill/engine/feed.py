@@ -4,37 +4,59 @@ import heapq
 from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 
 from batchmill.ledger.ledger import Claim, Portion
 from batchmill.ledger.segment import Result
+from batchmill.schedule.pace import Pace
 from batchmill.schedule.plan import Record
+from batchmill.store.slice import Bitmap
+
+SUSPECT_CRASHES = 3  # owners that died in a row without a commit: one of the Slice's lines may be what kills them
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Request:
-    """One line as work. `attempts` are those used up, `sends` all of this claim."""
+    """One line as work.
+
+    `sends` are all of this claim, `attempts` those used up, `falls` those that failed as the only one in flight;
+    `doubted` is where and when (boot clock) it failed last, while nobody knows yet whose fault that was.
+    """
 
     work: "Work"
     index: int
     record: Record
-    attempts: int = 0
     sends: int = 0
+    attempts: int = 0
+    falls: int = 0
+    doubted: tuple[Pace, float] | None = None
 
 
 class Work:
-    """A claimed Slice: which of its lines are to send, which are out, which Results are not durable yet."""
+    """A claimed Slice: which of its lines are to send, which are out, which Results are not durable yet.
 
-    def __init__(self, *, claim: Claim) -> None:
+    With `once`, no line leaves before the row says that it may have been sent: see `announce`. `doubtful` are then the
+    lines that an earlier owner may have sent and whose outcome nobody knows.
+    """
+
+    def __init__(self, *, claim: Claim, once: bool = False) -> None:
         self.claim = claim
         self.text: bytes | None = None  # the input's bytes from `text_from` on, once loaded
         self.text_from = 0
         self.out = 0
         self.closing_since: float | None = None  # boot clock
         self.expires_at = _expires_at(claim)  # Unix seconds: no send starts later
-        self._done = bytearray(claim.slice.done)
-        holes = [i for i in range(claim.slice.lines) if not self._done[i >> 3] >> (i & 7) & 1]
-        self._pending = deque(Request(work=self, index=i, record=claim.records[i]) for i in holes)
+        held = claim.slice
+        self.suspect = held.crashes >= SUSPECT_CRASHES  # its lines go alone until a commit stands
+        self._done = bytearray(held.done)
+        self._sent = bytearray(held.sent or len(held.done)) if once else None
+        self._uncertain: set[int] = set()  # sent, not answered
+        holes = [Request(work=self, index=i, record=claim.records[i]) for i in _holes(held.done, held.lines)]
+        self.doubtful = [request for request in holes if self._sent is not None and _has(self._sent, request.index)]
+        doubtful = {request.index for request in self.doubtful}
+        # The line that the last owner died over goes first: it is the one to be counted.
+        sendable = sorted((r for r in holes if r.index not in doubtful), key=lambda r: r.index != held.alone)
+        self._pending = deque(sendable)
         self._left = len(holes)
         self._results: list[Result] = []
 
@@ -63,11 +85,16 @@ class Work:
         """Whether nothing of it is out and nothing waits to become durable."""
         return self.out == 0 and not self._results
 
+    @property
+    def is_wanting(self) -> bool:
+        """Whether its bytes are to be loaded."""
+        return self.text is None and bool(self._pending or self.doubtful)
+
     def span(self) -> tuple[int, int]:
-        """Return offset and length of the input's bytes that its pending lines lie in."""
-        first = min(request.record.offset for request in self._pending)
-        last = max(request.record.offset + request.record.length for request in self._pending)
-        return first, last - first
+        """Return offset and length of the input's bytes that its open lines lie in."""
+        records = [request.record for request in (*self._pending, *self.doubtful)]
+        first = min(record.offset for record in records)
+        return first, max(record.offset + record.length for record in records) - first
 
     def line(self, request: Request) -> bytes:
         """Return a line's bytes as the user wrote them."""
@@ -76,13 +103,43 @@ class Work:
         at = request.record.offset - self.text_from
         return self.text[at : at + request.record.length]
 
+    def announce(self, count: int) -> Bitmap | None:
+        """Return the lines that may have been sent once the next `count` go; None if the row says so already."""
+        if self._sent is None:
+            return None
+        new = [r.index for r in islice(self._pending, count) if not _has(self._sent, r.index)]
+        for index in new:
+            _set(self._sent, index)
+        return bytes(self._sent) if new else None
+
     def take(self) -> Request | None:
-        """Take the next line to send."""
-        return self._pending.popleft() if self._pending else None
+        """Take the next line to send, if it may be sent."""
+        if not self._pending or (self._sent is not None and not _has(self._sent, self._pending[0].index)):
+            return None
+        request = self._pending.popleft()
+        self._uncertain.add(request.index)
+        return request
+
+    def came_back(self, request: Request) -> None:
+        """Note that a sent line was answered, whatever the answer."""
+        self._uncertain.discard(request.index)
 
     def put_back(self, request: Request) -> None:
-        """Take a line back, to be sent before the others."""
-        self._pending.appendleft(request)
+        """Take a line back: to be sent before the others, or behind them if the backend fell over it."""
+        if request.falls:
+            self._pending.append(request)
+        else:
+            self._pending.appendleft(request)
+
+    def uncertain(self) -> Bitmap | None:
+        """Return the lines that were sent and are not done, for the next owner; None where nobody keeps account."""
+        if self._sent is None:
+            return None
+        left = bytearray(len(self._sent))
+        doubtful, results = (r.index for r in self.doubtful), (r.index for r in self._results)
+        for index in (*self._uncertain, *doubtful, *results):
+            _set(left, index)
+        return bytes(left)
 
     def close(self, now: float) -> None:
         """Send nothing more of it: its batch is closing."""
@@ -91,9 +148,13 @@ class Work:
 
     def record(self, result: Result) -> None:
         """Keep a line's Result for the next group commit."""
-        self._done[result.index >> 3] |= 1 << (result.index & 7)
+        _set(self._done, result.index)
         self._left -= 1
         self._results.append(result)
+
+    def keep(self, portion: Portion) -> None:
+        """Take Results back that could not be made durable yet."""
+        self._results[:0] = portion.results
 
     def portion(self) -> Portion | None:
         """Hand over all Results that are not durable, with the bitmap that goes with them."""
@@ -101,6 +162,18 @@ class Work:
             return None
         results, self._results = self._results, []
         return Portion(slice=self.claim.slice, results=results, done=bytes(self._done), closed=self.ended)
+
+
+def _has(bitmap: bytes | bytearray, index: int) -> bool:
+    return bool(bitmap[index >> 3] >> (index & 7) & 1)
+
+
+def _set(bitmap: bytearray, index: int) -> None:
+    bitmap[index >> 3] |= 1 << (index & 7)
+
+
+def _holes(done: Bitmap, lines: int) -> list[int]:
+    return [index for index in range(lines) if not _has(done, index)]
 
 
 def _expires_at(claim: Claim) -> float:
@@ -126,6 +199,11 @@ class Feed:
     def pending(self, models: Collection[str]) -> int:
         """Return how many lines for these models could be sent now."""
         return sum(work.pending for work in self if work.model in models)
+
+    def suspect(self, *, wall: float) -> Work | None:
+        """Return a loaded Slice whose next line is to go alone, if there is one (`wall` as in `next`)."""
+        ready = (work for work in self if work.suspect and work.pending and work.text is not None)
+        return next((work for work in ready if wall < work.expires_at), None)
 
     @property
     def batches(self) -> int:
@@ -162,7 +240,7 @@ class Feed:
             works = self._works[self._turns[0]]
             self._turns.rotate(-1)
             for work in works:
-                if work.text is not None and work.model in models:
+                if work.text is not None and work.model in models and not work.suspect:
                     request = work.take() if wall < work.expires_at else None
                     if request is not None:
                         return request

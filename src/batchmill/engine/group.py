@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+_PAUSE_SECONDS = 1.0  # after a commit for which there was no space
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupBounds:
@@ -25,8 +27,8 @@ class Group:
 
     def __init__(self, *, bounds: GroupBounds) -> None:
         self._bounds = bounds
-        self._results = 0
-        self._bytes = 0
+        self._results = self._bytes = 0
+        self._committing_results = self._committing_bytes = 0
         self._first: float | None = None
         self._slice_ended = False
         self._last_start = float("-inf")
@@ -49,12 +51,27 @@ class Group:
 
     def start(self, now: float) -> None:
         """Begin the commit of all that is counted; what is added from now on belongs to the next group."""
+        self._committing_results, self._committing_bytes = self._results, self._bytes
         self._results = self._bytes = 0
         self._first = None
         self._slice_ended = False
         self._last_start = now
 
+    def stood(self) -> None:
+        """End the commit: its Results are durable."""
+        self._committing_results = self._committing_bytes = 0
+
+    def failed(self, now: float) -> None:
+        """End the commit: its Results wait still, and are tried again after a pause."""
+        self._results += self._committing_results
+        self._bytes += self._committing_bytes
+        self._committing_results = self._committing_bytes = 0
+        self._first = now
+        self._last_start = now + _PAUSE_SECONDS
+
     @property
     def is_full(self) -> bool:
-        """Whether sending must pause until a commit has ended."""
-        return self._results >= self._bounds.most_results or self._bytes >= self._bounds.most_bytes
+        """Whether sending must pause until a commit has ended: too much is not durable."""
+        results = self._results + self._committing_results
+        size = self._bytes + self._committing_bytes
+        return results >= self._bounds.most_results or size >= self._bounds.most_bytes

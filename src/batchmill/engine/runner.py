@@ -1,49 +1,46 @@
 """Sends the lines of batches in progress, and makes what became of them durable in group commits."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import structlog
 
-from batchmill.backends.backend import Backend, Call, Reply
 from batchmill.backends.router import Router
 from batchmill.blobs.blobs import Blobs
+from batchmill.blobs.space import Room, is_full
 from batchmill.clock import Clock
 from batchmill.engine.feed import Feed, Request, Work
 from batchmill.engine.group import Group, GroupBounds
+from batchmill.engine.lease import Lease
 from batchmill.engine.loop import Bell
-from batchmill.ledger.ledger import Ledger
+from batchmill.engine.sender import Lane, Sender, give_up
+from batchmill.ledger.ledger import Ledger, Portion
 from batchmill.ledger.segment import Result
-from batchmill.schedule.pace import Pace
 from batchmill.schedule.plan import SLICE_LINES
-from batchmill.schedule.retry import GaveUp, Later, Verdict, judge
-from batchmill.spec.lines import split_envelope
-from batchmill.spec.objects import Usage
-from batchmill.spec.results import answered, result_id, unanswered, usage_of
+from batchmill.schedule.retry import OUTCOME_UNKNOWN, WORKER_CRASHED, Later
 from batchmill.spec.states import Status
 from batchmill.store.batch import statuses_of
 from batchmill.store.database import Database
+from batchmill.store.slice import Slice
+from batchmill.telemetry import Metrics
 
 _WATCH_SECONDS = 0.5  # how often held batches are looked at: sends stop within a second of a cancel
 _CLOSING_SECONDS = 30.0  # open calls of a closing batch may end so long
 _AHEAD_SECONDS = 20.0  # claimed ahead: about so much work
 _LOADED_BYTES = 64 << 20  # bodies in memory, over all claimed Slices; one Slice is always loaded
 _SLICES_A_CLAIM = 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lane:
-    """A Backend and how much it gets."""
-
-    backend: Backend
-    pace: Pace
+_LONE_DEATHS = 3  # design, "Verdicts": a line that kills its worker three times alone in flight
 
 
 class Runner:
     """Moves batches through `in_progress`.
 
     `step` does all that is due; a call that ends between two steps starts the next one by itself.
+
+    Args:
+        once: No line may run twice (`on_unknown_outcome = "fail"`): it is announced in its row before it leaves, and
+            one whose answer was lost, or whose worker died, ends as `outcome_unknown`.
     """
 
     def __init__(
@@ -52,23 +49,29 @@ class Runner:
         ledger: Ledger,
         database: Database,
         blobs: Blobs,
+        room: Room,
         lanes: Sequence[Lane],
         router: Router,
+        sender: Sender,
+        lease: Lease,
         clock: Clock,
         bell: Bell,
-        unwell: Bell,
-        draw: Callable[[], float],
         bounds: GroupBounds,
+        metrics: Metrics,
+        once: bool = False,
     ) -> None:
         self._ledger = ledger
         self._database = database
         self._blobs = blobs
+        self._room = room
         self._lanes = lanes
         self._router = router
+        self._sender = sender
+        self._lease = lease
         self._clock = clock
         self._bell = bell
-        self._unwell = unwell  # rung when a backend needs a probe
-        self._draw = draw  # uniform in [0, 1): the jitter of retries
+        self._metrics = metrics
+        self._once = once
         self._feed = Feed()
         self._group = Group(bounds=bounds)
         self._calls: dict[asyncio.Task[None], Request] = {}
@@ -81,6 +84,9 @@ class Runner:
         self._wakes_at = 0.0
         self._starved = False
         self._halted = False
+        self._short: str | None = None  # why there is too little space to send
+        self._is_solo = False  # a suspect Slice's line goes alone: nothing else is sent
+        self._lone: Work | None = None  # whose line is out alone
         self._log = structlog.get_logger("runner")
 
     async def step(self) -> None:
@@ -88,6 +94,8 @@ class Runner:
         await self._watch()
         await self._claim()
         await self._load()
+        await self._go_alone()
+        await self._announce()
         self._dispatch()
         await self._commit(force=False)
         self._dispatch()  # it pauses while too much is not durable
@@ -116,7 +124,7 @@ class Runner:
         patience.cancel()
         await self._cancel_calls(list(self._calls))
         await self._commit(force=True)
-        await self._ledger.release([work.claim.slice for work in self._feed])
+        await self._give_back(list(self._feed))
         if self._fault is not None:
             raise self._fault
 
@@ -132,6 +140,7 @@ class Runner:
             return
         self._watched = now
         self._measure(now)
+        await self._look_for_room()
         held = sorted({work.batch_id for work in self._feed})
         if not held:
             return
@@ -144,7 +153,21 @@ class Runner:
                 late += [call for call, request in self._calls.items() if request.work is work]
         await self._cancel_calls(late)
 
+    async def _look_for_room(self) -> None:
+        """Stop sending while the disk has too little space; what is out ends, and its Results wait in memory."""
+        short = await asyncio.to_thread(self._room.short)
+        if short is not None and self._short is None:
+            self._metrics.disk_pauses.inc()
+            self._log.warning("sending stops", reason=short)
+        elif short is None and self._short is not None:
+            self._log.info("sending goes on: there is space again")
+        self._short = short
+        self._metrics.disk_short.set(short is not None)
+
     def _measure(self, now: float) -> None:
+        for lane in self._lanes:
+            self._metrics.in_flight.labels(lane.backend.name).set(lane.pace.in_flight)
+            self._metrics.window.labels(lane.backend.name).set(lane.pace.window)
         elapsed = max(now - self._rated, 1e-3)
         self._rate = 0.5 * self._rate + 0.5 * self._ended / elapsed
         self._ended, self._rated = 0, now
@@ -155,7 +178,7 @@ class Runner:
         models = frozenset[str]().union(*(self._router.served_by(lane.backend) for lane in lanes))
         window = sum(lane.pace.window for lane in lanes)
         pending = self._feed.pending(models)
-        if not models:
+        if not models or self._short is not None or not self._lease.is_fresh:
             return
         if pending < max(window, self._rate * _AHEAD_SECONDS / 2):
             wanted = max(2 * window, self._rate * _AHEAD_SECONDS) - pending
@@ -170,14 +193,14 @@ class Runner:
         else:
             return
         for claim in claims:
-            self._feed.add(Work(claim=claim))
+            self._feed.add(Work(claim=claim, once=self._once))
             self._starved = False
 
     async def _load(self) -> None:
         """Read claimed Slices' lines into memory, as many as the bound holds."""
         loaded = sum(len(work.text) for work in self._feed if work.text is not None)
         for work in self._feed:
-            if work.text is None and work.pending and (loaded == 0 or loaded < _LOADED_BYTES):
+            if work.is_wanting and (loaded == 0 or loaded < _LOADED_BYTES):
                 key = work.claim.batch.input_key
                 if key is None:
                     raise ValueError(f"{work.batch_id} is in progress and has no input")
@@ -185,12 +208,82 @@ class Runner:
                 work.text = await asyncio.to_thread(self._blobs.read, key, offset=offset, length=length)
                 work.text_from = offset
                 loaded += length
+                for request in work.doubtful:  # sent by an owner that died
+                    self._record(request, give_up(request, OUTCOME_UNKNOWN, attempts=1))
+                work.doubtful.clear()
+
+    async def _go_alone(self) -> None:
+        """Send the next line of a suspect Slice with nothing else in flight, and let the row say which it is.
+
+        A Slice whose owners died again and again may hold a line that kills them. Sent alone, it is found out.
+        """
+        suspect = None if self._halted else self._feed.suspect(wall=self._clock.now())
+        self._is_solo = suspect is not None or self._lone is not None
+        if not self._is_solo or self._calls:
+            return
+        await self._commit(force=True)
+        if self._lone is not None and self._lone.suspect and self._lone in list(self._feed):  # it came back undone
+            await self._mark_alone(self._lone, None)
+        self._lone = None
+        suspect = self._feed.suspect(wall=self._clock.now())
+        lane = None if suspect is None else self._free_lane(suspect.model)
+        self._is_solo = lane is not None
+        if suspect is not None and lane is not None:
+            await self._send_alone(suspect, lane)
+
+    async def _send_alone(self, suspect: Work, lane: Lane) -> None:
+        if not await self._mark_sent(suspect, 1):
+            return
+        request = suspect.take()
+        if request is None:
+            return
+        held = suspect.claim.slice
+        if held.alone == request.index and held.alone_crashes >= _LONE_DEATHS:
+            self._log.error("a line killed its worker three times alone", batch=held.batch_id, line=request.record.line)
+            self._record(request, give_up(request, WORKER_CRASHED, attempts=held.alone_crashes))
+            await self._commit(force=True)
+        elif await self._mark_alone(suspect, request.index):
+            self._lone = suspect
+            self._start(lane, request, self._clock.boot())
+
+    async def _mark_alone(self, work: Work, line: int | None) -> bool:
+        stands = await self._ledger.mark_alone(work.claim.slice, line)
+        if not stands:
+            await self._lose(work)
+        return stands
+
+    async def _announce(self) -> None:
+        """Let the rows say which lines may have been sent, for as many as could go now."""
+        if not self._once or self._is_solo or self._halted:
+            return
+        free = sum(max(0, lane.pace.window - lane.pace.in_flight) for lane in self._lanes)
+        for work in list(self._feed):
+            if free > 0 and work.text is not None and not work.suspect:
+                await self._mark_sent(work, free)
+                free -= min(free, work.pending)
+                self._starved = False
+
+    async def _mark_sent(self, work: Work, count: int) -> bool:
+        sent = work.announce(count)
+        stands = sent is None or await self._ledger.mark_sent(work.claim.slice, sent)
+        if not stands:
+            await self._lose(work)
+        return stands
+
+    def _free_lane(self, model: str) -> Lane | None:
+        """Return a lane for this model that may send now, if anything may be sent at all."""
+        if self._halted or self._short is not None or not self._lease.holds:
+            return None
+        now = self._clock.boot()
+        serving = (lane for lane in self._lanes if model in self._router.served_by(lane.backend))
+        return next((lane for lane in serving if lane.pace.may_send(now)), None)
 
     def _dispatch(self) -> None:
         """Start as many calls as the paces allow, the Backends in turns."""
         now, wall = self._clock.boot(), self._clock.now()
         self._feed.wake(now)
-        started = not self._halted
+        # A worker that was asleep for a lease must not send a line: others may have taken its Slices.
+        started = not self._halted and not self._is_solo and self._short is None and self._lease.holds
         while started:
             started = False
             for lane in self._lanes:
@@ -205,71 +298,27 @@ class Runner:
                     self._bell.ring()
 
     def _start(self, lane: Lane, request: Request, now: float) -> None:
-        work = request.work
-        work.out += 1
+        request.work.out += 1
         request.sends += 1
-        lane.pace.sent(now)
-        call = asyncio.create_task(self._call(lane, request))
+        trial = lane.pace.sent(now)
+        call = asyncio.create_task(self._call(lane, request, trial=trial, sent_at=now))
         self._calls[call] = request
         call.add_done_callback(self._call_ended)
 
-    async def _call(self, lane: Lane, request: Request) -> None:
-        work = request.work
-        line_id = result_id(work.batch_id, request.record.line)
-        request_id = f"req{line_id.removeprefix('batch_req')}_{work.claim.slice.epoch}a{request.sends}"
-        sent_at = self._clock.boot()
-        envelope = split_envelope(work.line(request))
-        call = Call(
-            endpoint=work.claim.batch.object.endpoint,
-            body=envelope.body,
-            request_id=request_id,
-            idempotency_key=line_id,
-        )
-        try:
-            reply = await lane.backend.send(call)
-        except asyncio.CancelledError:
-            lane.pace.withdrawn()
-            raise
-        verdict = self._judge(lane, request, reply, sent_at=sent_at)
-        if isinstance(verdict, Later):
-            request.attempts += verdict.attempt_used
-            self._feed.put_back(request, at=self._clock.boot() + verdict.after)
-        elif isinstance(verdict, GaveUp):
-            text = unanswered(line_id, envelope.custom_id, verdict.code, verdict.message)
-            self._record(request, text=text, usage=None, succeeded=False)
-        elif reply.status is not None:
-            text = answered(line_id, envelope.custom_id, reply.status, request_id, reply.body)
-            usage = usage_of(reply.body) if verdict.succeeded else None
-            self._record(request, text=text, usage=usage, succeeded=verdict.succeeded)
+    async def _call(self, lane: Lane, request: Request, *, trial: bool, sent_at: float) -> None:
+        outcome = await self._sender.send(lane, request, trial=trial, sent_at=sent_at)
+        request.work.came_back(request)
+        if isinstance(outcome, Later):
+            self._feed.put_back(request, at=self._clock.boot() + outcome.after)
         else:
-            raise ValueError("a Reply without a status cannot be done")
+            self._record(request, outcome)
         self._dispatch()
 
-    def _judge(self, lane: Lane, request: Request, reply: Reply, *, sent_at: float) -> Verdict:
-        """Say what a Reply means, and let the pace learn from it."""
-        verdict = judge(
-            status=reply.status,
-            fault=reply.fault,
-            retry_after=reply.retry_after,
-            attempts=request.attempts + 1,
-            draw=self._draw(),
-        )
-        was_well = lane.pace.unwell_since is None
-        lane.pace.answered(verdict, self._clock.boot(), sent_at)
-        if was_well and lane.pace.unwell_since is not None:
-            why = {"status": reply.status, "fault": reply.fault, "detail": reply.detail}
-            self._log.warning("backend unwell: its requests wait", backend=lane.backend.name, **why)
-            self._unwell.ring()
-        return verdict
-
-    def _record(self, request: Request, *, text: bytes, usage: Usage | None, succeeded: bool) -> None:
+    def _record(self, request: Request, result: Result) -> None:
         """Keep a Result for the next group commit."""
-        work = request.work
-        work.record(
-            Result(index=request.index, succeeded=succeeded, attempts=request.attempts + 1, text=text, usage=usage)
-        )
+        request.work.record(result)
         self._ended += 1
-        self._group.add(size=len(text), slice_ended=work.ended, now=self._clock.boot())
+        self._group.add(size=len(result.text), slice_ended=request.work.ended, now=self._clock.boot())
 
     def _call_ended(self, call: asyncio.Task[None]) -> None:
         """Take a call off the list, and wake the loop if there is something for it to do."""
@@ -277,7 +326,8 @@ class Runner:
         work.out -= 1
         if not call.cancelled():
             self._fault = self._fault or call.exception()
-        if self._fault is not None or work.closing_since is not None or self._due_at() < self._wakes_at:
+        is_due = self._is_solo or work.closing_since is not None or self._due_at() < self._wakes_at
+        if self._fault is not None or is_due:
             self._bell.ring()
 
     async def _cancel_calls(self, calls: Sequence[asyncio.Task[None]]) -> None:
@@ -294,19 +344,45 @@ class Runner:
             return
         self._group.start(now)
         handed = [(work, portion) for work in self._feed if (portion := work.portion()) is not None]
-        fallen = await self._ledger.commit([portion for _, portion in handed])
+        try:
+            fallen = await self._ledger.commit([portion for _, portion in handed])
+        except OSError as fault:
+            if not is_full(fault):
+                raise
+            await self._keep(handed, str(fault))
+            return
+        self._group.stood()
         for work, portion in handed:
             if (portion.slice.batch_id, portion.slice.ordinal) in fallen:
-                self._log.warning("stale write refused", batch=work.batch_id, slice=portion.slice.ordinal)
-                await self._cancel_calls([call for call, request in self._calls.items() if request.work is work])
-                self._feed.remove(work)
+                await self._lose(work)
             elif portion.closed:
                 self._feed.remove(work)
+            else:
+                work.suspect = False
+
+    async def _keep(self, handed: Collection[tuple[Work, Portion]], reason: str) -> None:
+        """Keep Results for which there was no space: the reserve makes some, and the next commit is tried soon."""
+        self._log.warning("results wait in memory", reason=reason, results=sum(len(p.results) for _, p in handed))
+        for work, portion in handed:
+            work.keep(portion)
+        self._group.failed(self._clock.boot())
+        await asyncio.to_thread(self._room.give)
+        await self._look_for_room()
+
+    async def _lose(self, work: Work) -> None:
+        """Let go of a Slice that is another's by now: its calls are in vain."""
+        self._log.warning("stale write refused", batch=work.batch_id, slice=work.claim.slice.ordinal)
+        await self._cancel_calls([call for call, request in self._calls.items() if request.work is work])
+        self._feed.remove(work)
 
     async def _release(self) -> None:
         """Give back the Slices of closing batches once nothing of them is out."""
         released = [work for work in self._feed if work.closing_since is not None and work.idle]
         if released:
-            await self._ledger.release([work.claim.slice for work in released])
+            await self._give_back(released)
         for work in released:
             self._feed.remove(work)
+
+    async def _give_back(self, works: Collection[Work]) -> None:
+        slices: list[Slice] = [replace(work.claim.slice, sent=work.uncertain()) for work in works]
+        await self._ledger.release(slices)

@@ -9,7 +9,7 @@ from batchmill.backends.backend import Unreachable
 from batchmill.backends.router import Router
 from batchmill.clock import Clock
 from batchmill.engine.loop import Bell
-from batchmill.engine.runner import Lane
+from batchmill.engine.sender import Lane
 from batchmill.store.database import Database, Transaction
 from batchmill.store.model import BackendState, add_models, keep_backends, save_backend
 

@@ -7,11 +7,14 @@ from typing import Any
 import structlog
 from structlog.typing import FilteringBoundLogger
 
+from batchmill.blobs.space import is_full
 from batchmill.clock import Clock
+from batchmill.engine.lease import Lease
 from batchmill.engine.loop import Bell, Step, run_steps
 from batchmill.engine.runner import Runner
 from batchmill.store.database import Database, Transaction
 from batchmill.store.worker import delete_worker, insert_worker, release_leases, renew_leases, void_leases
+from batchmill.telemetry import Metrics
 
 
 class LeaseLost(Exception):  # noqa: N818 - it states what happened
@@ -30,8 +33,9 @@ class Worker:
         database: Database,
         clock: Clock,
         worker_id: str,
-        lease: float,
+        lease: Lease,
         alone: bool,
+        metrics: Metrics,
         runner: Runner,
         loops: Sequence[tuple[Step, Bell, float]],
     ) -> None:
@@ -40,6 +44,7 @@ class Worker:
         self._worker_id = worker_id
         self._lease = lease
         self._alone = alone
+        self._metrics = metrics
         self._runner = runner
         self._loops = loops
         self._log = structlog.get_logger("worker")
@@ -65,25 +70,42 @@ class Worker:
         await self._database.write(self._end)
 
     async def _begin(self) -> None:
-        def statements(tx: Transaction) -> None:
-            insert_worker(tx, worker_id=self._worker_id, lease=self._lease, now=int(self._clock.now()))
-            if self._alone:
-                void_leases(tx, worker_id=self._worker_id)
+        def statements(tx: Transaction) -> int:
+            insert_worker(tx, worker_id=self._worker_id, lease=self._lease.seconds, now=int(self._clock.now()))
+            return void_leases(tx, worker_id=self._worker_id) if self._alone else 0
 
-        await self._database.write(statements)
-        self._log.info("worker started", worker=self._worker_id)
+        began = self._clock.boot()
+        taken_over = await self._database.write(statements)
+        self._lease.renewed(began)
+        self._metrics.takeovers.inc(taken_over)
+        self._log.info("worker started", worker=self._worker_id, taken_over=taken_over)
 
     async def _renew(self) -> None:
         """Renew three times a lease; a worker that could not for a whole one aborts."""
         while True:
-            await self._clock.sleep(self._lease / 3)
-            renewing = self._database.write(lambda tx: renew_leases(tx, worker_id=self._worker_id, lease=self._lease))
+            await self._clock.sleep(self._lease.seconds / 3)
+            began = self._clock.boot()
+            if not self._lease.holds:  # this process was stopped, or starved: others may own its Slices by now
+                raise LeaseLost(f"the lease was not renewed for {self._lease.seconds} s")
             try:
-                known = await asyncio.wait_for(renewing, timeout=self._lease)
+                known = await asyncio.wait_for(self._write_renewal(), timeout=self._lease.seconds)
             except TimeoutError as late:
-                raise LeaseLost(f"the lease could not be renewed for {self._lease} s") from late
+                raise LeaseLost(f"the lease could not be renewed for {self._lease.seconds} s") from late
             if not known:
                 raise LeaseLost("another process has ended this worker's leases")
+            self._lease.renewed(began)
+
+    async def _write_renewal(self) -> bool:
+        """Renew in the rows; a full disk is no lapse, since nobody can claim on it either."""
+        try:
+            return await self._database.write(
+                lambda tx: renew_leases(tx, worker_id=self._worker_id, lease=self._lease.seconds)
+            )
+        except OSError as fault:
+            if not is_full(fault):
+                raise
+            self._log.warning("the lease could not be renewed", reason=str(fault))
+            return True
 
     def _end(self, tx: Transaction) -> None:
         release_leases(tx, worker_id=self._worker_id)

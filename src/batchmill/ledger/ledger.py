@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, compress
 
 from batchmill.blobs.blobs import Blobs
+from batchmill.blobs.space import is_full
 from batchmill.clock import Clock
 from batchmill.ledger.segment import Result, pack_results
 from batchmill.schedule.choose import Candidate, choose
@@ -19,14 +20,18 @@ from batchmill.store.batch import Batch, advance, batches_by_id, record_progress
 from batchmill.store.blob import insert_ready
 from batchmill.store.database import Database, Transaction
 from batchmill.store.slice import (
+    Bitmap,
     Segment,
     Slice,
     claim_slice,
     insert_segments,
     list_candidates,
+    mark_alone,
+    mark_sent,
     record_done,
     release_slice,
 )
+from batchmill.telemetry import Metrics
 
 _CANDIDATES = 256  # batches looked at for one claim
 
@@ -53,12 +58,15 @@ class Portion:
 class Ledger:
     """The durable account of what was claimed and what became of it."""
 
-    def __init__(self, *, database: Database, blobs: Blobs, clock: Clock, worker_id: str, lease: float) -> None:
+    def __init__(
+        self, *, database: Database, blobs: Blobs, clock: Clock, worker_id: str, lease: float, metrics: Metrics
+    ) -> None:
         self._database = database
         self._blobs = blobs
         self._clock = clock
         self._worker_id = worker_id
         self._lease = lease
+        self._metrics = metrics
         self._turn = 0
 
     async def claim(self, *, slices: int, models: Collection[str], besides: Collection[str] = ()) -> list[Claim]:
@@ -72,21 +80,22 @@ class Ledger:
             others = [replace(c, open_slices=1) for c in found if c.batch_id not in besides]
             return others if besides else found
 
-        def statements(tx: Transaction) -> list[tuple[Slice, Batch]]:
+        def statements(tx: Transaction) -> list[tuple[Slice, bool, Batch]]:
             turns = choose(candidates(tx), slices, self._turn)
             batches = batches_by_id(tx, batch_ids=sorted(set(turns)))
             taken = [
                 claim_slice(tx, batch_id=b, models=models, worker_id=self._worker_id, lease=self._lease) for b in turns
             ]
-            return [(s, batches[s.batch_id]) for s in taken if s is not None]
+            return [(*claimed, batches[claimed[0].batch_id]) for claimed in taken if claimed is not None]
 
         # A look first: an idle worker must not write.
         if not await self._database.read(candidates):
             return []
         self._turn += 1
         claimed = await self._database.write(statements)
+        self._metrics.takeovers.inc(sum(taken_over for _, taken_over, _ in claimed))
         return await asyncio.to_thread(
-            lambda: [Claim(slice=s, batch=b, records=self._records(b, s)) for s, b in claimed]
+            lambda: [Claim(slice=s, batch=b, records=self._records(b, s)) for s, _, b in claimed]
         )
 
     async def commit(self, portions: Sequence[Portion]) -> frozenset[tuple[str, int]]:
@@ -129,14 +138,43 @@ class Ledger:
             fallen = [portion.slice for portion, stood in zip(portions, stands, strict=True) if not stood]
             return frozenset((held.batch_id, held.ordinal) for held in fallen)
 
-        return await self._database.write(statements, before=write_blob)
+        with self._metrics.commit_seconds.time():
+            try:
+                fallen = await self._database.write(statements, before=write_blob)
+            except OSError as fault:
+                if is_full(fault):  # nothing of the transaction is written: the bytes, if they are there, only fill
+                    await asyncio.to_thread(self._blobs.delete, key)
+                raise
+        self._tell(portions, fallen)
+        return fallen
+
+    def _tell(self, portions: Sequence[Portion], fallen: frozenset[tuple[str, int]]) -> None:
+        """Count what a commit did."""
+        self._metrics.stale_writes.inc(len(fallen))
+        for portion in portions:
+            if (portion.slice.batch_id, portion.slice.ordinal) not in fallen:
+                succeeded = sum(result.succeeded for result in portion.results)
+                self._metrics.lines.labels("succeeded").inc(succeeded)
+                self._metrics.lines.labels("failed").inc(len(portion.results) - succeeded)
+
+    async def mark_alone(self, held: Slice, line: int | None) -> bool:
+        """Say durably that this line of a Slice goes alone now, None that it came back; False if the fence fell."""
+        return await self._database.write(
+            lambda tx: mark_alone(tx, batch_id=held.batch_id, ordinal=held.ordinal, epoch=held.epoch, line=line)
+        )
+
+    async def mark_sent(self, held: Slice, sent: Bitmap) -> bool:
+        """Say durably which lines of a Slice may have been sent from now on; False if the fence fell."""
+        return await self._database.write(
+            lambda tx: mark_sent(tx, batch_id=held.batch_id, ordinal=held.ordinal, epoch=held.epoch, sent=sent)
+        )
 
     async def release(self, slices: Iterable[Slice]) -> None:
-        """Give Slices back with their holes, for any worker to claim."""
+        """Give Slices back with their holes, for any worker to claim; `sent` of each is kept."""
 
         def statements(tx: Transaction) -> None:
             for held in slices:
-                release_slice(tx, batch_id=held.batch_id, ordinal=held.ordinal, epoch=held.epoch)
+                release_slice(tx, batch_id=held.batch_id, ordinal=held.ordinal, epoch=held.epoch, sent=held.sent)
 
         await self._database.write(statements)
 

@@ -1,20 +1,24 @@
 """How many requests a Backend gets now: a window that gives way under pressure, and a circuit that opens when unwell.
 
-    well ── unwell verdict ──► open ── probe succeeded ──► half-open ── any other verdict ──► well
-                                ▲                              │
-                                └──────── unwell verdict ──────┘
+    well ── unwell verdict, or ──► open ── probe succeeded ──► half-open ── any other verdict ──► well
+            doubts in a row         ▲                              │
+                                    └── unwell verdict, or doubt ──┘
+
+A doubt is a failure that the line or the backend may have caused. While other lines succeed it is the line's; when
+nothing but doubts comes back, the lines are suspects and go one by one, as the trials of a half-open circuit.
 
 Times are seconds of any one clock that does not step back; they are passed in, so that tests and simulators own them.
 """
 
 from enum import StrEnum
 
-from batchmill.schedule.retry import Done, Later, Verdict
+from batchmill.schedule.retry import Done, GaveUp, Later, Verdict
 
 WINDOW = 8  # requests in flight
 FIRST_PROBE = 0.5  # seconds after the circuit opened; doubles with each failure
 SLOWEST_PROBE = 5.0  # seconds: a backend that is back is found within 10 s (reliability, targets)
 HALVING_PAUSE = 1.0  # seconds: the 429s of one burst count as one
+DOUBTS = 3  # in a row, without a success between: then it is not the lines
 
 
 class _Circuit(StrEnum):
@@ -36,9 +40,12 @@ class Pace:
         self._in_flight = 0
         self._successes = 0
         self._halved_at = float("-inf")
+        self._doubts = 0
+        self._answered_at = float("-inf")  # when it last answered as a sound backend does
         self._circuit = _Circuit.WELL
         self._turned_at = float("-inf")  # when the circuit last changed
         self._unwell_since: float | None = None
+        self._unwell_why = ""
         self._wait = FIRST_PROBE
         self._probe_at = 0.0
         self._trial_out = False
@@ -63,37 +70,62 @@ class Pace:
         """When the present outage began; None while the backend is well."""
         return self._unwell_since
 
+    @property
+    def unwell_why(self) -> str:
+        """What began the present outage, in words; "" while the backend is well."""
+        return self._unwell_why
+
+    def answered_since(self, moment: float) -> bool:
+        """Say whether it has answered any line as a sound backend does since then."""
+        return self._answered_at > moment
+
     def may_send(self, now: float) -> bool:  # noqa: ARG002 - pacing by time comes through the same door
         """Say whether one more request may be sent."""
         if self._circuit is _Circuit.HALF_OPEN:
             return not self._trial_out
         return self._circuit is _Circuit.WELL and self._in_flight < self._window
 
-    def sent(self, now: float) -> None:  # noqa: ARG002 - as above
-        """Count a request that was sent."""
-        self._in_flight += 1
+    def sent(self, now: float) -> bool:  # noqa: ARG002 - as above
+        """Count a request that was sent; say whether it is a trial and goes alone, so that a fall is its own."""
         self._trial_out = self._circuit is _Circuit.HALF_OPEN
+        self._in_flight += 1
+        return self._trial_out and self._in_flight == 1
 
-    def withdrawn(self) -> None:
+    def withdrawn(self, sent_at: float | None = None) -> None:
         """Count a request that was given up before its answer: it says nothing about the backend."""
         self._in_flight -= 1
-        self._trial_out = False
+        if not self._is_old(sent_at):
+            self._trial_out = False
 
-    def answered(self, verdict: Verdict, now: float, sent_at: float | None = None) -> None:
+    def answered(self, verdict: Verdict, now: float, sent_at: float | None = None, why: str = "") -> None:
         """Learn from an answer.
 
         A request sent before the circuit last changed says nothing about the backend's present health, so tell when
-        it was sent; without `sent_at` it is taken for a recent one.
+        it was sent; without `sent_at` it is taken for a recent one. `why` says in words what was wrong, if anything.
         """
         self._in_flight -= 1
         self._fit_window(verdict, now)
-        if self._circuit is _Circuit.OPEN or (sent_at is not None and sent_at < self._turned_at):
+        if isinstance(verdict, Done):
+            self._answered_at = now
+            self._doubts = 0
+        if self._circuit is _Circuit.OPEN or self._is_old(sent_at):
             return
-        if isinstance(verdict, Later) and verdict.unwell:
-            self._open(now)
+        if self._fells(verdict):
+            self._open(now, why)
         elif self._circuit is _Circuit.HALF_OPEN:
             self._turn(_Circuit.WELL, now)
             self._unwell_since = None
+            self._unwell_why = ""
+
+    def _is_old(self, sent_at: float | None) -> bool:
+        return sent_at is not None and sent_at < self._turned_at
+
+    def _fells(self, verdict: Verdict) -> bool:
+        """Say whether this verdict, after those before it, means that the backend is unwell."""
+        if isinstance(verdict, Later | GaveUp) and verdict.doubt:
+            self._doubts += 1
+            return self._circuit is _Circuit.HALF_OPEN or self._doubts >= DOUBTS
+        return isinstance(verdict, Later) and verdict.unwell
 
     def probe_due(self, now: float) -> bool:
         """Say whether it is time to ask the backend for its models; tell `probed` what came of it."""
@@ -109,9 +141,11 @@ class Pace:
         else:
             self._put_off(now)
 
-    def _open(self, now: float) -> None:
+    def _open(self, now: float, why: str) -> None:
+        self._doubts = 0
         if self._circuit is _Circuit.WELL:
             self._unwell_since = now
+            self._unwell_why = why
             self._wait = FIRST_PROBE
             self._probe_at = now + FIRST_PROBE
         else:

@@ -4,10 +4,11 @@ The fence is inside each writing statement: `epoch` counts the claims of a Slice
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from sqlalchemy import ColumnElement, Row, and_, delete, exists, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, case, delete, exists, insert, or_, select, update
 
 from batchmill.schedule.choose import Candidate
 from batchmill.spec.states import Status
@@ -15,6 +16,14 @@ from batchmill.store.database import Transaction
 from batchmill.store.tables import batch, segment, slice_
 
 Bitmap = bytes  # a bit a line: bit `i % 8` of byte `i // 8` is a Slice's i-th line
+
+# What the death of an owner does to the row.
+_CRASHED: Mapping[str, ColumnElement[int]] = MappingProxyType(
+    {
+        "crashes": slice_.c.crashes + 1,
+        "alone_crashes": slice_.c.alone_crashes + case((slice_.c.alone.is_(None), 0), else_=1),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +39,10 @@ class Slice:
     bytes: int
     done: Bitmap
     epoch: int
+    crashes: int = 0  # owners that died over it since its last commit
+    alone: int | None = None  # the line that its last owner was sending with nothing else in flight
+    alone_crashes: int = 0  # owners that died over that very line
+    sent: Bitmap | None = None  # lines that may have been sent; None where nobody keeps account of that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,43 +102,74 @@ def list_candidates(tx: Transaction, *, models: Collection[str], limit: int) -> 
 
 def claim_slice(
     tx: Transaction, *, batch_id: str, models: Collection[str], worker_id: str, lease: float
-) -> Slice | None:
-    """Take the first Slice for these models of a batch in progress that nobody holds; a lapsed lease is nobody's."""
+) -> tuple[Slice, bool] | None:
+    """Take the first Slice for these models of a batch in progress that nobody holds; a lapsed lease is nobody's.
+
+    Returns the Slice and whether it was taken over: its last owner never gave it back, so it counts as a crash.
+    """
     running = exists().where(batch.c.id == batch_id, batch.c.status == Status.IN_PROGRESS.value)
     first = (
-        select(slice_.c.ordinal)
-        .where(slice_.c.batch_id == batch_id, _claimable(tx, models))
+        select(slice_.c.ordinal, slice_.c.owner)
+        .where(slice_.c.batch_id == batch_id, _claimable(tx, models), running)
         .order_by(slice_.c.ordinal)
         .limit(1)
         .with_for_update(skip_locked=True)
-        .scalar_subquery()
     )
+    found = tx.connection.execute(first).first()
+    if found is None:
+        return None
+    values = {"owner": worker_id, "epoch": slice_.c.epoch + 1, "lease_until": tx.lease_now + lease}
+    if found.owner is not None:
+        values |= _CRASHED
     taken = (
         update(slice_)
-        .where(slice_.c.batch_id == batch_id, slice_.c.ordinal == first, _claimable(tx, models), running)
-        .values(owner=worker_id, epoch=slice_.c.epoch + 1, lease_until=tx.lease_now + lease)
+        .where(slice_.c.batch_id == batch_id, slice_.c.ordinal == found.ordinal, _claimable(tx, models), running)
+        .values(values)
         .returning(slice_)
     )
     row = tx.connection.execute(taken).first()
-    return None if row is None else _slice(row)
+    return None if row is None else (_slice(row), found.owner is not None)
+
+
+def void_slices(tx: Transaction, *, worker_id: str) -> int:
+    """End every Slice's lease but this worker's, as crashes of their owners; return how many there were."""
+    held = update(slice_).where(slice_.c.owner.is_not(None), slice_.c.owner != worker_id)
+    return tx.connection.execute(held.values(owner=None, lease_until=None, **_CRASHED)).rowcount
+
+
+def mark_alone(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, line: int | None) -> bool:
+    """Say that this line is about to be sent with nothing else in flight, None that it came back; False if fenced off.
+
+    A worker that dies meanwhile leaves the mark behind: its next owner knows which line it was.
+    """
+    crashes = case((slice_.c.alone == line, slice_.c.alone_crashes), else_=0)
+    mine = update(slice_).where(_mine(batch_id, ordinal, epoch), slice_.c.open)
+    return tx.connection.execute(mine.values(alone=line, alone_crashes=crashes)).rowcount == 1
+
+
+def mark_sent(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, sent: Bitmap) -> bool:
+    """Say which lines may have been sent from now on, before the first byte of them leaves; False if fenced off."""
+    mine = update(slice_).where(_mine(batch_id, ordinal, epoch), slice_.c.open)
+    return tx.connection.execute(mine.values(sent=sent)).rowcount == 1
 
 
 def record_done(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, done: Bitmap, closed: bool) -> bool:
     """Write which lines of a Slice are done, while the claim's fence stands; False if it fell.
 
-    A closed Slice has no owner.
+    A closed Slice has no owner. A commit ends the count of crashes: whatever killed its owners, work goes on.
     """
-    values: dict[str, object] = {"done": done}
+    values: dict[str, object] = {"done": done, "crashes": 0, "alone": None, "alone_crashes": 0}
     if closed:
         values |= {"open": False, "owner": None, "lease_until": None}
     held = update(slice_).where(_mine(batch_id, ordinal, epoch), slice_.c.open)
     return tx.connection.execute(held.values(values)).rowcount == 1
 
 
-def release_slice(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int) -> bool:
-    """Give a Slice back with its holes; False if it was lost already."""
+def release_slice(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, sent: Bitmap | None = None) -> bool:
+    """Give a Slice back with its holes, and with what was sent of it where that is kept; False if it was lost."""
     mine = update(slice_).where(_mine(batch_id, ordinal, epoch))
-    return tx.connection.execute(mine.values(owner=None, lease_until=None)).rowcount == 1
+    values = {"owner": None, "lease_until": None, "alone": None, "alone_crashes": 0, "sent": sent}
+    return tx.connection.execute(mine.values(values)).rowcount == 1
 
 
 def fence_slices(tx: Transaction, *, batch_id: str, worker_id: str, lease: float) -> None:
@@ -212,4 +256,8 @@ def _slice(row: Row[tuple[object, ...]]) -> Slice:
         bytes=row.bytes,
         done=bytes(row.done),
         epoch=row.epoch,
+        crashes=row.crashes,
+        alone=row.alone,
+        alone_crashes=row.alone_crashes,
+        sent=None if row.sent is None else bytes(row.sent),
     )

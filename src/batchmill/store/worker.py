@@ -3,6 +3,7 @@
 from sqlalchemy import delete, exists, insert, select, update
 
 from batchmill.store.database import Transaction
+from batchmill.store.slice import void_slices
 from batchmill.store.tables import batch, slice_, worker
 
 
@@ -20,16 +21,18 @@ def renew_leases(tx: Transaction, *, worker_id: str, lease: float) -> bool:
     return renewed.rowcount == 1
 
 
-def void_leases(tx: Transaction, *, worker_id: str) -> None:
-    """End every lease but this worker's.
+def void_leases(tx: Transaction, *, worker_id: str) -> int:
+    """End every lease but this worker's, as crashes of their owners; return how many Slices and batches were held.
 
     For a worker that knows that it is alone: the holder of an embedded data directory's lock. The epochs stay, so that
     whatever a dead worker left behind still fails at the fence.
     """
-    for table in (batch, slice_):
-        held = (table.c.owner.is_not(None), table.c.owner != worker_id)
-        tx.connection.execute(update(table).where(*held).values(owner=None, lease_until=None))
+    held = update(batch).where(batch.c.owner.is_not(None), batch.c.owner != worker_id)
+    batches = tx.connection.execute(held.values(owner=None, lease_until=None, crashes=batch.c.crashes + 1)).rowcount
+    # A new boot's lease clock begins anew: what waits for a moment of the old one would wait for ever.
+    tx.connection.execute(update(batch).where(batch.c.retry_at.is_not(None)).values(retry_at=None))
     tx.connection.execute(delete(worker).where(worker.c.id != worker_id))
+    return batches + void_slices(tx, worker_id=worker_id)
 
 
 def release_leases(tx: Transaction, *, worker_id: str) -> None:

@@ -1,0 +1,137 @@
+"""One attempt at one line: sent as it was written, judged, and what became of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from batchmill.backends.backend import Backend, Call, Reply
+from batchmill.clock import Clock
+from batchmill.engine.feed import Request
+from batchmill.engine.loop import Bell
+from batchmill.ledger.segment import Result
+from batchmill.schedule.pace import Pace
+from batchmill.schedule.retry import Done, GaveUp, Later, Verdict, judge
+from batchmill.spec.lines import split_envelope
+from batchmill.spec.results import answered, result_id, unanswered, usage_of
+from batchmill.telemetry import Metrics
+
+_EXCERPT = 500  # characters of a reply that is no usable answer, for the one who has to find out why
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lane:
+    """A Backend and how much it gets."""
+
+    backend: Backend
+    pace: Pace
+
+
+class Sender:
+    """Sends lines and judges the replies.
+
+    Args:
+        clock: Tells the time.
+        draw: Uniform in [0, 1): the jitter of retries.
+        once: No line may run twice: where its answer was lost it ends (`on_unknown_outcome = "fail"`).
+        unwell: Rung when a Backend needs a probe.
+        metrics: Counts sends and replies.
+    """
+
+    def __init__(self, *, clock: Clock, draw: Callable[[], float], once: bool, unwell: Bell, metrics: Metrics) -> None:
+        self._clock = clock
+        self._draw = draw
+        self._once = once
+        self._unwell = unwell
+        self._metrics = metrics
+        self._log = structlog.get_logger("sender")
+
+    async def send(self, lane: Lane, request: Request, *, trial: bool, sent_at: float) -> Result | Later:
+        """Make one attempt; the pace has counted it as sent at `sent_at` (boot clock), `trial` is what it said.
+
+        Returns the line's Result, or when and why it is to be sent again.
+        """
+        work = request.work
+        line_id = result_id(work.batch_id, request.record.line)
+        request_id = f"req{line_id.removeprefix('batch_req')}_{work.claim.slice.epoch}a{request.sends}"
+        envelope = split_envelope(work.line(request))
+        call = Call(
+            endpoint=work.claim.batch.object.endpoint,
+            body=envelope.body,
+            request_id=request_id,
+            idempotency_key=line_id,
+            once=self._once,
+        )
+        self._metrics.sends.labels(lane.backend.name).inc()
+        try:
+            reply = await lane.backend.send(call)
+        except BaseException:
+            lane.pace.withdrawn(sent_at)
+            raise
+        verdict = self._judge(lane, request, reply, trial=trial, sent_at=sent_at)
+        if isinstance(verdict, Later):
+            return verdict
+        if isinstance(verdict, Done) and reply.status is not None:
+            text = answered(line_id, envelope.custom_id, reply.status, request_id, reply.body)
+            usage = usage_of(reply.body) if verdict.succeeded else None
+            return Result(
+                index=request.index, succeeded=verdict.succeeded, attempts=request.sends, text=text, usage=usage
+            )
+        if isinstance(verdict, GaveUp):
+            return give_up(request, verdict, attempts=request.sends, excerpt=reply.body)
+        raise ValueError("a Reply without a status cannot be done")
+
+    def _judge(self, lane: Lane, request: Request, reply: Reply, *, trial: bool, sent_at: float) -> Verdict:
+        """Say what a Reply means, and let line and pace learn from it."""
+        if request.doubted is not None:
+            where, since = request.doubted
+            request.attempts += where.answered_since(since)  # others succeeded: the failure was the line's own
+            request.doubted = None
+        verdict = judge(
+            status=reply.status,
+            fault=reply.fault,
+            retry_after=reply.retry_after,
+            attempts=request.attempts + 1,
+            draw=self._draw(),
+            falls=request.falls + 1 if trial else None,
+            once=self._once,
+        )
+        now = self._clock.boot()
+        if isinstance(verdict, Later):
+            request.attempts += verdict.attempt_used
+            request.falls += verdict.doubt and trial
+            request.doubted = (lane.pace, now) if verdict.doubt and not trial else None
+        was_well = lane.pace.unwell_since is None
+        why = reply.detail or ("" if reply.status is None else f"it answered with status {reply.status}")
+        lane.pace.answered(verdict, now, sent_at, why)
+        self._metrics.replies.labels(lane.backend.name, _name(verdict)).inc()
+        if was_well and lane.pace.unwell_since is not None:
+            self._log.warning("backend unwell: its requests wait", backend=lane.backend.name, reason=why)
+            self._unwell.ring()
+        return verdict
+
+
+def give_up(request: Request, verdict: GaveUp, *, attempts: int, excerpt: bytes = b"") -> Result:
+    """Return the Result of a line that ends without an HTTP answer; `excerpt` is what came in its place."""
+    work = request.work
+    message = verdict.message
+    if verdict.code == "invalid_backend_response" and excerpt:
+        message = f"{message} It began: {excerpt.decode(errors='replace')[:_EXCERPT]}"
+    text = unanswered(
+        result_id(work.batch_id, request.record.line),
+        split_envelope(work.line(request)).custom_id,
+        verdict.code,
+        message,
+    )
+    return Result(index=request.index, succeeded=False, attempts=attempts, text=text)
+
+
+def _name(verdict: Verdict) -> str:
+    """Return the label of a verdict."""
+    match verdict:
+        case Done():
+            return "succeeded" if verdict.succeeded else "refused"
+        case GaveUp():
+            return verdict.code
+        case Later():
+            return next((name for name in ("pressure", "unwell", "doubt") if getattr(verdict, name)), "attempt")
