@@ -82,6 +82,13 @@ def test_each_backend_has_the_variable_of_its_key() -> None:
     assert [backend.key_env for backend in settings.backends] == [None, "KEY_2"]
 
 
+@pytest.mark.parametrize(("times", "each"), [(["45s"], [45.0, 45.0]), (["10s", "30m"], [10.0, 1800.0])])
+def test_each_backend_has_its_time_limit(times: list[str], each: list[float]) -> None:
+    """One time limit is for all backends, several go with them in their order."""
+    settings = load_settings({"backend": ["http://gpu-1/v1", "http://gpu-2/v1"], "backend_timeout": times})
+    assert [backend.timeout for backend in settings.backends] == each
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("30s", 30.0), ("2m", 120.0), ("1h", 3600.0), ("1500ms", 1.5), ("2.5", 2.5), ("0.5m", 30.0)]
 )
@@ -101,6 +108,9 @@ _WRONG: list[tuple[dict[str, Any], str]] = [
     ({"backend": ["gpu-1:8000"]}, "backend.0.url: "),
     ({"backend": ["http://gpu-1", "http:///v1"]}, "backend.1.url: "),
     ({"backend": ["http://gpu-1"], "backend_key_env": ["A", "B"]}, "backend_key_env: "),
+    ({"backend": ["http://gpu-1"], "backend_timeout": ["1s", "2s"]}, "backend_timeout: "),
+    ({"backend_timeout": ["soon"]}, "backend_timeout.0: "),
+    ({"on_unknown_outcome": "pray"}, "on_unknown_outcome: "),
     ({"colour": "red"}, "colour: "),
 ]
 

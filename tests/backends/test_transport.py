@@ -351,6 +351,25 @@ async def test_a_stale_connection_is_replaced_in_silence(transport: AiohttpTrans
     assert raw.connections == 2
 
 
+async def test_a_line_that_may_run_once_is_not_sent_again_in_silence(
+    transport: AiohttpTransport, serve_raw: ServeRaw
+) -> None:
+    """With `once` a connection that closes as it is used again is a reset: the server may have read the request."""
+
+    async def script(_raw: RawServer, connection: Connection) -> None:
+        while await connection.read_request():
+            await connection.write(answer(b"{}"))
+            await connection.read_request()
+            return
+
+    raw = await serve_raw(script)
+    await post(transport, raw.url)
+    reply = await transport.request(method="POST", url=raw.url, headers={}, body=b"{}", deadline=5, once=True)
+
+    assert reply.fault is Fault.RESET
+    assert raw.connections == 1
+
+
 async def test_bytes_after_a_reply_are_no_reply_to_the_next(transport: AiohttpTransport, serve_raw: ServeRaw) -> None:
     """A connection with more bytes than its answer is dropped, so answers are never mixed up."""
 

@@ -22,8 +22,11 @@ from batchmill.store.slice import (
     list_candidates,
     list_segments,
     list_slices,
+    mark_alone,
+    mark_sent,
     record_done,
     release_slice,
+    void_slices,
 )
 from batchmill.store.worker import renew_leases
 from store.rows import (
@@ -90,6 +93,74 @@ async def test_slices_are_claimed_in_the_order_of_the_plan(database: Database) -
     assert ordinals(taken) == [0, 1]
     assert taken[0] is not None
     assert (taken[0].epoch, taken[0].done, taken[0].first, taken[0].lines) == (1, b"\0", 0, 8)
+
+
+async def test_an_owner_that_died_is_counted_until_a_commit_stands(database: Database) -> None:
+    """A Slice counts the owners whose lease lapsed; one that gave it back is none, and a commit ends the count."""
+
+    def statements(tx: Transaction) -> list[tuple[int, bool]]:
+        add_running(tx, slices=1)
+        counts = []
+        for lease in (LAPSED, LAPSED, LEASE):
+            taken = claim_slice(tx, batch_id="batch_1", models=["m"], worker_id="w1", lease=lease)
+            assert taken is not None
+            counts.append((taken[0].crashes, taken[1]))
+        release_slice(tx, batch_id="batch_1", ordinal=0, epoch=3)
+        for _ in range(2):
+            taken = claim_slice(tx, batch_id="batch_1", models=["m"], worker_id="w2", lease=LAPSED)
+            assert taken is not None
+            counts.append((taken[0].crashes, taken[1]))
+            record(tx, epoch=taken[0].epoch)
+        return counts
+
+    expected = [(0, False), (1, True), (2, True), (2, False), (1, True)]
+    assert await database.write(statements) == expected
+
+
+async def test_deaths_over_a_lone_line_are_its_own(database: Database) -> None:
+    """The deaths of owners that sent one line alone are counted for that line, and end with it or with a commit."""
+
+    def statements(tx: Transaction) -> list[tuple[int | None, int]]:
+        add_running(tx, slices=1)
+        lone: list[tuple[int | None, int]] = []
+        for line in (3, 3, 4, None, 4):
+            held = claim(tx, lease=LAPSED)
+            assert held is not None
+            lone.append((held.alone, held.alone_crashes))
+            assert mark_alone(tx, batch_id="batch_1", ordinal=0, epoch=held.epoch, line=line)
+            assert not mark_alone(tx, batch_id="batch_1", ordinal=0, epoch=held.epoch - 1, line=7)
+        void_slices(tx, worker_id="w2")
+        held = claim(tx)
+        assert held is not None
+        lone.append((held.alone, held.alone_crashes))
+        record(tx, epoch=held.epoch)
+        lone.extend((held.alone, held.alone_crashes) for held in list_slices(tx, batch_id="batch_1"))
+        return lone
+
+    expected = [(None, 0), (3, 1), (3, 2), (4, 1), (None, 0), (4, 1), (None, 0)]
+    assert await database.write(statements) == expected
+
+
+async def test_what_may_have_been_sent_outlives_its_sender(database: Database) -> None:
+    """The next owner reads which lines may have been sent; who gives the Slice back says what is left of them."""
+
+    def statements(tx: Transaction) -> list[bytes | None]:
+        add_running(tx, slices=1)
+        seen: list[bytes | None] = []
+        for sent in (b"\x0f", b"\xff"):
+            held = claim(tx, lease=LAPSED)
+            assert held is not None
+            seen.append(held.sent)
+            assert mark_sent(tx, batch_id="batch_1", ordinal=0, epoch=held.epoch, sent=sent)
+            assert not mark_sent(tx, batch_id="batch_1", ordinal=0, epoch=held.epoch - 1, sent=b"\0")
+        held = claim(tx)
+        assert held is not None
+        seen.append(held.sent)
+        release_slice(tx, batch_id="batch_1", ordinal=0, epoch=held.epoch, sent=b"\x01")
+        seen.extend(held.sent for held in list_slices(tx, batch_id="batch_1"))
+        return seen
+
+    assert await database.write(statements) == [None, b"\x0f", b"\xff", b"\x01"]
 
 
 async def test_slices_are_added_open_and_unowned(database: Database) -> None:

@@ -1,11 +1,13 @@
 """Workers and the leases that they hold."""
 
 import pytest
+from sqlalchemy import select
 
 from batchmill.spec.states import Status
 from batchmill.store.batch import claim_batch
 from batchmill.store.database import Database, SqliteDatabase, Transaction
 from batchmill.store.slice import claim_slice, list_slices, record_done
+from batchmill.store.tables import batch
 from batchmill.store.worker import (
     delete_worker,
     has_live_worker,
@@ -70,7 +72,8 @@ async def test_voiding_ends_every_lease_but_ones_own(database: Database) -> None
         start(tx, "w1")
         take_all(tx, "w1")
         start(tx, "w2")
-        void_leases(tx, worker_id="w2")
+        assert void_leases(tx, worker_id="w2") == 2
+        assert sorted(tx.connection.execute(select(batch.c.crashes)).scalars()) == [0, 1]
         known = renew_leases(tx, worker_id="w1", lease=LEASE)
         taken = take_all(tx, "w2")
         void_leases(tx, worker_id="w2")
