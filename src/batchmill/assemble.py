@@ -16,6 +16,7 @@ from batchmill.backends.http import HttpBackend
 from batchmill.backends.router import Router
 from batchmill.backends.transport import AiohttpTransport
 from batchmill.blobs.disk import DiskBlobs
+from batchmill.blobs.space import Space
 from batchmill.clock import Clock, SystemClock
 from batchmill.engine.finalizer import Finalizer
 from batchmill.engine.group import GroupBounds
@@ -51,6 +52,7 @@ class Storage:
         _refuse_what_is_not_built(settings)
         self.database = SqliteDatabase(path=settings.data / "batchmill.sqlite3", clock=clock)
         self.blobs = DiskBlobs(folder=settings.data / "blobs")
+        self.room = Space(folder=settings.data)
 
 
 def _refuse_what_is_not_built(settings: Settings) -> None:
@@ -74,6 +76,7 @@ def build_api(*, settings: Settings, storage: Storage, clock: Clock) -> App:
     return create_app(
         database=storage.database,
         blobs=storage.blobs,
+        room=storage.room,
         clock=clock,
         limits=limits_of(settings),
         version=version("batchmill"),
