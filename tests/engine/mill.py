@@ -9,7 +9,9 @@ from typing import Any
 from batchmill.backends.backend import Backend, Call, Reply
 from batchmill.backends.echo import EchoBackend
 from batchmill.backends.router import Router
+from batchmill.blobs.blobs import Blobs
 from batchmill.blobs.disk import DiskBlobs
+from batchmill.blobs.space import Boundless, Room
 from batchmill.engine.finalizer import Finalizer
 from batchmill.engine.group import GroupBounds
 from batchmill.engine.loop import Bell
@@ -95,8 +97,9 @@ class Mill:
 
     folder: Path
     database: SqliteDatabase
-    blobs: DiskBlobs
+    blobs: Blobs
     clock: FakeClock
+    room: Room = field(default_factory=Boundless)
     limits: Limits = OPEN
     _files: dict[str, str] = field(default_factory=dict)
 
@@ -136,8 +139,8 @@ class Mill:
         return Hand(
             worker_id=worker_id,
             runner=runner,
-            validator=Validator(limits=self.limits, accepted=bell, **mine),
-            finalizer=Finalizer(**mine),
+            validator=Validator(room=self.room, limits=self.limits, accepted=bell, **mine),
+            finalizer=Finalizer(room=self.room, **mine),
             scout=Scout(database=self.database, lanes=lanes, router=router, clock=self.clock, learned=(bell,)),
             lanes=lanes,
         )
