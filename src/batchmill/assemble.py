@@ -158,7 +158,11 @@ def build_worker(
                 _IDLE_SECONDS,
             ),
             (Finalizer(blobs=blobs, room=room, **mine), Bell(clock=clock), _IDLE_SECONDS),
-            (Sweeper(database=database, blobs=blobs, clock=clock), Bell(clock=clock), _SWEEP_SECONDS),
+            (
+                Sweeper(database=database, blobs=blobs, room=room, router=router, clock=clock),
+                Bell(clock=clock),
+                _SWEEP_SECONDS,
+            ),
             (
                 Scout(database=database, lanes=lanes, router=router, clock=clock, learned=(run, validate)),
                 scout,

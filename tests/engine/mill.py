@@ -89,6 +89,7 @@ class Hand:
     finalizer: Finalizer
     scout: Scout
     lanes: Sequence[Lane]
+    router: Router
 
 
 @dataclass(kw_only=True)
@@ -143,6 +144,7 @@ class Mill:
             finalizer=Finalizer(room=self.room, **mine),
             scout=Scout(database=self.database, lanes=lanes, router=router, clock=self.clock, learned=(bell,)),
             lanes=lanes,
+            router=router,
         )
 
     def echo(self, *, latency: float = 0.0, models: tuple[str, ...] = ("echo",)) -> Watched:
@@ -152,7 +154,12 @@ class Mill:
     @property
     def sweeper(self) -> Sweeper:
         """A Sweeper that begins now."""
-        return Sweeper(database=self.database, blobs=self.blobs, clock=self.clock)
+        return self.sweeper_of()
+
+    def sweeper_of(self, hand: Hand | None = None) -> Sweeper:
+        """Return the Sweeper of a worker: it knows which backend serves what."""
+        router = Router([]) if hand is None else hand.router
+        return Sweeper(database=self.database, blobs=self.blobs, room=self.room, router=router, clock=self.clock)
 
     async def knows(self, *models: str) -> None:
         """Let these models be known."""

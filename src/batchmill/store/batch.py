@@ -145,7 +145,7 @@ def claim_batch(
     taken = (
         update(batch)
         .where(batch.c.id == oldest, claimable)
-        .values(owner=worker_id, epoch=batch.c.epoch + 1, lease_until=tx.lease_now + lease, crashes=_crashes(tx))
+        .values(owner=worker_id, epoch=batch.c.epoch + 1, lease_until=tx.lease_now + lease, crashes=crashes(tx))
         .returning(batch)
     )
     row = tx.connection.execute(taken).first()
@@ -183,7 +183,7 @@ def stuck_batches(tx: Transaction, *, limit: int) -> Sequence[Batch]:
     """Return batches whose validating or finalizing failed TRIES times in a row: nobody takes them any more."""
     live = batch.c.status.not_in([status.value for status in FINAL])
     rows = tx.connection.execute(
-        select(batch).where(live, _free(tx), _crashes(tx) >= TRIES).order_by(batch.c.id).limit(limit)
+        select(batch).where(live, is_free(tx), crashes(tx) >= TRIES).order_by(batch.c.id).limit(limit)
     )
     return [_batch(row) for row in rows]
 
@@ -204,6 +204,16 @@ def set_waiting(tx: Transaction, *, batch_id: str, waiting: str | None, now: int
     other = update(batch).where(batch.c.id == batch_id, live, batch.c.waiting.is_distinct_from(waiting))
     since = None if waiting is None else now
     return tx.connection.execute(other.values(waiting=waiting, waiting_since=since)).rowcount == 1
+
+
+def is_free(tx: Transaction) -> ColumnElement[bool]:
+    """Return the condition that nobody's lease on the batch holds."""
+    return or_(batch.c.owner.is_(None), batch.c.lease_until < tx.lease_now)
+
+
+def crashes(tx: Transaction) -> ColumnElement[int]:
+    """Return how many attempts at the batch failed in a row; an owner whose lease lapsed is one more."""
+    return batch.c.crashes + case((batch.c.lease_until < tx.lease_now, 1), else_=0)
 
 
 def is_settled(tx: Transaction, *, now: int, grace: int) -> ColumnElement[bool]:
@@ -301,21 +311,12 @@ def clear_batch(tx: Transaction, *, batch_id: str) -> bool:
     return tx.connection.execute(uncleared.values(input_key=None, plan_key=None)).rowcount == 1
 
 
-def _free(tx: Transaction) -> ColumnElement[bool]:
-    return or_(batch.c.owner.is_(None), batch.c.lease_until < tx.lease_now)
-
-
-def _crashes(tx: Transaction) -> ColumnElement[int]:
-    """Count an owner whose lease lapsed as one more."""
-    return batch.c.crashes + case((batch.c.lease_until < tx.lease_now, 1), else_=0)
-
-
 def _claimable(tx: Transaction, statuses: Sequence[Status], ready: ColumnElement[bool] | None) -> ColumnElement[bool]:
     return and_(
         batch.c.status.in_([s.value for s in statuses]),
-        _free(tx),
+        is_free(tx),
         or_(batch.c.retry_at.is_(None), batch.c.retry_at <= tx.lease_now),
-        _crashes(tx) < TRIES,
+        crashes(tx) < TRIES,
         true() if ready is None else ready,
     )
 
