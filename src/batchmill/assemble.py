@@ -79,6 +79,7 @@ def build_api(*, settings: Settings, storage: Storage, clock: Clock) -> App:
     return create_app(
         database=storage.database,
         blobs=storage.blobs,
+        room=storage.room,
         clock=clock,
         limits=limits_of(settings),
         version=version("batchmill"),
@@ -131,7 +132,7 @@ def build_worker(
     *, settings: Settings, storage: Storage, backends: list[tuple[Backend, int]], clock: Clock, alone: bool
 ) -> Worker:
     """Build a worker with its loops; `alone` as in `Worker`."""
-    database, blobs = storage.database, storage.blobs
+    database, blobs, room = storage.database, storage.blobs, storage.room
     worker_id = mint_id("worker", clock.now())
     mine: dict[str, Any] = {"database": database, "clock": clock, "worker_id": worker_id, "lease": settings.lease}
     lease, metrics = Lease(clock=clock, seconds=settings.lease), Metrics()
@@ -163,9 +164,17 @@ def build_worker(
         metrics=metrics,
         runner=runner,
         loops=(
-            (Validator(blobs=blobs, limits=limits_of(settings), accepted=run, **mine), validate, _IDLE_SECONDS),
-            (Finalizer(blobs=blobs, **mine), Bell(clock=clock), _IDLE_SECONDS),
-            (Sweeper(database=database, blobs=blobs, clock=clock), Bell(clock=clock), _SWEEP_SECONDS),
+            (
+                Validator(blobs=blobs, room=room, limits=limits_of(settings), accepted=run, **mine),
+                validate,
+                _IDLE_SECONDS,
+            ),
+            (Finalizer(blobs=blobs, room=room, **mine), Bell(clock=clock), _IDLE_SECONDS),
+            (
+                Sweeper(database=database, blobs=blobs, room=room, router=router, clock=clock),
+                Bell(clock=clock),
+                _SWEEP_SECONDS,
+            ),
             (
                 Scout(database=database, lanes=lanes, router=router, clock=clock, learned=(run, validate)),
                 scout,

@@ -19,6 +19,7 @@ from sqlalchemy import select
 from batchmill.api.app import create_app
 from batchmill.blobs.blobs import Blobs
 from batchmill.blobs.disk import DiskBlobs
+from batchmill.blobs.space import Boundless, Room
 from batchmill.spec.ids import key_digest, mint_id, mint_key
 from batchmill.spec.limits import KIMI, Limits
 from batchmill.store.database import SqliteDatabase, Transaction
@@ -66,7 +67,13 @@ class Served:
     """A running API; `rows` runs statements on its database."""
 
     def __init__(
-        self, folder: Path, *, limits: Limits = KIMI, blobs: Blobs | None = None, migrated: bool = True
+        self,
+        folder: Path,
+        *,
+        limits: Limits = KIMI,
+        blobs: Blobs | None = None,
+        room: Room | None = None,
+        migrated: bool = True,
     ) -> None:
         self.clock = FakeClock()
         self.database = SqliteDatabase(path=folder / "batchmill.sqlite3", clock=self.clock)
@@ -74,7 +81,14 @@ class Served:
         self.blobs = blobs or DiskBlobs(folder=self.folder)
         if migrated:
             self.rows(migrate)
-        app = create_app(database=self.database, blobs=self.blobs, clock=self.clock, limits=limits, version="0.0.1")
+        app = create_app(
+            database=self.database,
+            blobs=self.blobs,
+            room=room or Boundless(),
+            clock=self.clock,
+            limits=limits,
+            version="0.0.1",
+        )
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,

@@ -1,3 +1,4 @@
+import errno
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -5,9 +6,12 @@ from typing import Any, BinaryIO
 import pytest
 
 from api.served import LINE, Answer, Served, Tenant, file_part, text_part
+from batchmill.api.fault import as_api_error
 from batchmill.blobs.blobs import Written
 from batchmill.blobs.disk import DiskBlobs
+from batchmill.blobs.space import Space
 from batchmill.spec.ids import mint_key
+from volume import fill, small_volume
 
 BATCH = text_part("purpose", "batch")
 
@@ -127,3 +131,23 @@ def test_a_full_database_is_a_507(serve: Callable[..., Served]) -> None:
     check_full(answer)
     assert len(tenant.call("GET", "/v1/files").json["data"]) == taken
     assert len(tenant.bytes_on_disk()) == taken
+
+
+def test_an_upload_below_the_floor_is_a_507(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """Where the disk is nearly full an upload is refused before a byte of it is read; listing and deleting go on."""
+    with small_volume(tmp_path / "volume", mib=40) as folder:
+        room = Space(folder=folder)
+        tenant = serve(room=room).tenant()
+        made = tenant.upload()
+        ballast = fill(folder, leave=1 << 20)
+        check_full(tenant.send_form(BATCH, file_part(LINE)))
+        assert set(tenant.blobs().values()) == {("ready", 1)}
+        assert tenant.call("DELETE", f"/v1/files/{made['id']}").status == 200
+        ballast.unlink()
+        assert tenant.send_form(BATCH, file_part(LINE)).status == 200
+
+
+def test_a_read_only_disk_is_a_507() -> None:
+    """A volume that has become read-only is no fault of ours either."""
+    assert as_api_error(OSError(errno.EROFS, "Read-only file system")).status == 507
+    assert as_api_error(OSError(errno.EIO, "Input/output error")).status == 500

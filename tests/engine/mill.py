@@ -9,6 +9,7 @@ from typing import Any
 from batchmill.backends.backend import Backend, Call, Reply
 from batchmill.backends.echo import EchoBackend
 from batchmill.backends.router import Router
+from batchmill.blobs.blobs import Blobs
 from batchmill.blobs.disk import DiskBlobs
 from batchmill.blobs.space import Boundless, Room
 from batchmill.engine.finalizer import Finalizer
@@ -93,6 +94,7 @@ class Hand:
     lanes: Sequence[Lane]
     lease: Lease
     metrics: Metrics
+    router: Router
 
 
 @dataclass(kw_only=True)
@@ -101,10 +103,10 @@ class Mill:
 
     folder: Path
     database: SqliteDatabase
-    blobs: DiskBlobs
+    blobs: Blobs
     clock: FakeClock
-    limits: Limits = OPEN
     room: Room = field(default_factory=Boundless)
+    limits: Limits = OPEN
     _files: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -146,12 +148,13 @@ class Mill:
         return Hand(
             worker_id=worker_id,
             runner=runner,
-            validator=Validator(limits=self.limits, accepted=bell, **mine),
-            finalizer=Finalizer(**mine),
+            validator=Validator(room=self.room, limits=self.limits, accepted=bell, **mine),
+            finalizer=Finalizer(room=self.room, **mine),
             scout=Scout(database=self.database, lanes=lanes, router=router, clock=self.clock, learned=(bell,)),
             lanes=lanes,
             lease=lease,
             metrics=metrics,
+            router=router,
         )
 
     def echo(self, *, latency: float = 0.0, models: tuple[str, ...] = ("echo",)) -> Watched:
@@ -161,7 +164,12 @@ class Mill:
     @property
     def sweeper(self) -> Sweeper:
         """A Sweeper that begins now."""
-        return Sweeper(database=self.database, blobs=self.blobs, clock=self.clock)
+        return self.sweeper_of()
+
+    def sweeper_of(self, hand: Hand | None = None) -> Sweeper:
+        """Return the Sweeper of a worker: it knows which backend serves what."""
+        router = Router([]) if hand is None else hand.router
+        return Sweeper(database=self.database, blobs=self.blobs, room=self.room, router=router, clock=self.clock)
 
     async def knows(self, *models: str) -> None:
         """Let these models be known."""

@@ -19,14 +19,14 @@ async def test_a_second_finalizer_starts_again(mill: Mill) -> None:
     """A Finalizer that died after it wrote its files is followed by another; only the second's bytes stay."""
     batch_id = await _closing(mill)
     dead, heir = mill.hand(mill.echo()).finalizer, mill.hand(mill.echo()).finalizer
-    closing = await mill.database.write(dead._claim)
-    assert closing is not None
-    files, late = dead._write_files(closing)
+    batch = await mill.database.write(dead._claim)
+    assert batch is not None
+    files, late = dead._write_files(await dead._fence(batch))
     assert not await heir.step()
     await mill.clock.advance(LEASE + 1)
     assert await heir.step()
     assert await mill.status(batch_id) is Status.COMPLETED
-    assert not await mill.database.write(lambda tx: dead._seal(tx, closing.batch, files, late=late > 0))
+    assert not await mill.database.write(lambda tx: dead._seal(tx, batch, files, late=late > 0))
     assert len(await mill.results(batch_id)) == 5
 
 
@@ -34,11 +34,11 @@ async def test_a_cancel_beats_a_finalizer(mill: Mill) -> None:
     """A cancel while the files are written ends as cancelled, and every result is kept."""
     batch_id = await _closing(mill)
     finalizer = mill.hand(mill.echo()).finalizer
-    closing = await mill.database.write(finalizer._claim)
-    assert closing is not None
-    files, late = finalizer._write_files(closing)
+    batch = await mill.database.write(finalizer._claim)
+    assert batch is not None
+    files, late = finalizer._write_files(await finalizer._fence(batch))
     await mill.cancel(batch_id)
-    assert not await mill.database.write(lambda tx: finalizer._seal(tx, closing.batch, files, late=late > 0))
+    assert not await mill.database.write(lambda tx: finalizer._seal(tx, batch, files, late=late > 0))
     assert await finalizer.step()
     assert await mill.status(batch_id) is Status.CANCELLED
     assert len(await mill.results(batch_id)) == 5

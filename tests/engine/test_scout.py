@@ -2,10 +2,12 @@
 
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
+from structlog.testing import capture_logs
 
 from batchmill.backends.http import HttpBackend
 from batchmill.backends.transport import AiohttpTransport
 from batchmill.store.model import list_backends, list_models
+from engine.faulty import FaultyDatabase
 from engine.mill import Mill
 
 
@@ -43,3 +45,19 @@ async def test_backends_taken_out_are_forgotten(mill: Mill) -> None:
     assert [state.name for state in await mill.database.read(list_backends)] == [other.name]
     assert [name for name, _ in await mill.database.read(list_models)] == ["a"]
     await other.close()
+
+
+async def test_a_full_database_is_no_fault_of_the_scout(mill: Mill) -> None:
+    """What cannot be kept for want of space is kept as soon as there is some; it is logged once."""
+    mill.database = database = FaultyDatabase(mill.database)
+    scout = mill.hand(mill.echo()).scout
+    database.full = True
+    with capture_logs() as logged:
+        for _ in range(3):
+            await scout.step()
+            await mill.clock.advance(31)
+    assert [entry["event"] for entry in logged] == ["not kept: the disk is full"]
+    assert await mill.database.read(list_models) == []
+    database.full = False
+    await scout.step()
+    assert [name for name, _ in await mill.database.read(list_models)] == ["echo"]

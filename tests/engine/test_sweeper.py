@@ -2,8 +2,14 @@
 
 import os
 
+from structlog.testing import capture_logs
+
+from batchmill.blobs.space import Space
 from batchmill.spec.states import Status
 from batchmill.store.batch import list_batches
+from batchmill.store.blob import doom_blob, insert_writing
+from batchmill.store.database import Transaction
+from engine.faulty import FaultyDatabase
 from engine.mill import Mill, lines
 
 
@@ -73,3 +79,63 @@ async def test_clearing_one_organisations_batch_leaves_the_others(mill: Mill) ->
     theirs = (await mill.look(second)).organisation_id
     listed = await mill.database.read(lambda tx: list_batches(tx, organisation_id=theirs, after=None, limit=10))
     assert [batch.id for batch in listed] == [second]
+
+
+async def test_a_full_database_stops_no_sweep_that_makes_room(mill: Mill) -> None:
+    """If rows have no room the Sweeper says so once and goes on; bytes are removed all the same."""
+    hand = mill.hand(mill.echo())
+    batch_id = await mill.batch(lines(3))
+    assert await mill.finish(hand, batch_id) is Status.COMPLETED
+    late = await mill.batch(lines(1), window=10)
+    await mill.clock.advance(11)
+    sweeper = mill.sweeper
+    while await sweeper.step():
+        pass
+    assert await mill.status(late) is Status.EXPIRED
+    mill.database = database = FaultyDatabase(mill.database)
+    later = await mill.batch(lines(1), window=10)
+    await mill.clock.advance(11)
+    await mill.database.write(lambda tx: add_doomed(tx, "upload_doomed"))
+    writer = mill.blobs.writer("upload_doomed")
+    writer.write(b"x")
+    writer.finish()
+    sweeper = mill.sweeper
+    database.full = True
+    with capture_logs() as logged:
+        for _ in range(5):
+            assert not await sweeper.step()
+    assert [entry["event"] for entry in logged] == ["the disk is full: not all could be swept"]
+    assert "upload_doomed" not in mill.blobs.keys(before=float("inf"))
+    database.full = False
+    await sweeper.step()
+    assert await mill.status(later) is Status.EXPIRED
+
+
+def add_doomed(tx: Transaction, key: str) -> None:
+    """Add a row of bytes that are to go."""
+    insert_writing(tx, key=key, organisation_id=None, now=1)  # type: ignore[arg-type] - a row of nobody's
+    doom_blob(tx, key=key)
+
+
+async def test_the_reserve_is_kept(mill: Mill) -> None:
+    """Each sweep makes the reserve, if it is not there and there is room."""
+    mill.room = Space(folder=mill.folder)
+    await mill.sweeper.step()
+    assert (mill.folder / "reserve").exists()
+
+
+async def test_many_slices_are_cleared_in_portions(mill: Mill) -> None:
+    """A large batch is cleared over several steps, each with a short transaction; in the end nothing is left of it."""
+    hand = mill.hand(mill.echo(), window=256)
+    batch_id = await mill.batch(lines(256 * 65))
+    await hand.scout.step()
+    await hand.validator.step()
+    await mill.cancel(batch_id)
+    assert await hand.finalizer.step()
+    sweeper, steps = mill.sweeper, 0
+    while await sweeper.step():
+        steps += 1
+    assert steps >= 2
+    assert (await mill.look(batch_id)).input_key is None
+    kinds = sorted(key.rpartition("-")[2].partition("_")[0] for key in mill.blobs.keys(before=float("inf")))
+    assert kinds == ["error", "upload"]

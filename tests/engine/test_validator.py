@@ -91,12 +91,12 @@ async def test_a_lapsed_validator_writes_nothing(mill: Mill) -> None:
     await mill.knows("echo")
     batch_id = await mill.batch(lines(3))
     slow, quick = mill.hand(mill.echo()).validator, mill.hand(mill.echo()).validator
-    batch, size = await mill.database.write(slow._claim)
-    assert batch is not None
+    claimed = await mill.database.write(slow._claim)
+    assert claimed is not None
     await mill.clock.advance(LEASE + 1)
     assert await quick.step()
-    late = await slow._validate(batch, size, {"echo"})
-    await mill.database.write(lambda tx: slow._conclude(tx, batch, late))
+    late = await slow._validate(claimed)
+    await mill.database.write(lambda tx: slow._conclude(tx, claimed.batch, late))
     slices = await mill.database.read(lambda tx: list_slices(tx, batch_id=batch_id))
     assert [s.lines for s in slices] == [3]
 
@@ -106,11 +106,11 @@ async def test_a_cancel_during_validation_wins(mill: Mill) -> None:
     await mill.knows("echo")
     hand = mill.hand(mill.echo())
     batch_id = await mill.batch(lines(3))
-    batch, size = await mill.database.write(hand.validator._claim)
-    assert batch is not None
+    claimed = await mill.database.write(hand.validator._claim)
+    assert claimed is not None
     await mill.cancel(batch_id)
-    found = await hand.validator._validate(batch, size, {"echo"})
-    await mill.database.write(lambda tx: hand.validator._conclude(tx, batch, found))
+    found = await hand.validator._validate(claimed)
+    await mill.database.write(lambda tx: hand.validator._conclude(tx, claimed.batch, found))
     assert await mill.finish(hand, batch_id) is Status.CANCELLED
     facts = (await mill.look(batch_id)).object
     assert (facts.counts.total, facts.output_file_id, facts.error_file_id) == (0, None, None)

@@ -9,6 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from batchmill.spec.objects import Usage
 from batchmill.spec.states import FINAL, STAMP, TRANSITIONS, Event, Status
 from batchmill.store.batch import (
+    TRIES,
     Batch,
     Progress,
     advance,
@@ -21,12 +22,17 @@ from batchmill.store.batch import (
     find_batch,
     finished_uncleared,
     has_batch,
+    holds_batch,
     insert_batch,
     is_settled,
     list_batches,
+    put_off,
     record_progress,
     release_batch,
+    set_waiting,
     statuses_of,
+    stuck_batches,
+    unstick,
 )
 from batchmill.store.database import Database, Transaction
 from batchmill.store.slice import claim_slice, record_done, release_slice
@@ -387,3 +393,121 @@ async def test_final_batches_are_cleared_once(database: Database) -> None:
     assert {batch.object.status for batch in named} == FINAL - {Status.COMPLETED}
     cleared = await database.read(lambda tx: get_batch(tx, "batch_completed"))
     assert (cleared.input_key, cleared.plan_key) == (None, None)
+
+
+async def test_an_owner_that_died_is_a_failure(database: Database) -> None:
+    """Each claim of a lapsed batch counts one; the sixth finds nothing, and the batch is named as stuck."""
+    await database.write(add_batch)
+    claims = [await database.write(lambda tx: claim(tx, lease=LAPSED)) for _ in range(TRIES + 1)]
+    assert [batch.crashes for batch in claims if batch is not None] == list(range(TRIES))
+    assert claims[-1] is None
+    assert not await database.read(lambda tx: has_batch(tx, statuses=[Status.VALIDATING]))
+    assert [batch.id for batch in await database.read(lambda tx: stuck_batches(tx, limit=9))] == ["batch_1"]
+
+
+@pytest.mark.parametrize("crashed", [True, False])
+async def test_a_batch_that_is_put_off_is_left_alone(database: Database, crashed: bool) -> None:
+    """Until its time has come nobody takes it, and has_batch says so; only `crashed` counts a failure."""
+
+    def put(tx: Transaction, epoch: int, seconds: float) -> bool:
+        return put_off(tx, batch_id="batch_1", epoch=epoch, crashed=crashed, seconds=seconds)
+
+    def waits(tx: Transaction) -> bool:
+        return has_batch(tx, statuses=[Status.VALIDATING])
+
+    await database.write(add_batch)
+    assert await database.write(claim) is not None
+    assert not await database.write(lambda tx: put(tx, 0, 60.0))
+    assert await database.write(lambda tx: put(tx, 1, 60.0))
+    assert await database.write(claim) is None
+    assert not await database.read(waits)
+    assert await database.write(lambda tx: put(tx, 1, LAPSED))
+    assert await database.read(waits)
+    again = await database.write(claim)
+    assert again is not None
+    assert again.crashes == 2 * crashed
+
+
+async def test_a_stuck_batch_is_named_and_tried_again(database: Database) -> None:
+    """After TRIES failures a batch is stuck, whoever waits; `unstick` gives it all tries again, at once."""
+
+    def fail(tx: Transaction) -> None:
+        claimed = claim(tx)
+        assert claimed is not None
+        put_off(tx, batch_id="batch_1", epoch=claimed.epoch, crashed=True, seconds=LAPSED)
+        set_waiting(tx, batch_id="batch_1", waiting="stuck", now=NOW)
+
+    def stuck(tx: Transaction) -> list[str]:
+        return [batch.id for batch in stuck_batches(tx, limit=9)]
+
+    await database.write(add_batch)
+    await database.write(lambda tx: add_batch(tx, a_batch("batch_2"), status=Status.FAILED))
+    for _ in range(TRIES):
+        assert await database.read(stuck) == []
+        await database.write(fail)
+    assert await database.write(claim) is None
+    assert await database.read(stuck) == ["batch_1"]
+    await database.write(unstick)
+    assert await database.read(stuck) == []
+    seen = await database.read(get_batch)
+    assert (seen.crashes, seen.waiting, seen.waiting_since) == (0, None, None)
+    assert await database.write(claim) is not None
+
+
+@pytest.mark.parametrize(("status", "event", "target"), MOVES)
+async def test_another_status_begins_afresh(database: Database, status: Status, event: Event, target: Status) -> None:
+    """A batch that enters another status waits for nothing and has no failure behind it."""
+
+    def statements(tx: Transaction) -> Batch:
+        add_batch(tx, status=status)
+        claim_batch(tx, worker_id="w1", statuses=[status], lease=LEASE)
+        put_off(tx, batch_id="batch_1", epoch=1, crashed=True, seconds=60.0)
+        set_waiting(tx, batch_id="batch_1", waiting="it failed", now=NOW)
+        assert advance(tx, batch_id="batch_1", status=status, event=event, now=NOW)
+        return get_batch(tx)
+
+    moved = await database.write(statements)
+    facts = (moved.crashes, moved.waiting, moved.waiting_since)
+    assert facts == ((1, "it failed", NOW) if target is status else (0, None, None))
+    if target not in FINAL and target is not status:
+        assert await database.read(lambda tx: has_batch(tx, statuses=[target]))
+
+
+async def test_why_a_batch_waits_is_kept_once(database: Database) -> None:
+    """A sentence is written when it changes, with the time of that; a final batch has none."""
+
+    def say(tx: Transaction, waiting: str | None, now: int, batch_id: str = "batch_1") -> tuple[bool, object, object]:
+        said = set_waiting(tx, batch_id=batch_id, waiting=waiting, now=now)
+        batch = get_batch(tx, batch_id)
+        return said, batch.waiting, batch.waiting_since
+
+    def statements(tx: Transaction) -> list[tuple[bool, object, object]]:
+        add_batch(tx)
+        add_batch(tx, a_batch("batch_2"), status=Status.COMPLETED)
+        return [
+            say(tx, None, NOW),
+            say(tx, "a", NOW),
+            say(tx, "a", NOW + 1),
+            say(tx, "b", NOW + 2),
+            say(tx, None, NOW + 3),
+            say(tx, "a", NOW, "batch_2"),
+        ]
+
+    assert await database.write(statements) == [
+        (False, None, None),
+        (True, "a", NOW),
+        (False, "a", NOW),
+        (True, "b", NOW + 2),
+        (True, None, None),
+        (False, None, None),
+    ]
+
+
+async def test_a_claim_holds_its_batch_until_the_next(database: Database) -> None:
+    """The fence of a claim stands until somebody else has claimed."""
+    await database.write(add_batch)
+    await database.write(lambda tx: claim(tx, lease=LAPSED))
+    assert await database.read(lambda tx: holds_batch(tx, batch_id="batch_1", epoch=1))
+    await database.write(claim)
+    assert not await database.read(lambda tx: holds_batch(tx, batch_id="batch_1", epoch=1))
+    assert await database.read(lambda tx: holds_batch(tx, batch_id="batch_1", epoch=2))

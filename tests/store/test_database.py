@@ -1,20 +1,23 @@
 """What a database promises: atomic, durable, serial where it writes, one snapshot where it reads."""
 
 import asyncio
+import errno
 import sqlite3
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
-from batchmill.store.database import Database, PostgresDatabase, SqliteDatabase, Transaction
+from batchmill.store.database import Database, DiskFull, PostgresDatabase, SqliteDatabase, Transaction
 from batchmill.store.migrate import migrate
 from batchmill.store.model import add_models, list_models
 from fakeclock import FakeClock
 from postgres import Cluster
 from store.rows import meanwhile
+from volume import fill, small_volume
 
 
 def add(name: str, tx: Transaction) -> None:
@@ -229,3 +232,28 @@ async def test_foreign_keys_hold(database: Database) -> None:
     )
     with pytest.raises(DBAPIError, match=r"(?i)foreign key"):
         await database.write(lambda tx: tx.connection.execute(statement))
+
+
+async def test_a_full_disk_is_no_fault_of_the_database(tmp_path: Path, clock: FakeClock) -> None:
+    """SQLite without space says ENOSPC, on whatever write it meets it; all that was committed stays, and it goes on."""
+    with small_volume(tmp_path / "volume", mib=8) as folder:
+        database = SqliteDatabase(path=folder / "rows.sqlite3", clock=clock)
+        await database.write(migrate)
+        added = 0
+
+        async def add_rows(count: int) -> None:
+            nonlocal added
+            for _ in range(count):
+                await database.write(partial(add, f"{added:05000}"))
+                added += 1
+
+        for _ in range(3):  # at each place where SQLite may find the disk full: its log, its index, its file
+            ballast = fill(folder, leave=40 << 10)
+            with pytest.raises(DiskFull) as refused:
+                await add_rows(100)
+            assert refused.value.errno == errno.ENOSPC
+            assert len(await database.read(list_models)) == added
+            ballast.unlink()
+            await add_rows(20)
+        assert len(await database.read(list_models)) == added
+        await database.close()

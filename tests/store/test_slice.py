@@ -351,6 +351,33 @@ async def test_a_slice_has_one_segment_a_commit(database: Database) -> None:
             await database.write(lambda tx, segments=segments: insert_segments(tx, segments))  # type: ignore[misc] - bound early
 
 
+async def test_slices_go_in_portions(database: Database) -> None:
+    """A portion takes the first Slices with all their Segments, and says whether there are more."""
+
+    def statements(tx: Transaction) -> list[object]:
+        for name in ("batch_1", "batch_2"):
+            add_running(tx, name, slices=3)
+        insert_ready(tx, key="commit_1", organisation_id=MINE, size=9, refs=9, now=NOW)
+        insert_segments(tx, [a_segment(n, seq) for n, seq in ((0, 1), (1, 1), (1, 2), (2, 1))])
+        insert_segments(tx, [a_segment(0, 1, batch_id="batch_2")])
+        gone: list[object] = []
+        for _ in range(3):
+            gone.append(delete_slices(tx, batch_id="batch_1", limit=2))
+            gone.append(ordinals(list_slices(tx, batch_id="batch_1")))
+        return [*gone, len(list_slices(tx, batch_id="batch_2")), len(list_segments(tx, batch_id="batch_2"))]
+
+    assert await database.write(statements) == [
+        ([("commit_1", 3)], True),
+        [2],
+        ([("commit_1", 1)], False),
+        [],
+        ([], False),
+        [],
+        3,
+        1,
+    ]
+
+
 async def test_two_sweepers_drop_a_reference_once(database: Database) -> None:
     """Two that clear the same final batch at the same time drop its references once; other batches keep theirs."""
 
@@ -364,9 +391,10 @@ async def test_two_sweepers_drop_a_reference_once(database: Database) -> None:
 
     def sweep(tx: Transaction) -> None:
         for batch in finished_uncleared(tx, limit=9):
-            for key, count in delete_slices(tx, batch_id=batch.id):
+            refs, left = delete_slices(tx, batch_id=batch.id, limit=9)
+            for key, count in refs:
                 drop_refs(tx, key=key, count=count)
-            if clear_batch(tx, batch_id=batch.id):
+            if not left and clear_batch(tx, batch_id=batch.id):
                 for held in (batch.input_key, batch.plan_key):
                     drop_refs(tx, key=str(held))
 

@@ -17,6 +17,7 @@ from batchmill.api.gate import App, Gate
 from batchmill.api.health import health_routes
 from batchmill.api.models import model_routes
 from batchmill.blobs.blobs import Blobs
+from batchmill.blobs.space import Room
 from batchmill.clock import Clock
 from batchmill.spec import errors
 from batchmill.spec.errors import ApiError
@@ -47,7 +48,7 @@ _ENVELOPE: Mapping[str, object] = MappingProxyType(
 )
 
 
-def create_app(*, database: Database, blobs: Blobs, clock: Clock, limits: Limits, version: str) -> App:
+def create_app(*, database: Database, blobs: Blobs, room: Room, clock: Clock, limits: Limits, version: str) -> App:
     """Build the API: the nine routes of the contract, models, and health."""
     app = FastAPI(
         title="Batchmill",
@@ -65,7 +66,7 @@ def create_app(*, database: Database, blobs: Blobs, clock: Clock, limits: Limits
             }
         },
     }
-    app.include_router(file_routes(database=database, blobs=blobs, clock=clock, limits=limits), **documented)
+    app.include_router(file_routes(database=database, blobs=blobs, room=room, clock=clock, limits=limits), **documented)
     app.include_router(batch_routes(database=database, clock=clock, limits=limits), **documented)
     app.include_router(model_routes(database=database), **documented)
     app.include_router(health_routes(database=database, blobs=blobs, clock=clock))

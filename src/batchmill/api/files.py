@@ -10,8 +10,10 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from batchmill.api.answer import json_answer, query_after, query_choice, query_limit
+from batchmill.api.fault import SPACE_SECONDS
 from batchmill.api.upload import UPLOAD_FORM, Upload, form_boundary, receive_upload
 from batchmill.blobs.blobs import BlobMissing, Blobs
+from batchmill.blobs.space import Room
 from batchmill.clock import Clock
 from batchmill.spec import errors
 from batchmill.spec.ids import mint_id
@@ -24,7 +26,7 @@ from batchmill.store.file import File, count_files, delete_file, find_file, inse
 _CHUNK = 1 << 20
 
 
-def file_routes(*, database: Database, blobs: Blobs, clock: Clock, limits: Limits) -> APIRouter:
+def file_routes(*, database: Database, blobs: Blobs, room: Room, clock: Clock, limits: Limits) -> APIRouter:
     """Return the five routes of contract a.1 to a.5."""
     router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[Depends(_only_one_version)])
 
@@ -37,6 +39,8 @@ def file_routes(*, database: Database, blobs: Blobs, clock: Clock, limits: Limit
         """Upload an input file: its bytes are kept as they are, and its lines are checked by the batch that uses it."""
         mine, now, key = request.state.organisation_id, int(clock.now()), mint_id("upload", clock.now())
         boundary = form_boundary(request.headers.get("content-type", ""))
+        if await asyncio.to_thread(room.short) is not None:  # before a byte is read
+            raise errors.insufficient_storage(SPACE_SECONDS)
         await database.write(lambda tx: insert_writing(tx, key=key, organisation_id=mine, now=now))
         try:
             received = await receive_upload(

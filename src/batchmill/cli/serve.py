@@ -20,6 +20,7 @@ from batchmill.cli.keys import make_key
 from batchmill.cli.process import Order
 from batchmill.cli.supervisor import Child, Supervisor, python_module
 from batchmill.settings import BadSettings, Settings
+from batchmill.store.batch import unstick
 from batchmill.store.migrate import NewerDatabase, migrate
 from batchmill.store.organisation import has_keys
 from batchmill.telemetry import set_up_logs
@@ -110,6 +111,7 @@ async def _prepare_store(settings: Settings) -> str | None:
         raise Stop(str(fault), Exit.USAGE) from fault
     try:
         await database.write(migrate)
+        await database.write(unstick)
         if await database.read(has_keys):
             return None
         made = await database.write(lambda tx: make_key(tx, name="default", now=clock.now()))

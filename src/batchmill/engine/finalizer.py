@@ -5,14 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
+from sqlalchemy import ColumnElement
 
 from batchmill.blobs.blobs import Blobs, BlobWriter, Written
+from batchmill.blobs.space import Room
 from batchmill.clock import Clock
+from batchmill.engine.attempt import Attempts
 from batchmill.ledger.merge import Rest, merge_results
 from batchmill.spec.ids import mint_id
 from batchmill.spec.objects import FileObject
 from batchmill.spec.states import Event, Status
-from batchmill.store.batch import Batch, advance, claim_batch, has_batch, is_settled, release_batch
+from batchmill.store.batch import Batch, advance, claim_batch, has_batch, holds_batch, is_settled, release_batch
 from batchmill.store.blob import doom_blob, insert_writing, publish_blob
 from batchmill.store.database import Database, Transaction
 from batchmill.store.file import File, insert_file
@@ -52,40 +55,69 @@ class _ResultFile:
 class Finalizer:
     """Moves batches out of `finalizing` and `cancelling`."""
 
-    def __init__(self, *, database: Database, blobs: Blobs, clock: Clock, worker_id: str, lease: float) -> None:
+    def __init__(
+        self, *, database: Database, blobs: Blobs, room: Room, clock: Clock, worker_id: str, lease: float
+    ) -> None:
         self._database = database
         self._blobs = blobs
         self._clock = clock
         self._worker_id = worker_id
         self._lease = lease
+        self._attempts = Attempts(doing="finalizing", database=database, room=room, clock=clock)
         self._log = structlog.get_logger("finalizer")
 
     async def step(self) -> bool:
         """Seal the oldest closing batch whose runners have let go of it, if there is one."""
-        if not await self._database.read(lambda tx: has_batch(tx, statuses=_CLOSING)):
+        batch = await self._attempts.begin(waits=self._waits, claim=self._claim)
+        if batch is None:
             return False
-        closing = await self._database.write(self._claim)
-        if closing is None:
-            return False
-        files, expired = await asyncio.to_thread(self._write_files, closing)
-        sealed = await self._database.write(lambda tx: self._seal(tx, closing.batch, files, late=expired > 0))
-        counts = {f"{_KINDS[kind]}_lines": file.lines for kind, file in files.items()}
-        self._log.info("sealed" if sealed else "not sealed: someone was faster", batch=closing.batch.id, **counts)
+        async with self._attempts.over(batch, keys=[_key(batch, kind) for kind in _KINDS]):
+            await self._close(batch)
         return True
 
-    def _claim(self, tx: Transaction) -> _Closing | None:
-        """Take a settled batch and fence its Slices: from here on no commit of a runner can slip in."""
-        now = int(self._clock.now())
-        settled = is_settled(tx, now=now, grace=_GRACE_SECONDS)
-        batch = claim_batch(tx, worker_id=self._worker_id, statuses=_CLOSING, lease=self._lease, ready=settled)
-        if batch is None:
-            return None
-        fence_slices(tx, batch_id=batch.id, worker_id=self._worker_id, lease=self._lease)
-        for kind in _KINDS:
-            insert_writing(tx, key=_key(batch, kind), organisation_id=batch.organisation_id, now=now)
-        return _Closing(
-            batch=batch, slices=list_slices(tx, batch_id=batch.id), segments=list_segments(tx, batch_id=batch.id)
+    def _waits(self, tx: Transaction) -> bool:
+        return has_batch(tx, statuses=_CLOSING, ready=self._settled(tx))
+
+    def _settled(self, tx: Transaction) -> ColumnElement[bool]:
+        return is_settled(tx, now=int(self._clock.now()), grace=_GRACE_SECONDS)
+
+    def _claim(self, tx: Transaction) -> Batch | None:
+        """Take a settled batch and announce its two files."""
+        batch = claim_batch(
+            tx, worker_id=self._worker_id, statuses=_CLOSING, lease=self._lease, ready=self._settled(tx)
         )
+        if batch is not None:
+            for kind in _KINDS:
+                insert_writing(
+                    tx, key=_key(batch, kind), organisation_id=batch.organisation_id, now=int(self._clock.now())
+                )
+        return batch
+
+    async def _close(self, batch: Batch) -> None:
+        closing = await self._fence(batch)
+        files, expired = await asyncio.to_thread(self._write_files, closing)
+        sealed = await self._database.write(lambda tx: self._seal(tx, batch, files, late=expired > 0))
+        counts = {f"{_KINDS[kind]}_lines": file.lines for kind, file in files.items()}
+        self._log.info("sealed" if sealed else "not sealed: someone was faster", batch=batch.id, **counts)
+
+    async def _fence(self, batch: Batch) -> _Closing:
+        """Take the batch's Slices, so that no commit of a runner can slip in any more; then read what is there.
+
+        Not in the claim's transaction: a group commit locks its Slices first and the batch last, this would not. A
+        claim that was lost in between fences nobody, and its seal will fail.
+        """
+
+        def take(tx: Transaction) -> None:
+            if holds_batch(tx, batch_id=batch.id, epoch=batch.epoch):
+                fence_slices(tx, batch_id=batch.id, worker_id=self._worker_id, lease=self._lease)
+
+        def look(tx: Transaction) -> _Closing:
+            return _Closing(
+                batch=batch, slices=list_slices(tx, batch_id=batch.id), segments=list_segments(tx, batch_id=batch.id)
+            )
+
+        await self._database.write(take)
+        return await self._database.read(look)
 
     def _write_files(self, closing: _Closing) -> tuple[dict[bool, _ResultFile], int]:
         """Stream the Results into the two files; return those, and how many lines were never answered."""
@@ -94,7 +126,7 @@ class Finalizer:
             kind: _ResultFile(key=_key(batch, kind), writer=self._blobs.writer(_key(batch, kind))) for kind in _KINDS
         }
         unanswered = 0
-        rest = _RESTS[batch.object.status]
+        rest = _rest(batch)
         try:
             for result in merge_results(
                 blobs=self._blobs, batch=batch, slices=closing.slices, segments=closing.segments, rest=rest
@@ -141,6 +173,18 @@ class Finalizer:
         if not moved:
             release_batch(tx, batch_id=batch.id, epoch=batch.epoch)
         return moved
+
+
+def _rest(batch: Batch) -> Rest | None:
+    """Return what open lines become; None if there may be none: the batch was drained before its window passed."""
+    facts = batch.object
+    drained_in_time = (
+        facts.status is Status.FINALIZING
+        and facts.finalizing_at is not None
+        and facts.expires_at is not None
+        and facts.finalizing_at < facts.expires_at
+    )
+    return None if drained_in_time else _RESTS[facts.status]
 
 
 def _key(batch: Batch, kind: bool) -> str:

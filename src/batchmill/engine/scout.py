@@ -7,6 +7,7 @@ import structlog
 
 from batchmill.backends.backend import Unreachable
 from batchmill.backends.router import Router
+from batchmill.blobs.space import is_full
 from batchmill.clock import Clock
 from batchmill.engine.loop import Bell
 from batchmill.engine.sender import Lane
@@ -30,6 +31,7 @@ class Scout:
         self._learned = learned
         self._ask_at = {lane.backend.name: float("-inf") for lane in lanes}
         self._saved: dict[str, BackendState] = {}
+        self._full = False
         self._log = structlog.get_logger("scout")
 
     async def step(self) -> bool:
@@ -75,7 +77,16 @@ class Scout:
                 keep_backends(tx, names=[lane.backend.name for lane in self._lanes])
             return add_models(tx, names=models, now=now)
 
-        new = await self._database.write(statements) if not same or models else ()
+        try:
+            new = await self._database.write(statements) if not same or models else ()
+        except OSError as fault:
+            if not is_full(fault):
+                raise
+            if not self._full:
+                self._log.warning("not kept: the disk is full", backend=name, reason=reason)
+            self._full = True
+            return  # it is asked again anyway
+        self._full = False
         self._saved[name] = state
         if not same:
             log = self._log.info if state.well else self._log.warning

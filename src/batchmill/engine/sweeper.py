@@ -5,45 +5,73 @@ from itertools import islice
 
 import structlog
 
+from batchmill.backends.router import Router
 from batchmill.blobs.blobs import Blobs
+from batchmill.blobs.space import Room, is_full
 from batchmill.clock import Clock
+from batchmill.engine.waiting import Waiting
 from batchmill.spec.states import Event, Status
-from batchmill.store.batch import advance, batches_drained, batches_past_window, clear_batch, finished_uncleared
+from batchmill.store.batch import (
+    Batch,
+    advance,
+    batches_drained,
+    batches_past_window,
+    clear_batch,
+    finished_uncleared,
+)
 from batchmill.store.blob import delete_blobs, doom_stale, doomed_keys, drop_refs, known_keys
 from batchmill.store.database import Database, Transaction
 from batchmill.store.file import delete_expired, has_expired
 from batchmill.store.slice import delete_slices
 
 _AT_ONCE = 100  # rows a step: no step holds the writer for long
+_SLICES_AT_ONCE = 64  # with their Segments; a million lines have some four thousand
 _STALE_SECONDS = 3600  # bytes without a row, and writings that nobody ended, are garbage after an hour
 _ORPHAN_SECONDS = 600  # how often the bytes are compared with the rows
 
 
 class Sweeper:
-    """Moves batches whose window has passed, and removes what has no use any more."""
+    """Moves batches whose window has passed, removes what has no use any more, keeps the reserve of the disk."""
 
-    def __init__(self, *, database: Database, blobs: Blobs, clock: Clock) -> None:
+    def __init__(self, *, database: Database, blobs: Blobs, room: Room, router: Router, clock: Clock) -> None:
         self._database = database
         self._blobs = blobs
+        self._room = room
         self._clock = clock
+        self._waiting = Waiting(database=database, room=room, router=router, clock=clock)
         self._orphans_at = clock.boot() + _ORPHAN_SECONDS
+        self._full = False
         self._log = structlog.get_logger("sweeper")
 
     async def step(self) -> bool:
-        """Sweep once; say whether there may be more of the same."""
-        moved = await self._move_batches()
-        if await self._database.read(self._needs_clearing):
-            await self._database.write(self._clear)
-        removed = await self._remove_doomed()
-        if self._clock.boot() >= self._orphans_at:
-            self._orphans_at = self._clock.boot() + _ORPHAN_SECONDS
-            await self._database.write(
-                lambda tx: doom_stale(tx, created_before=int(self._clock.now()) - _STALE_SECONDS)
-            )
-            await self._remove_orphans()
-        return moved + removed >= _AT_ONCE
+        """Sweep once; say whether there may be more of the same.
 
-    async def _move_batches(self) -> int:
+        A sweep that finds the disk full is left for the next time; the others go on, and those that remove bytes are
+        what makes room.
+        """
+        await asyncio.to_thread(self._room.keep)
+        more, full = False, False
+        for sweep in (
+            self._move_batches,
+            self._clear,
+            self._expire_files,
+            self._remove_doomed,
+            self._remove_orphans,
+            self._tell,
+        ):
+            try:
+                more |= await sweep()
+            except OSError as fault:
+                if not is_full(fault):
+                    raise
+                await asyncio.to_thread(self._room.give)
+                full = True
+        if full and not self._full:
+            self._log.warning("the disk is full: not all could be swept")
+        self._full = full
+        return more and not full
+
+    async def _move_batches(self) -> bool:
         """Send the events that nobody else sends, or that someone died over."""
         now = int(self._clock.now())
         late = await self._database.read(lambda tx: batches_past_window(tx, now=now, limit=_AT_ONCE))
@@ -58,37 +86,62 @@ class Sweeper:
 
         if moves:
             await self._database.write(statements)
-        return len(moves)
+        return len(moves) >= _AT_ONCE
 
-    def _needs_clearing(self, tx: Transaction) -> bool:
-        return bool(finished_uncleared(tx, limit=1)) or has_expired(tx, now=int(self._clock.now()))
+    async def _clear(self) -> bool:
+        """Drop what a final batch still refers to: portion by portion its Slices, at last the input and the Plan."""
+        found = await self._database.read(lambda tx: finished_uncleared(tx, limit=1))
+        for batch in found:
+            await self._database.write(lambda tx, batch=batch: _clear_portion(tx, batch))  # type: ignore[misc]
+        return bool(found)
 
-    def _clear(self, tx: Transaction) -> None:
-        """Drop what final batches still refer to: the input, the Plan, the Slices and Segments; and expired Files."""
-        for batch in finished_uncleared(tx, limit=_AT_ONCE):
-            for key, refs in delete_slices(tx, batch_id=batch.id):
-                drop_refs(tx, key=key, count=refs)
-            for held in (batch.input_key, batch.plan_key):
-                if held is not None:
-                    drop_refs(tx, key=held)
-            clear_batch(tx, batch_id=batch.id)
-        for key in delete_expired(tx, now=int(self._clock.now()), limit=_AT_ONCE):
-            drop_refs(tx, key=key)
+    async def _expire_files(self) -> bool:
+        now = int(self._clock.now())
 
-    async def _remove_doomed(self) -> int:
+        def statements(tx: Transaction) -> int:
+            keys = delete_expired(tx, now=now, limit=_AT_ONCE)
+            for key in keys:
+                drop_refs(tx, key=key)
+            return len(keys)
+
+        if not await self._database.read(lambda tx: has_expired(tx, now=now)):
+            return False
+        return await self._database.write(statements) >= _AT_ONCE
+
+    async def _remove_doomed(self) -> bool:
         """Remove the bytes of doomed blobs, then their rows: a crash in between leaves a row that is doomed still."""
         keys = await self._database.read(lambda tx: doomed_keys(tx, limit=_AT_ONCE))
         for key in keys:
             await asyncio.to_thread(self._blobs.delete, key)
         if keys:
             await self._database.write(lambda tx: delete_blobs(tx, keys=keys))
-        return len(keys)
+        return len(keys) >= _AT_ONCE
 
-    async def _remove_orphans(self) -> None:
-        """Remove bytes that no row knows and that are too old to be on their way."""
-        old = self._blobs.keys(before=self._clock.now() - _STALE_SECONDS)
+    async def _remove_orphans(self) -> bool:
+        """Every ten minutes, remove bytes that no row knows and that are too old to be on their way."""
+        if self._clock.boot() < self._orphans_at:
+            return False
+        self._orphans_at = self._clock.boot() + _ORPHAN_SECONDS
+        before = self._clock.now() - _STALE_SECONDS
+        await self._database.write(lambda tx: doom_stale(tx, created_before=int(before)))
+        old = self._blobs.keys(before=before)
         while keys := await asyncio.to_thread(lambda: list(islice(old, _AT_ONCE))):
             known = await self._database.read(lambda tx, keys=keys: known_keys(tx, keys=keys))  # type: ignore[misc]
             for key in set(keys) - known:
                 self._log.warning("orphaned bytes removed", key=key)
                 await asyncio.to_thread(self._blobs.delete, key)
+        return False
+
+    async def _tell(self) -> bool:
+        await self._waiting.tell()
+        return False
+
+
+def _clear_portion(tx: Transaction, batch: Batch) -> None:
+    refs, left = delete_slices(tx, batch_id=batch.id, limit=_SLICES_AT_ONCE)
+    for key, count in refs:
+        drop_refs(tx, key=key, count=count)
+    if not left and clear_batch(tx, batch_id=batch.id):
+        for held in (batch.input_key, batch.plan_key):
+            if held is not None:
+                drop_refs(tx, key=held)

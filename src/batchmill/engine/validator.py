@@ -2,13 +2,16 @@
 
 import asyncio
 from collections.abc import Collection
+from dataclasses import dataclass
 from functools import partial
 
 import msgspec
 import structlog
 
 from batchmill.blobs.blobs import Blobs
+from batchmill.blobs.space import Room
 from batchmill.clock import Clock
+from batchmill.engine.attempt import Attempts
 from batchmill.engine.child import run_in_child
 from batchmill.engine.loop import Bell
 from batchmill.engine.validation import Validation, validate
@@ -23,6 +26,18 @@ from batchmill.store.slice import Slice, insert_slices
 _CHILD_BYTES = 8 << 20  # larger inputs are checked in a process of their own, off the worker's event loop
 
 
+_NEW = (Status.VALIDATING,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Claimed:
+    """A batch in this Validator's hands, the bytes of its input, and the models that are known."""
+
+    batch: Batch
+    size: int
+    known: Collection[str]
+
+
 class Validator:
     """Moves batches out of `validating`."""
 
@@ -31,6 +46,7 @@ class Validator:
         *,
         database: Database,
         blobs: Blobs,
+        room: Room,
         clock: Clock,
         limits: Limits,
         worker_id: str,
@@ -44,38 +60,34 @@ class Validator:
         self._worker_id = worker_id
         self._lease = lease
         self._accepted = accepted
-        self._waiting = False
+        self._attempts = Attempts(doing="validating", database=database, room=room, clock=clock)
         self._log = structlog.get_logger("validator")
 
     async def step(self) -> bool:
         """Validate the oldest new batch, if there is one and a model is known to check it against."""
-        if not await self._database.read(lambda tx: has_batch(tx, statuses=(Status.VALIDATING,))):
+        claimed = await self._attempts.begin(waits=_waits, claim=self._claim)
+        if claimed is None:
             return False
-        known = {name for name, _ in await self._database.read(list_models)}
-        if not known:
-            if not self._waiting:
-                self._log.warning("validation waits: no backend has ever answered, so no model is known")
-            self._waiting = True
-            return False
-        self._waiting = False
-        batch, size = await self._database.write(self._claim)
-        if batch is None:
-            return False
-        validation = await self._validate(batch, size, known)
-        await self._database.write(lambda tx: self._conclude(tx, batch, validation))
-        self._log.info("validated", batch=batch.id, lines=validation.total, errors=len(validation.errors))
-        self._accepted.ring()
+        batch = claimed.batch
+        async with self._attempts.over(batch, keys=[_plan_key(batch)]):
+            validation = await self._validate(claimed)
+            await self._database.write(lambda tx: self._conclude(tx, batch, validation))
+            self._log.info("validated", batch=batch.id, lines=validation.total, errors=len(validation.errors))
+            self._accepted.ring()
         return True
 
-    def _claim(self, tx: Transaction) -> tuple[Batch | None, int]:
-        batch = claim_batch(tx, worker_id=self._worker_id, statuses=(Status.VALIDATING,), lease=self._lease)
+    def _claim(self, tx: Transaction) -> _Claimed | None:
+        batch = claim_batch(tx, worker_id=self._worker_id, statuses=_NEW, lease=self._lease)
         if batch is None:
-            return None, 0
+            return None
         now = int(self._clock.now())
         insert_writing(tx, key=_plan_key(batch), organisation_id=batch.organisation_id, now=now)
-        return batch, blob_bytes(tx, key=_input_key(batch))
+        return _Claimed(
+            batch=batch, size=blob_bytes(tx, key=_input_key(batch)), known={name for name, _ in list_models(tx)}
+        )
 
-    async def _validate(self, batch: Batch, size: int, known: Collection[str]) -> Validation:
+    async def _validate(self, claimed: _Claimed) -> Validation:
+        batch = claimed.batch
         call = partial(
             validate,
             blobs=self._blobs,
@@ -83,9 +95,9 @@ class Validator:
             plan_key=_plan_key(batch),
             endpoint=batch.object.endpoint,
             limits=self._limits,
-            known_models=known,
+            known_models=claimed.known,
         )
-        return await (run_in_child(call) if size > _CHILD_BYTES else asyncio.to_thread(call))
+        return await (run_in_child(call) if claimed.size > _CHILD_BYTES else asyncio.to_thread(call))
 
     def _conclude(self, tx: Transaction, batch: Batch, validation: Validation) -> None:
         """Write what validation found, if the batch still waits for it and the lease still stands."""
@@ -113,6 +125,11 @@ class Validator:
             doom_blob(tx, key=_plan_key(batch))
         if not moved:
             release_batch(tx, batch_id=batch.id, epoch=batch.epoch)
+
+
+def _waits(tx: Transaction) -> bool:
+    """Say whether a new batch waits, and a model is known to check it against; without one the Sweeper tells it so."""
+    return has_batch(tx, statuses=_NEW) and bool(list_models(tx))
 
 
 def _plan_key(batch: Batch) -> str:

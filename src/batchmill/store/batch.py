@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, func, insert, or_, select, true, update
+from sqlalchemy import ColumnElement, Row, and_, case, func, insert, or_, select, true, update
 
 from batchmill.spec.objects import BatchObject, Counts, LineError, Usage
 from batchmill.spec.states import FINAL, STAMP, Event, Status, next_status
 from batchmill.store.database import Transaction
 from batchmill.store.tables import batch, slice_
+
+TRIES = 5  # validatings or finalizings that fail in a row; then a batch is stuck (invariant R16)
 
 _TIMES = (
     "created_at",
@@ -26,7 +28,11 @@ _TIMES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """A batch: what its organisation sees of it, and what the loops need."""
+    """A batch: what its organisation sees of it, and what the loops need.
+
+    `crashes` counts the validatings or finalizings that failed in a row; `waiting` says in words why it does not move
+    on, and `waiting_since` (Unix seconds) from when on.
+    """
 
     organisation_id: str
     object: BatchObject
@@ -34,6 +40,9 @@ class Batch:
     plan_key: str | None
     output_expires_after: int | None
     epoch: int
+    crashes: int = 0
+    waiting: str | None = None
+    waiting_since: int | None = None
 
     @property
     def id(self) -> str:
@@ -94,7 +103,8 @@ def advance(
 ) -> bool:
     """Move a batch by an event from the status it is expected in; the only statement that writes a status.
 
-    With `epoch`, only while that lease's fence stands. False means that someone was faster: read again.
+    With `epoch`, only while that lease's fence stands. False means that someone was faster: read again. A batch that
+    enters another status waits for nothing and has no failure behind it.
 
     Raises:
         ValueError: the table of states knows no such event in that status.
@@ -107,7 +117,7 @@ def advance(
         expected.append(batch.c.epoch == epoch)
     changed: dict[str, object] = {**(values or {}), "status": target.value}
     if target is not status:
-        changed[STAMP[target]] = now
+        changed |= {STAMP[target]: now, "crashes": 0, "retry_at": None, "waiting": None, "waiting_since": None}
     return tx.connection.execute(update(batch).where(*expected).values(changed)).rowcount == 1
 
 
@@ -119,11 +129,14 @@ def claim_batch(
     lease: float,
     ready: ColumnElement[bool] | None = None,
 ) -> Batch | None:
-    """Take the lease of the oldest batch in one of these statuses that nobody holds."""
-    free = or_(batch.c.owner.is_(None), batch.c.lease_until < tx.lease_now)
+    """Take the lease of the oldest batch in one of these statuses that nobody holds, and that is not put off or stuck.
+
+    A lapsed lease is nobody's, and one more failure: its owner died over the batch.
+    """
+    claimable = _claimable(tx, statuses, ready)
     oldest = (
         select(batch.c.id)
-        .where(batch.c.status.in_([s.value for s in statuses]), free, true() if ready is None else ready)
+        .where(claimable)
         .order_by(batch.c.id)
         .limit(1)
         .with_for_update(skip_locked=True, key_share=True)  # another row's foreign key does not hide the batch
@@ -131,12 +144,76 @@ def claim_batch(
     )
     taken = (
         update(batch)
-        .where(batch.c.id == oldest, free)
-        .values(owner=worker_id, epoch=batch.c.epoch + 1, lease_until=tx.lease_now + lease)
+        .where(batch.c.id == oldest, claimable)
+        .values(owner=worker_id, epoch=batch.c.epoch + 1, lease_until=tx.lease_now + lease, crashes=crashes(tx))
         .returning(batch)
     )
     row = tx.connection.execute(taken).first()
     return None if row is None else _batch(row)
+
+
+def has_batch(tx: Transaction, *, statuses: Sequence[Status], ready: ColumnElement[bool] | None = None) -> bool:
+    """Say whether `claim_batch` would find one."""
+    query = select(batch.c.id).where(_claimable(tx, statuses, ready)).limit(1)
+    return tx.connection.execute(query).first() is not None
+
+
+def holds_batch(tx: Transaction, *, batch_id: str, epoch: int) -> bool:
+    """Say whether the fence of this claim stands."""
+    mine = select(batch.c.id).where(batch.c.id == batch_id, batch.c.epoch == epoch)
+    return tx.connection.execute(mine).first() is not None
+
+
+def put_off(tx: Transaction, *, batch_id: str, epoch: int, crashed: bool, seconds: float) -> bool:
+    """Give a batch's lease back and leave the batch alone for so long; `crashed` counts one more failure.
+
+    False if the lease was lost already.
+    """
+    mine = update(batch).where(batch.c.id == batch_id, batch.c.epoch == epoch)
+    values = {
+        "owner": None,
+        "lease_until": None,
+        "retry_at": tx.lease_now + seconds,
+        "crashes": batch.c.crashes + int(crashed),
+    }
+    return tx.connection.execute(mine.values(values)).rowcount == 1
+
+
+def stuck_batches(tx: Transaction, *, limit: int) -> Sequence[Batch]:
+    """Return batches whose validating or finalizing failed TRIES times in a row: nobody takes them any more."""
+    live = batch.c.status.not_in([status.value for status in FINAL])
+    rows = tx.connection.execute(
+        select(batch).where(live, is_free(tx), crashes(tx) >= TRIES).order_by(batch.c.id).limit(limit)
+    )
+    return [_batch(row) for row in rows]
+
+
+def unstick(tx: Transaction) -> None:
+    """Give every batch all its tries again, at once: the operator has started Batchmill anew."""
+    failed = or_(batch.c.crashes > 0, batch.c.retry_at.is_not(None))
+    fresh = {"crashes": 0, "retry_at": None, "waiting": None, "waiting_since": None}
+    tx.connection.execute(update(batch).where(failed).values(fresh))
+
+
+def set_waiting(tx: Transaction, *, batch_id: str, waiting: str | None, now: int) -> bool:
+    """Keep why a batch does not move on, None if it does; False if it said so already or is final.
+
+    `waiting_since` is the time of the last change.
+    """
+    live = batch.c.status.not_in([status.value for status in FINAL])
+    other = update(batch).where(batch.c.id == batch_id, live, batch.c.waiting.is_distinct_from(waiting))
+    since = None if waiting is None else now
+    return tx.connection.execute(other.values(waiting=waiting, waiting_since=since)).rowcount == 1
+
+
+def is_free(tx: Transaction) -> ColumnElement[bool]:
+    """Return the condition that nobody's lease on the batch holds."""
+    return or_(batch.c.owner.is_(None), batch.c.lease_until < tx.lease_now)
+
+
+def crashes(tx: Transaction) -> ColumnElement[int]:
+    """Return how many attempts at the batch failed in a row; an owner whose lease lapsed is one more."""
+    return batch.c.crashes + case((batch.c.lease_until < tx.lease_now, 1), else_=0)
 
 
 def is_settled(tx: Transaction, *, now: int, grace: int) -> ColumnElement[bool]:
@@ -218,12 +295,6 @@ def count_statuses(tx: Transaction) -> Mapping[Status, int]:
     return {Status(status): count for status, count in tx.connection.execute(query)}
 
 
-def has_batch(tx: Transaction, *, statuses: Sequence[Status]) -> bool:
-    """Say whether any batch is in one of these statuses."""
-    query = select(batch.c.id).where(batch.c.status.in_([s.value for s in statuses])).limit(1)
-    return tx.connection.execute(query).first() is not None
-
-
 def finished_uncleared(tx: Transaction, *, limit: int) -> Sequence[Batch]:
     """Return final batches that still refer to their input."""
     final = batch.c.status.in_([status.value for status in FINAL])
@@ -240,6 +311,16 @@ def clear_batch(tx: Transaction, *, batch_id: str) -> bool:
     return tx.connection.execute(uncleared.values(input_key=None, plan_key=None)).rowcount == 1
 
 
+def _claimable(tx: Transaction, statuses: Sequence[Status], ready: ColumnElement[bool] | None) -> ColumnElement[bool]:
+    return and_(
+        batch.c.status.in_([s.value for s in statuses]),
+        is_free(tx),
+        or_(batch.c.retry_at.is_(None), batch.c.retry_at <= tx.lease_now),
+        crashes(tx) < TRIES,
+        true() if ready is None else ready,
+    )
+
+
 def _batch(row: Row[tuple[object, ...]]) -> Batch:
     usage = Usage(
         input_tokens=row.input_tokens,
@@ -253,6 +334,9 @@ def _batch(row: Row[tuple[object, ...]]) -> Batch:
         plan_key=row.plan_key,
         output_expires_after=row.output_expires_after,
         epoch=row.epoch,
+        crashes=row.crashes,
+        waiting=row.waiting,
+        waiting_since=row.waiting_since,
         object=BatchObject(
             id=row.id,
             endpoint=row.endpoint,

@@ -6,6 +6,8 @@ in one took the other process's write p99 from 19 ms to 1 s (design, "SQLite").
 """
 
 import asyncio
+import errno
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Coroutine
@@ -28,6 +30,7 @@ from sqlalchemy import (
     literal,
     make_url,
 )
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from batchmill.clock import Clock
@@ -37,6 +40,16 @@ T = TypeVar("T")
 _BUSY_SECONDS = 30.0  # how long a writer waits for the other process's transaction; ours take milliseconds
 _BUSY_LOOK_SECONDS = 0.02
 _READERS = 4
+
+# SQLITE_FULL: the file or its log cannot grow. SHMSIZE: the index of the log cannot; SQLite calls that an I/O error.
+_FULL = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
+
+
+class DiskFull(OSError):  # noqa: N818 - it states what is so
+    """SQLite had no room for a transaction, and nothing of it is written: ENOSPC, as a blob's writer says it."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +71,9 @@ class Database(Protocol):
     """Where the rows are.
 
     What was begun is carried through although the caller is cancelled: a transaction under way still commits.
+
+    Raises:
+        DiskFull: there was no room (SQLite); nothing of the transaction is written.
     """
 
     async def read(self, statements: Statements[T]) -> T:
@@ -108,8 +124,13 @@ class SqliteDatabase:
         self._reader.dispose()
 
     def _transact(self, engine: Engine, statements: Statements[T]) -> T:
-        with engine.begin() as connection:
-            return statements(Transaction(connection=connection, lease_now=literal(self._clock.boot(), Float)))
+        try:
+            with engine.begin() as connection:
+                return statements(Transaction(connection=connection, lease_now=literal(self._clock.boot(), Float)))
+        except OperationalError as fault:
+            if getattr(fault.orig, "sqlite_errorcode", None) in _FULL:
+                raise DiskFull from fault
+            raise
 
     @staticmethod
     async def _run(pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:

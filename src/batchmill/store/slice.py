@@ -225,15 +225,23 @@ def list_segments(tx: Transaction, *, batch_id: str) -> Sequence[Segment]:
     ]
 
 
-def delete_slices(tx: Transaction, *, batch_id: str) -> Sequence[tuple[str, int]]:
-    """Remove a final batch's Slices and Segments; return each blob they lay in with the references they held.
+def delete_slices(tx: Transaction, *, batch_id: str, limit: int) -> tuple[Sequence[tuple[str, int]], bool]:
+    """Remove the first so many Slices of a final batch, and their Segments.
 
+    Returns each blob that the Segments lay in with the references they held, and whether there are Slices left.
     Counted is what this very statement removed: of two Sweepers at the same batch one finds nothing.
     """
+    mine = slice_.c.batch_id == batch_id
+    last = select(slice_.c.ordinal).where(mine).order_by(slice_.c.ordinal).offset(limit - 1).limit(1)
+    until = tx.connection.execute(last).scalar()
     gone = delete(segment).where(segment.c.batch_id == batch_id).returning(segment.c.blob_key)
+    slices = delete(slice_).where(mine)
+    if until is not None:
+        gone = gone.where(segment.c.slice <= until)
+        slices = slices.where(slice_.c.ordinal <= until)
     refs = Counter(tx.connection.execute(gone).scalars())
-    tx.connection.execute(delete(slice_).where(slice_.c.batch_id == batch_id))
-    return sorted(refs.items())
+    tx.connection.execute(slices)
+    return sorted(refs.items()), until is not None
 
 
 def _claimable(tx: Transaction, models: Collection[str]) -> ColumnElement[bool]:
