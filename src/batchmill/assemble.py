@@ -176,7 +176,14 @@ def build_worker(
                 _SWEEP_SECONDS,
             ),
             (
-                Scout(database=database, lanes=lanes, router=router, clock=clock, learned=(run, validate)),
+                Scout(
+                    database=database,
+                    lanes=lanes,
+                    router=router,
+                    clock=clock,
+                    learned=(run, validate),
+                    metrics=metrics,
+                ),
                 scout,
                 _IDLE_SECONDS,
             ),

@@ -150,7 +150,9 @@ class Mill:
             runner=runner,
             validator=Validator(room=self.room, limits=self.limits, accepted=bell, **mine),
             finalizer=Finalizer(room=self.room, **mine),
-            scout=Scout(database=self.database, lanes=lanes, router=router, clock=self.clock, learned=(bell,)),
+            scout=Scout(
+                database=self.database, lanes=lanes, router=router, clock=self.clock, learned=(bell,), metrics=metrics
+            ),
             lanes=lanes,
             lease=lease,
             metrics=metrics,

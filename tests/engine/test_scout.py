@@ -1,11 +1,14 @@
 """The Scout: what backends serve, and how they are."""
 
+import asyncio
+
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 from structlog.testing import capture_logs
 
 from batchmill.backends.http import HttpBackend
 from batchmill.backends.transport import AiohttpTransport
+from batchmill.schedule.retry import Done, Later
 from batchmill.store.model import list_backends, list_models
 from engine.faulty import FaultyDatabase
 from engine.mill import Mill
@@ -34,6 +37,47 @@ async def test_a_backend_that_comes_later_is_found(mill: Mill) -> None:
     assert state.well
     assert [name for name, _ in await mill.database.read(list_models)] == ["late"]
     await backend.close()
+
+
+async def test_a_circuit_that_opens_and_closes_is_told(mill: Mill) -> None:
+    """A backend that lists its models and fails over lines is unwell, with the reason, until a line has been done."""
+    hand = mill.hand(mill.echo())
+    await hand.scout.step()
+    pace = hand.lanes[0].pace
+    pace.sent(0.0)
+    pace.answered(Later(after=1.0, unwell=True), mill.clock.boot(), why="it answered with status 401")
+    await hand.scout.step()
+    (state,) = await mill.database.read(list_backends)
+    assert (state.well, state.reason) == (False, "echo:: it answered with status 401")
+    await mill.clock.advance(1)
+    await hand.scout.step()
+    pace.sent(mill.clock.boot())
+    pace.answered(Done(succeeded=True), mill.clock.boot())
+    await hand.scout.step()
+    (state,) = await mill.database.read(list_backends)
+    assert (state.well, state.reason) == (True, None)
+
+
+async def test_a_backend_that_hangs_holds_no_other_up(mill: Mill) -> None:
+    """While one backend takes its time over its models, another is asked again and again."""
+    hangs = asyncio.Event()
+
+    async def models(_request: web.Request) -> web.Response:
+        await hangs.wait()
+        return web.json_response({"data": [{"id": "slow"}]})
+
+    app = web.Application()
+    app.add_routes([web.get("/v1/models", models)])
+    async with TestServer(app) as server:
+        transport = AiohttpTransport(clock=mill.clock, max_reply_bytes=1 << 20)
+        slow = HttpBackend(url=str(server.make_url("/v1")), transport=transport, deadline=5)
+        hand = mill.hand(slow, mill.echo())
+        await hand.scout.step()
+        assert [name for name, _ in await mill.database.read(list_models)] == ["echo"]
+        hangs.set()
+        await hand.scout.step()
+        await slow.close()
+    assert [name for name, _ in await mill.database.read(list_models)] == ["echo", "slow"]
 
 
 async def test_backends_taken_out_are_forgotten(mill: Mill) -> None:

@@ -13,55 +13,87 @@ from batchmill.engine.loop import Bell
 from batchmill.engine.sender import Lane
 from batchmill.store.database import Database, Transaction
 from batchmill.store.model import BackendState, add_models, keep_backends, save_backend
+from batchmill.telemetry import Metrics
 
 _ASK_SECONDS = 30.0  # how often a well backend is asked for its models
 _ASK_AGAIN_SECONDS = 2.0  # and one that did not answer
+_PATIENCE_SECONDS = 1.0  # for the answers of one step; who needs longer is heard in a later one
 
 
 class Scout:
     """The half-open probe of unwell backends, and the discovery of models."""
 
     def __init__(
-        self, *, database: Database, lanes: Sequence[Lane], router: Router, clock: Clock, learned: Sequence[Bell]
+        self,
+        *,
+        database: Database,
+        lanes: Sequence[Lane],
+        router: Router,
+        clock: Clock,
+        learned: Sequence[Bell],
+        metrics: Metrics,
     ) -> None:
         self._database = database
         self._lanes = lanes
         self._router = router
         self._clock = clock
         self._learned = learned
+        self._metrics = metrics
         self._ask_at = {lane.backend.name: float("-inf") for lane in lanes}
+        self._asking: dict[str, asyncio.Task[None]] = {}
+        self._unreachable: dict[str, str] = {}  # what the last question brought, where it brought nothing
         self._saved: dict[str, BackendState] = {}
         self._full = False
         self._log = structlog.get_logger("scout")
 
     async def step(self) -> bool:
-        """Ask every backend that is due; False, since the next question has its time."""
+        """Ask every backend that is due, and keep how all of them are; False, since the next question has its time.
+
+        One that takes its time to answer holds nobody up: the others are asked and come back meanwhile.
+        """
         now = self._clock.boot()
-        due = [lane for lane in self._lanes if lane.pace.probe_due(now) or now >= self._ask_at[lane.backend.name]]
-        if due:
-            await asyncio.gather(*(self._ask(lane) for lane in due))
+        for lane in self._lanes:
+            name = lane.backend.name
+            if name not in self._asking and (lane.pace.probe_due(now) or now >= self._ask_at[name]):
+                self._asking[name] = asyncio.create_task(self._ask(lane))
+        if self._asking:
+            await asyncio.wait(self._asking.values(), timeout=_PATIENCE_SECONDS)
+        for name, asking in list(self._asking.items()):
+            if asking.done():
+                del self._asking[name]
+                await asking
+        for lane in self._lanes:
+            if lane.backend.name in self._saved and self._reason(lane) != self._saved[lane.backend.name].reason:
+                await self._save(lane, ())
         return False
 
     async def _ask(self, lane: Lane) -> None:
         name = lane.backend.name
         models: tuple[str, ...] = ()
-        reason: str | None = None
+        self._unreachable.pop(name, None)
         try:
             models = await lane.backend.models()
         except Unreachable as unreachable:
-            reason = str(unreachable)
-        lane.pace.probed(reason is None, self._clock.boot())
-        wait = _ASK_SECONDS if reason is None else _ASK_AGAIN_SECONDS
-        self._ask_at[name] = self._clock.boot() + wait
-        if reason is None:
+            self._unreachable[name] = str(unreachable)
+        reached = name not in self._unreachable
+        lane.pace.probed(reached, self._clock.boot())
+        self._ask_at[name] = self._clock.boot() + (_ASK_SECONDS if reached else _ASK_AGAIN_SECONDS)
+        if reached:
             self._router.learn(lane.backend, models)
-        await self._save(name, models, reason)
+        await self._save(lane, models)
         for bell in self._learned:
             bell.ring()
 
-    async def _save(self, name: str, models: tuple[str, ...], reason: str | None) -> None:
-        """Keep the answer if it says something new."""
+    def _reason(self, lane: Lane) -> str | None:
+        """Return why a backend is unwell: it does not tell its models, or its circuit is not closed."""
+        name, pace = lane.backend.name, lane.pace
+        circuit = None if pace.unwell_since is None else f"{name}: {pace.unwell_why}"
+        return self._unreachable.get(name) or circuit
+
+    async def _save(self, lane: Lane, models: tuple[str, ...]) -> None:
+        """Keep how a backend is and what it serves, if that says something new."""
         now = int(self._clock.now())
+        name, reason = lane.backend.name, self._reason(lane)
         before = self._saved.get(name)
         same = before is not None and before.reason == reason
         state = (
@@ -69,6 +101,7 @@ class Scout:
             if before is not None and same
             else BackendState(name=name, well=reason is None, reason=reason, since=now)
         )
+        self._metrics.backend_well.labels(name).set(state.well)
 
         def statements(tx: Transaction) -> tuple[str, ...]:
             if not same:
