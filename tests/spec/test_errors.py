@@ -19,7 +19,7 @@ CASES = [
     (errors.not_found("batch"), 404, "resource_not_found_error", "resource_not_found", None),
     (errors.unknown_route(), 404, "resource_not_found_error", "unknown_url", None),
     (errors.method_not_allowed(["POST"]), 405, "invalid_request_error", "method_not_allowed", None),
-    (errors.conflict("running", retry=True), 409, "conflict_error", "idempotency_conflict", None),
+    (errors.conflict("running", retry_after=5), 409, "conflict_error", "idempotency_conflict", None),
     (errors.unsupported_media_type("no"), 415, "invalid_request_error", "unsupported_media_type", None),
     (errors.rate_limited(5), 429, "rate_limit_reached_error", "rate_limit_exceeded", None),
     (errors.quota_exceeded("no"), 429, "exceeded_current_quota_error", "insufficient_quota", None),
@@ -41,8 +41,8 @@ def test_an_error_knows_its_answer(
 
 def test_headers_tell_the_official_client_what_to_do() -> None:
     """A conflict says whether to try again; what waiting does not mend says not to."""
-    assert errors.conflict("running", retry=True).headers == {"x-should-retry": "true"}
-    assert errors.conflict("differs", retry=False).headers == {"x-should-retry": "false"}
+    assert errors.conflict("running", retry_after=5).headers == {"x-should-retry": "true", "Retry-After": "5"}
+    assert errors.conflict("differs").headers == {"x-should-retry": "false"}
     assert errors.quota_exceeded("no").headers == {"x-should-retry": "false"}
     assert errors.insufficient_storage(5).headers == {"Retry-After": "5", "x-should-retry": "false"}
     assert errors.unauthenticated().headers == {"WWW-Authenticate": "Bearer"}

@@ -16,6 +16,7 @@ from batchmill.api.files import file_routes
 from batchmill.api.gate import App, Gate
 from batchmill.api.health import health_routes
 from batchmill.api.models import model_routes
+from batchmill.api.replay import Replays
 from batchmill.blobs.blobs import Blobs
 from batchmill.blobs.space import Room
 from batchmill.clock import Clock
@@ -66,8 +67,14 @@ def create_app(*, database: Database, blobs: Blobs, room: Room, clock: Clock, li
             }
         },
     }
-    app.include_router(file_routes(database=database, blobs=blobs, room=room, clock=clock, limits=limits), **documented)
-    app.include_router(batch_routes(database=database, clock=clock, limits=limits), **documented)
+    shared: dict[str, Any] = {
+        "database": database,
+        "clock": clock,
+        "limits": limits,
+        "replays": Replays(database=database, clock=clock, limits=limits),
+    }
+    app.include_router(file_routes(blobs=blobs, room=room, **shared), **documented)
+    app.include_router(batch_routes(**shared), **documented)
     app.include_router(model_routes(database=database), **documented)
     app.include_router(health_routes(database=database, blobs=blobs, clock=clock))
     app.add_exception_handler(HTTPException, _routing_answer)

@@ -1,11 +1,14 @@
 """The routes of batches: create, list, retrieve, cancel."""
 
+import msgspec
 from fastapi import APIRouter, Request, Response
 
 from batchmill.api.answer import json_answer, query_after, query_limit, read_json
+from batchmill.api.replay import KEY_HEADER, Made, Replays
 from batchmill.clock import Clock
 from batchmill.spec import errors
 from batchmill.spec.create import CreateOrder, parse_create
+from batchmill.spec.fingerprint import create_fingerprint
 from batchmill.spec.ids import mint_id
 from batchmill.spec.limits import Limits
 from batchmill.spec.objects import BatchObject, list_page
@@ -14,9 +17,11 @@ from batchmill.store.batch import Batch, advance, find_batch, insert_batch, list
 from batchmill.store.blob import BlobGone, refer
 from batchmill.store.database import Database, Transaction
 from batchmill.store.file import File, find_file
+from batchmill.store.replay import Call, note_arrival
 
 # For the OpenAPI document only.
 _CREATE_BODY = {
+    **KEY_HEADER,
     "requestBody": {
         "required": True,
         "content": {
@@ -41,21 +46,24 @@ _CREATE_BODY = {
                 }
             }
         },
-    }
+    },
 }
 
 
-def batch_routes(*, database: Database, clock: Clock, limits: Limits) -> APIRouter:
+def batch_routes(*, database: Database, clock: Clock, limits: Limits, replays: Replays) -> APIRouter:
     """Return the four routes of contract a.6 to a.8."""
     router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
     @router.post("", summary="Create a batch", openapi_extra=_CREATE_BODY)
     async def create(request: Request) -> Response:
-        """Create a batch; its lines are checked afterwards, in `validating`."""
-        mine = request.state.organisation_id
-        order = parse_create(await read_json(request, limit=limits.max_json_body), limits=limits)
-        added = await database.write(lambda tx: _add(tx, mine, order, now=clock.now()))
-        return json_answer(added.object.wire())
+        """Create a batch; its lines are checked afterwards, in `validating`. Repeated, it makes one batch."""
+        call = replays.call(request, route="batches")
+        value = await read_json(request, limit=limits.max_json_body)
+        order, fingerprint = parse_create(value, limits=limits), create_fingerprint(value)
+        answer = await replays.once(
+            request, call=call, fingerprint=fingerprint, make=lambda tx: _add(tx, call, order, now=clock.now())
+        )
+        return answer.response()
 
     @router.get("", summary="List batches")
     async def list_(request: Request) -> Response:
@@ -74,22 +82,23 @@ def batch_routes(*, database: Database, clock: Clock, limits: Limits) -> APIRout
         found = await database.read(lambda tx: find_batch(tx, organisation_id=mine, batch_id=batch_id))
         if found is None:
             raise errors.not_found("batch")
+        await replays.arrived(request, batch_id)
         return json_answer(found.object.wire())
 
     @router.post("/{batch_id}/cancel", summary="Cancel a batch")
     async def cancel(request: Request, batch_id: str) -> Response:
         """Cancel a batch; what is done stays done. Said again while `cancelling`, it changes nothing (choice 6)."""
-        mine = request.state.organisation_id
+        mine, caller = request.state.organisation_id, request.state.caller
         cancelled = None
         while cancelled is None:
-            cancelled = await database.write(lambda tx: _cancel(tx, mine, batch_id, now=int(clock.now())))
+            cancelled = await database.write(lambda tx: _cancel(tx, mine, caller, batch_id, now=int(clock.now())))
         return json_answer(cancelled.object.wire())
 
     return router
 
 
-def _add(tx: Transaction, organisation_id: str, order: CreateOrder, *, now: float) -> Batch:
-    file = find_file(tx, organisation_id=organisation_id, file_id=order.input_file_id, now=int(now))
+def _add(tx: Transaction, call: Call, order: CreateOrder, *, now: float) -> Made:
+    file = find_file(tx, organisation_id=call.organisation_id, file_id=order.input_file_id, now=int(now))
     if file is None:
         raise errors.unknown_input_file()
     if file.object.purpose != "batch":
@@ -100,7 +109,8 @@ def _add(tx: Transaction, organisation_id: str, order: CreateOrder, *, now: floa
         raise errors.unknown_input_file() from gone
     added = _batch(file, order, now=now)
     insert_batch(tx, added)
-    return added
+    note_arrival(tx, caller=call.caller, made_id=order.input_file_id)
+    return Made(id=added.id, answer=msgspec.json.encode(added.object.wire()))
 
 
 def _batch(file: File, order: CreateOrder, *, now: float) -> Batch:
@@ -123,7 +133,7 @@ def _batch(file: File, order: CreateOrder, *, now: float) -> Batch:
     )
 
 
-def _cancel(tx: Transaction, organisation_id: str, batch_id: str, *, now: int) -> Batch | None:
+def _cancel(tx: Transaction, organisation_id: str, caller: str, batch_id: str, *, now: int) -> Batch | None:
     """Return the batch as it is after the cancel; None if someone moved it in between: look again."""
     found = find_batch(tx, organisation_id=organisation_id, batch_id=batch_id)
     if found is None:
@@ -131,6 +141,7 @@ def _cancel(tx: Transaction, organisation_id: str, batch_id: str, *, now: int) -
     status = found.object.status
     if next_status(status, Event.CANCEL) is None:
         raise errors.not_cancellable(status)
+    note_arrival(tx, caller=caller, made_id=batch_id)
     if status is Status.CANCELLING:
         return found
     if not advance(tx, batch_id=batch_id, status=status, event=Event.CANCEL, now=now):

@@ -5,12 +5,14 @@ from collections.abc import AsyncIterator
 from typing import BinaryIO
 from urllib.parse import quote
 
+import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from batchmill.api.answer import json_answer, query_after, query_choice, query_limit
 from batchmill.api.fault import SPACE_SECONDS
+from batchmill.api.replay import KEY_HEADER, Made, Replays
 from batchmill.api.upload import UPLOAD_FORM, Upload, form_boundary, receive_upload
 from batchmill.blobs.blobs import BlobMissing, Blobs
 from batchmill.blobs.space import Room
@@ -22,36 +24,47 @@ from batchmill.spec.objects import FileObject, file_deleted, list_page
 from batchmill.store.blob import doom_blob, drop_refs, insert_writing, publish_blob
 from batchmill.store.database import Database, Transaction
 from batchmill.store.file import File, count_files, delete_file, find_file, insert_file, list_files
+from batchmill.store.replay import Call, delete_running, note_arrival
 
 _CHUNK = 1 << 20
 
 
-def file_routes(*, database: Database, blobs: Blobs, room: Room, clock: Clock, limits: Limits) -> APIRouter:
+def file_routes(
+    *, database: Database, blobs: Blobs, room: Room, clock: Clock, limits: Limits, replays: Replays
+) -> APIRouter:
     """Return the five routes of contract a.1 to a.5."""
     router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[Depends(_only_one_version)])
 
     async def find(request: Request, file_id: str) -> File:
         mine, now = request.state.organisation_id, int(clock.now())
-        return await database.read(lambda tx: _visible(tx, mine, file_id, now=now))
+        found = await database.read(lambda tx: _visible(tx, mine, file_id, now=now))
+        await replays.arrived(request, file_id)
+        return found
 
-    @router.post("", summary="Upload a file", openapi_extra=UPLOAD_FORM)
+    @router.post("", summary="Upload a file", openapi_extra={**KEY_HEADER, **UPLOAD_FORM})
     async def upload(request: Request) -> Response:
         """Upload an input file: its bytes are kept as they are, and its lines are checked by the batch that uses it."""
-        mine, now, key = request.state.organisation_id, int(clock.now()), mint_id("upload", clock.now())
+        call, key = replays.call(request, route="files"), mint_id("upload", clock.now())
         boundary = form_boundary(request.headers.get("content-type", ""))
         if await asyncio.to_thread(room.short) is not None:  # before a byte is read
             raise errors.insufficient_storage(SPACE_SECONDS)
-        await database.write(lambda tx: insert_writing(tx, key=key, organisation_id=mine, now=now))
+        await database.write(lambda tx: _begin(tx, replays, call, key, now=int(clock.now())))
         try:
-            received = await receive_upload(
-                stream=request.stream(), boundary=boundary, blobs=blobs, key=key, limits=limits
+            stream = replays.renewing(call, request.stream())
+            received = await receive_upload(stream=stream, boundary=boundary, blobs=blobs, key=key, limits=limits)
+            added = _file(call.organisation_id, key, received, now=clock.now())
+            answer = await replays.once(
+                request,
+                call=call,
+                fingerprint=received.fingerprint(),
+                make=lambda tx: _publish(tx, added, received, limits),
             )
-            added = _file(mine, key, received, now=clock.now())
-            await database.write(lambda tx: _publish(tx, added, received, limits))
         except BaseException:
-            await database.write(lambda tx: doom_blob(tx, key=key))
+            await database.write(lambda tx: _give_up(tx, call, key))
             raise
-        return json_answer(added.object.wire())
+        if answer.replayed:  # these bytes are the first File's bytes again
+            await database.write(lambda tx: doom_blob(tx, key=key))
+        return answer.response()
 
     @router.get("", summary="List files")
     async def list_(request: Request) -> Response:
@@ -82,8 +95,8 @@ def file_routes(*, database: Database, blobs: Blobs, room: Room, clock: Clock, l
     @router.delete("/{file_id}", summary="Delete a file")
     async def delete(request: Request, file_id: str) -> Response:
         """Delete a file; a live batch keeps its own reference to the bytes (contract, choice 8)."""
-        mine, now = request.state.organisation_id, int(clock.now())
-        await database.write(lambda tx: _delete(tx, mine, file_id, now=now))
+        mine, caller, now = request.state.organisation_id, request.state.caller, int(clock.now())
+        await database.write(lambda tx: _delete(tx, mine, caller, file_id, now=now))
         return json_answer(file_deleted(file_id))
 
     @router.get(
@@ -127,7 +140,17 @@ def _file(organisation_id: str, key: str, received: Upload, *, now: float) -> Fi
     )
 
 
-def _publish(tx: Transaction, added: File, received: Upload, limits: Limits) -> None:
+def _begin(tx: Transaction, replays: Replays, call: Call, key: str, *, now: int) -> None:
+    replays.begin(tx, call)
+    insert_writing(tx, key=key, organisation_id=call.organisation_id, now=now)
+
+
+def _give_up(tx: Transaction, call: Call, key: str) -> None:
+    delete_running(tx, call=call)
+    doom_blob(tx, key=key)
+
+
+def _publish(tx: Transaction, added: File, received: Upload, limits: Limits) -> Made:
     """Add the File and publish its bytes, if the organisation's quotas allow it."""
     count, stored = count_files(tx, organisation_id=added.organisation_id, purpose=added.object.purpose)
     if count >= limits.max_files:
@@ -136,6 +159,7 @@ def _publish(tx: Transaction, added: File, received: Upload, limits: Limits) -> 
         raise errors.invalid_value("file", f"All your files together may have {limits.max_stored_bytes} bytes at most.")
     publish_blob(tx, key=added.blob_key, size=received.written.bytes, sha256=received.written.sha256)
     insert_file(tx, added)
+    return Made(id=added.object.id, answer=msgspec.json.encode(added.object.wire()))
 
 
 def _visible(tx: Transaction, organisation_id: str, file_id: str, *, now: int) -> File:
@@ -145,12 +169,13 @@ def _visible(tx: Transaction, organisation_id: str, file_id: str, *, now: int) -
     return found
 
 
-def _delete(tx: Transaction, organisation_id: str, file_id: str, *, now: int) -> None:
+def _delete(tx: Transaction, organisation_id: str, caller: str, file_id: str, *, now: int) -> None:
     _visible(tx, organisation_id, file_id, now=now)
     key = delete_file(tx, organisation_id=organisation_id, file_id=file_id)
     if key is None:
         raise errors.not_found("file")
     drop_refs(tx, key=key)
+    note_arrival(tx, caller=caller, made_id=file_id)
 
 
 class _Download(StreamingResponse):

@@ -27,7 +27,10 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs"})  # con
 
 
 class Gate:
-    """An ASGI application in front of another. Past it, `request.state.organisation_id` is who asks."""
+    """An ASGI application in front of another.
+
+    Past it, `request.state.organisation_id` is who asks, and `request.state.caller` the digest of the key it asks with.
+    """
 
     def __init__(self, app: App, *, database: Database) -> None:
         self._app = app
@@ -69,19 +72,18 @@ class Gate:
     async def _admit(self, scope: Message) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         if scope["path"] not in OPEN_PATHS:
-            scope.setdefault("state", {})["organisation_id"] = await self._organisation(
-                headers.get(b"authorization", b"")
-            )
+            caller = _key_digest(headers.get(b"authorization", b""))
+            organisation_id = await self._database.read(lambda tx: organisation_of_key(tx, digest=caller))
+            if organisation_id is None:
+                raise errors.unauthenticated()
+            scope.setdefault("state", {}).update(organisation_id=organisation_id, caller=caller)
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise errors.unsupported_media_type("Content-Encoding is not supported: send the body as it is.")
 
-    async def _organisation(self, authorization: bytes) -> str:
-        scheme, _, credentials = authorization.decode("latin-1").partition(" ")
-        key = credentials.strip()
-        if scheme.lower() != "bearer" or not is_key(key):
-            raise errors.unauthenticated()
-        digest = key_digest(key)
-        organisation_id = await self._database.read(lambda tx: organisation_of_key(tx, digest=digest))
-        if organisation_id is None:
-            raise errors.unauthenticated()
-        return organisation_id
+
+def _key_digest(authorization: bytes) -> str:
+    scheme, _, credentials = authorization.decode("latin-1").partition(" ")
+    key = credentials.strip()
+    if scheme.lower() != "bearer" or not is_key(key):
+        raise errors.unauthenticated()
+    return key_digest(key)

@@ -12,6 +12,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from batchmill.blobs.blobs import Blobs, BlobWriter, Written
 from batchmill.spec import errors
 from batchmill.spec.create import expires_after_seconds
+from batchmill.spec.fingerprint import upload_fingerprint
 from batchmill.spec.limits import Limits
 
 if TYPE_CHECKING:
@@ -55,6 +56,15 @@ class Upload:
     filename: str
     expires_after: int | None
     written: Written
+
+    def fingerprint(self) -> str:
+        """Return what makes another upload the same as this one."""
+        return upload_fingerprint(
+            filename=self.filename,
+            purpose=self.purpose,
+            expires_after=self.expires_after,
+            sha256=self.written.sha256,
+        )
 
 
 @dataclass(slots=True)

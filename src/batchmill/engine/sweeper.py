@@ -22,6 +22,7 @@ from batchmill.store.batch import (
 from batchmill.store.blob import delete_blobs, doom_stale, doomed_keys, drop_refs, known_keys
 from batchmill.store.database import Database, Transaction
 from batchmill.store.file import delete_expired, has_expired
+from batchmill.store.replay import delete_old_replays, has_old_replays
 from batchmill.store.slice import delete_slices
 
 _AT_ONCE = 100  # rows a step: no step holds the writer for long
@@ -55,6 +56,7 @@ class Sweeper:
             self._move_batches,
             self._clear,
             self._expire_files,
+            self._forget_replays,
             self._remove_doomed,
             self._remove_orphans,
             self._tell,
@@ -107,6 +109,12 @@ class Sweeper:
         if not await self._database.read(lambda tx: has_expired(tx, now=now)):
             return False
         return await self._database.write(statements) >= _AT_ONCE
+
+    async def _forget_replays(self) -> bool:
+        now = int(self._clock.now())
+        if not await self._database.read(lambda tx: has_old_replays(tx, now=now)):
+            return False
+        return await self._database.write(lambda tx: delete_old_replays(tx, now=now, limit=_AT_ONCE)) >= _AT_ONCE
 
     async def _remove_doomed(self) -> bool:
         """Remove the bytes of doomed blobs, then their rows: a crash in between leaves a row that is doomed still."""

@@ -116,15 +116,15 @@ def method_not_allowed(allowed: Collection[str]) -> ApiError:
     )
 
 
-def conflict(message: str, *, retry: bool) -> ApiError:
-    """Return the 409 of the idempotency rules (contract a.9, choice 13); `retry` is what the client should do."""
-    return ApiError(
-        status=409,
-        type="conflict_error",
-        message=message,
-        code="idempotency_conflict",
-        headers={"x-should-retry": "true" if retry else "false"},
-    )
+def conflict(message: str, *, retry_after: float | None = None) -> ApiError:
+    """Return the 409 of the idempotency rules (contract a.9, choice 13).
+
+    With `retry_after`, in seconds, the official client tries again; without, it does not.
+    """
+    again = {"x-should-retry": "false"}
+    if retry_after is not None:
+        again = {"x-should-retry": "true", "Retry-After": _seconds(retry_after)}
+    return ApiError(status=409, type="conflict_error", message=message, code="idempotency_conflict", headers=again)
 
 
 def unsupported_media_type(message: str) -> ApiError:

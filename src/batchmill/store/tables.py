@@ -181,6 +181,29 @@ segment = Table(
     Index("ix_segment_blob", "blob_key"),
 )
 
+# What a POST answered, for the client whose copy of the answer is lost (contract, choice 9). The status is 200: no
+# other answer is kept. Without an Idempotency-Key a record goes as soon as its answer is known to have arrived.
+replay = Table(
+    "replay",
+    metadata,
+    Column("id", String, primary_key=True),  # sorts by creation; the fence of a call that is still running
+    _organisation(),
+    Column("caller", String, nullable=False),  # SHA-256 of the API key that asked
+    Column("route", String, nullable=False),
+    Column("key_digest", String),  # SHA-256 of the Idempotency-Key; null without one
+    Column("fingerprint", String),  # SHA-256 of what was asked for
+    Column("made_id", String),  # the File or the batch
+    Column("answer", LargeBinary),  # the body; null while the first call is running
+    Column("served", Integer, nullable=False),  # the retry count of the call that it was last the answer to
+    Column("expires_at", BigInteger, nullable=False),
+    Column("lease_until", Float),  # while it is running
+    CheckConstraint("answer IS NOT NULL OR (key_digest IS NOT NULL AND lease_until IS NOT NULL)", name="running"),
+    Index("ix_replay_key", "organisation_id", "route", "key_digest", unique=True),
+    Index("ix_replay_fingerprint", "fingerprint", "served", "id"),
+    Index("ix_replay_made", "made_id"),
+    Index("ix_replay_expires", "expires_at"),
+)
+
 # Operators' rows: no organisation owns them.
 model = Table(
     "model",
