@@ -132,6 +132,13 @@ class Served:
         return Tenant(served=self, id=organisation_id, key=key)
 
     def call(self, method: str, path: str, body: bytes | Iterable[bytes] | None = None, **headers: str) -> Answer:
+        """Ask, and wait until the server has nothing left to do: what it logs after its answer belongs to this test."""
+        try:
+            return self.ask(method, path, body, **headers)
+        finally:
+            self.idle()
+
+    def ask(self, method: str, path: str, body: bytes | Iterable[bytes] | None = None, **headers: str) -> Answer:
         """Send a request and check what holds for every answer: its two ids, and the envelope of an error."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port)
         try:
@@ -141,7 +148,6 @@ class Served:
             answer = Answer(status=got.status, headers={k.lower(): v for k, v in got.getheaders()}, body=got.read())
         finally:
             connection.close()
-            self.idle()  # what it logs after its answer belongs to this test
         check(answer, envelope=method != "HEAD" and path != "/readyz")
         return answer
 

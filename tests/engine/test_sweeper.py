@@ -9,6 +9,7 @@ from batchmill.spec.states import Status
 from batchmill.store.batch import list_batches
 from batchmill.store.blob import doom_blob, insert_writing
 from batchmill.store.database import Transaction
+from batchmill.store.replay import Call, insert_answer, may_be_lost
 from engine.faulty import FaultyDatabase
 from engine.mill import Mill, lines
 
@@ -46,6 +47,21 @@ async def test_a_final_batch_is_cleared(mill: Mill) -> None:
     kinds = sorted(key.rpartition("-")[2].partition("_")[0] for key in mill.blobs.keys(before=float("inf")))
     assert kinds == ["output", "upload"]
     assert len(await mill.results(batch_id)) == 300
+
+
+async def test_an_answer_that_nobody_asks_for_again_goes(mill: Mill) -> None:
+    """What a POST answered is removed when its time is over, and not before."""
+    batch_id = await mill.batch(lines(1))
+    organisation_id = (await mill.look(batch_id)).organisation_id
+    call = Call(id="replay_1", organisation_id=organisation_id, caller="c", route="batches", key_digest=None, retries=0)
+    expires_at = int(mill.clock.now()) + 900
+    await mill.database.write(
+        lambda tx: insert_answer(tx, call=call, fingerprint="f", made_id=batch_id, answer=b"{}", expires_at=expires_at)
+    )
+    for passed, is_there in ((899, True), (1, False)):
+        await mill.clock.advance(passed)
+        await mill.sweeper.step()
+        assert await mill.database.read(lambda tx: may_be_lost(tx, caller="c", made_id=batch_id)) is is_there
 
 
 async def test_orphaned_bytes_go_after_an_hour(mill: Mill) -> None:
