@@ -46,8 +46,7 @@ def file_routes(
         """Upload an input file: its bytes are kept as they are, and its lines are checked by the batch that uses it."""
         call, key = replays.call(request, route="files"), mint_id("upload", clock.now())
         boundary = form_boundary(request.headers.get("content-type", ""))
-        if await asyncio.to_thread(room.short) is not None:  # before a byte is read
-            raise errors.insufficient_storage(SPACE_SECONDS)
+        await _ask_for(room)  # before a byte is read
         await database.write(lambda tx: _begin(tx, replays, call, key, now=int(clock.now())))
         try:
             stream = replays.renewing(call, request.stream())
@@ -122,6 +121,11 @@ async def _only_one_version(request: Request) -> None:
     """Refuse any named version: only the shape without one is spoken here (contract a.0, g-13)."""
     if "kimi-api-version" in request.headers:
         raise errors.invalid_value("kimi-api-version", "Leave the header 'kimi-api-version' out: there is one version.")
+
+
+async def _ask_for(room: Room) -> None:
+    if await asyncio.to_thread(room.short) is not None:
+        raise errors.insufficient_storage(SPACE_SECONDS)
 
 
 def _file(organisation_id: str, key: str, received: Upload, *, now: float) -> File:

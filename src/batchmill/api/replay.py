@@ -152,7 +152,7 @@ class Replays:
             return
         try:
             await self._database.write(lambda tx: note_arrival(tx, caller=caller, made_id=made_id))
-        except SQLAlchemyError:
+        except (SQLAlchemyError, OSError):
             self._log.warning("an answer that arrived could not be noted", made=made_id, exc_info=True)
 
     def _kept(self, tx: Transaction, call: Call, fingerprint: str) -> Answer | None:
