@@ -18,7 +18,7 @@ from engine.faulty import FaultyBlobs, FaultyDatabase
 from engine.mill import LEASE, Hand, Mill, lines
 from volume import fill, small_volume
 
-WRITES = [("plan", 0), ("plan", 3), ("output", 0), ("output", 1), ("output", 2)]
+WRITES = [("plan", 0), ("plan", 3), ("output", 0), ("output", 1)]
 
 
 @pytest.fixture
