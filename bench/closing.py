@@ -9,6 +9,7 @@ afterwards, with its longest transaction, for which every other writer waits.
 
 import argparse
 import asyncio
+import os
 import resource
 import subprocess
 import tempfile
@@ -97,7 +98,7 @@ class _Bench:
         batch = (await self.database.read(lambda tx: batches_by_id(tx, batch_ids=[batch_id])))[batch_id]
         if batch.object.status not in FINAL:
             raise SystemExit(f"not closed: {batch.object.status}, {batch.waiting}")
-        size, copied = self._copy(batch_id)
+        size, copied, synced = self._copy(batch_id)
         self.database.longest, began = 0.0, time.perf_counter()
         sweeper = Sweeper(router=Router([]), **mine)
         while await sweeper.step():
@@ -106,12 +107,13 @@ class _Bench:
         target = 5 + 2 * copied
         print_(
             f"{batch.object.status:>10} {lines:>9,} lines {size / 1e6:>6.0f} MB: "
-            f"closed in {closed:5.2f} s ({cpu:.2f} s of CPU), cp {copied:5.2f} s, "
+            f"closed in {closed:5.2f} s ({cpu:.2f} s of CPU), cp {copied:5.2f} s (its fsync {synced:.2f} s), "
             f"target {target:5.2f} s ({'met' if closed <= target else 'MISSED'}); "
             f"cleared in {cleared:5.2f} s, longest transaction {self.database.longest * 1000:.0f} ms"
         )
 
-    def _copy(self, batch_id: str) -> tuple[int, float]:
+    def _copy(self, batch_id: str) -> tuple[int, float, float]:
+        """Copy the result files; return their bytes and the seconds of the copy and of making it durable."""
         paths = [p for p in (self._folder / "blobs").rglob(f"{batch_id}-*") if p.name.endswith(("output", "error"))]
         target = self._folder / "copies"
         target.mkdir(exist_ok=True)
@@ -119,8 +121,11 @@ class _Bench:
         subprocess.run(["/bin/cp", *map(str, paths), str(target)], check=True)
         copied = time.perf_counter() - began
         for path in target.iterdir():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
             path.unlink()
-        return sum(path.stat().st_size for path in paths), copied
+        synced = time.perf_counter() - began - copied
+        return sum(path.stat().st_size for path in paths), copied, synced
 
     def _write(self, key: str, pieces: Iterator[bytes]) -> Written:
         writer = self._blobs.writer(key)

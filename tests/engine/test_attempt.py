@@ -165,11 +165,11 @@ async def test_the_volume_fills_while_the_files_are_written(volume: Mill) -> Non
 
 
 async def test_the_volume_fills_while_an_input_is_validated(volume: Mill) -> None:
-    """The same for a Plan."""
+    """The same for a Plan, written by a process of its own."""
     volume.room = Blind(volume.room)
     hand = volume.hand(volume.echo())
     await hand.scout.step()
-    batch_id = await volume.batch(lines(30_000))
+    batch_id = await volume.batch(lines(75_000))
     ballast = fill(volume.folder, leave=300 << 10)
     assert await hand.validator.step()
     assert (await volume.look(batch_id)).waiting == "the disk is full: a write had no space"
