@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -212,6 +213,21 @@ def test_a_running_batch_can_be_cancelled(tenant: Tenant, status: Status) -> Non
     assert cancelled["cancelling_at"] == cancelled["in_progress_at"] + 5
     tenant.served.clock.time += 5
     assert tenant.call("POST", f"/v1/batches/{batch_id}/cancel").json == cancelled
+
+
+def test_fifty_cancels_at_once_are_one(tenant: Tenant) -> None:
+    """All are answered 200 with the same batch: one of them moved it, at its own second, and the others saw that."""
+    batch_id = tenant.create()["id"]
+
+    def cancel(_: int) -> tuple[int, str, int]:
+        tenant.served.clock.time += 1  # so that a second move would leave another stamp
+        answer = tenant.call("POST", f"/v1/batches/{batch_id}/cancel")
+        return answer.status, answer.json["status"], answer.json["cancelling_at"]
+
+    with ThreadPoolExecutor(max_workers=50) as pool:
+        answers = list(pool.map(cancel, range(50)))
+    assert {(status, state) for status, state, _ in answers} == {(200, "cancelling")}
+    assert len({stamp for *_, stamp in answers}) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """`batchmill serve`: what its first start prints, and where its settings come from."""
 
+import json
 import re
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from acceptance.serving import Processes, clean_environment, until
+from acceptance.serving import Processes, clean_environment, query, until
 
 
 def test_what_is_printed_at_the_first_start_works_as_it_is(processes: Processes, tmp_path: Path) -> None:
@@ -52,3 +55,21 @@ def test_flags_win_over_the_environment_and_that_over_the_file(
     client = processes.client(server, server.key)
     assert until(lambda: [listed.id for listed in client.models.list()], 30) == [model]
     assert server.err.read_text().startswith('{"')  # what only the file sets comes from the file
+
+
+def test_a_fresh_start_tries_a_stuck_batch_again(processes: Processes) -> None:
+    """A batch that failed five times is left alone while `serve` runs; the next `serve` validates and completes it."""
+    body = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    server = processes.serve("--backend", "http://127.0.0.1:9/v1")  # nobody is there: the batch stays validating
+    key = server.key
+    client = processes.client(server, key)
+    uploaded = client.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
+    made = client.batches.create(input_file_id=uploaded.id, endpoint="/v1/chat/completions", completion_window="24h")
+    server.stop()
+    with closing(sqlite3.connect(server.data / "batchmill.sqlite3")) as rows, rows:
+        rows.execute("UPDATE batch SET crashes = 5, retry_at = 1e12, waiting = 'stuck: validating failed'")
+    server = processes.serve("--backend", "echo:")
+    client = processes.client(server, key)
+    until(lambda: client.batches.retrieve(made.id).status == "completed", 30)
+    assert query(server.data, "SELECT crashes, waiting FROM batch") == [(0, None)]

@@ -1,7 +1,7 @@
-"""A disk that fails at a chosen write: fault injection around the real one."""
+"""Faults and interruptions at a chosen moment, around the real disk and the real database."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import BinaryIO, TypeVar
 
 from batchmill.blobs.blobs import Blobs, BlobWriter, Written
@@ -92,6 +92,34 @@ class FaultyDatabase:
         """See `Database`."""
         if self.full:
             raise DiskFull
+        return await self._database.write(statements, before=before)
+
+    async def close(self) -> None:
+        """See `Database`."""
+        await self._database.close()
+
+
+class InterruptedDatabase:
+    """Rows where something else happens right before the `at`-th call, counted from 0."""
+
+    def __init__(self, database: Database, *, at: int, happens: Callable[[], Awaitable[object]]) -> None:
+        self._database = database
+        self._at = at
+        self._happens = happens
+
+    async def _interrupt(self) -> None:
+        self._at -= 1
+        if self._at == -1:
+            await self._happens()
+
+    async def read(self, statements: Statements[T]) -> T:
+        """See `Database`."""
+        await self._interrupt()
+        return await self._database.read(statements)
+
+    async def write(self, statements: Statements[T], *, before: Callable[[], None] | None = None) -> T:
+        """See `Database`."""
+        await self._interrupt()
         return await self._database.write(statements, before=before)
 
     async def close(self) -> None:

@@ -1,7 +1,9 @@
 """What can be read of a batch's Results."""
 
+import json
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,12 +25,26 @@ async def _organisations(database: Database) -> None:
     await database.write(add_organisations)
 
 
-async def merge(database: Database, blobs: Blobs, rest: Rest | None = None) -> list[Result]:
+@dataclass(frozen=True)
+class Files:
+    """The lines of the two files, and how many were never answered."""
+
+    output: list[bytes]
+    error: list[bytes]
+    rest: int
+
+
+async def merge(database: Database, blobs: Blobs, rest: Rest | None = None) -> Files:
     """Read the one batch's Results."""
     batch = await database.read(get_batch)
     slices = await database.read(lambda tx: list_slices(tx, batch_id="batch_1"))
     segments = await database.read(lambda tx: list_segments(tx, batch_id="batch_1"))
-    return list(merge_results(blobs=blobs, batch=batch, slices=slices, segments=segments, rest=rest))
+    parts = list(merge_results(blobs=blobs, batch=batch, slices=slices, segments=segments, rest=rest))
+    return Files(
+        output=[bytes(text) for part in parts for text in part.output],
+        error=[bytes(text) for part in parts for text in part.error],
+        rest=sum(part.rest for part in parts),
+    )
 
 
 def change(folder: Path, pattern: str, how: Callable[[bytes], bytes]) -> None:
@@ -51,8 +67,9 @@ async def test_results_are_read_in_input_order(ledger: Ledger, database: Databas
         await ledger.commit([portion(held, [one], before=done[held.slice.ordinal])])
         done[held.slice.ordinal].append(index)
     read = await merge(database, blobs)
-    assert [one.text for one in read] == [b"%d/%d\n" % (n, i) for n in range(3) for i in range(8)]
-    assert [one.succeeded for one in read] == [i != 3 for _ in range(3) for i in range(8)]
+    assert read.output == [b"%d/%d\n" % (n, i) for n in range(3) for i in range(8) if i != 3]
+    assert read.error == [b"%d/3\n" % n for n in range(3)]
+    assert read.rest == 0
 
 
 async def test_open_lines_become_the_rest(ledger: Ledger, database: Database, blobs: Blobs) -> None:
@@ -61,13 +78,32 @@ async def test_open_lines_become_the_rest(ledger: Ledger, database: Database, bl
     (held,) = await claim(ledger, slices=1)
     await ledger.commit([portion(held, [result(1)])])
     read = await merge(database, blobs, REST)
-    assert [one.attempts for one in read] == [0, 1, 0, 0, 0, 0]
-    assert [one.succeeded for one in read] == [False, True, False, False, False, False]
-    for number in (0, 2, 3, 4, 5):
-        assert b'"custom_id":"id-%d"' % number in read[number].text
-        assert b'"code":"batch_expired","message":"Not run."' in read[number].text
-        assert read[number].text.endswith(b"\n")
-    assert len({one.text.split(b",")[0] for one in read}) == 6  # each its own id
+    assert read.output == [result(1).text]
+    assert read.rest == 5
+    for number, line in zip((0, 2, 3, 4, 5), read.error, strict=True):
+        assert b'"custom_id":"id-%d"' % number in line
+        assert b'"code":"batch_expired","message":"Not run."' in line
+        assert line.endswith(b"\n")
+    assert len({line.split(b",")[0] for line in read.error}) == 5  # each its own id
+
+
+async def test_answered_and_open_lines_keep_their_places(ledger: Ledger, database: Database, blobs: Blobs) -> None:
+    """In the error file lines that failed and lines never run stand in input order, not in two heaps."""
+    await add_work(database, blobs, slices=1, lines=4)
+    (held,) = await claim(ledger)
+    await ledger.commit([portion(held, [result(2, succeeded=False)])])
+    read = await merge(database, blobs, REST)
+    assert [b"batch_expired" in line for line in read.error] == [True, True, False, True]
+    assert read.rest == 3
+
+
+async def test_lines_far_apart_keep_their_ids(ledger: Ledger, database: Database, blobs: Blobs) -> None:
+    """Where blank lines set the lines of a Slice too far apart to be read at once, each keeps its own custom_id."""
+    await add_work(database, blobs, slices=1, lines=3, gap=9 << 20)
+    (held,) = await claim(ledger)
+    await ledger.commit([portion(held, [result(1)])])
+    read = await merge(database, blobs, REST)
+    assert [json.loads(line)["custom_id"] for line in read.error] == ["id-0", "id-2"]
 
 
 async def test_a_hole_without_a_rest_is_damage(ledger: Ledger, database: Database, blobs: Blobs) -> None:

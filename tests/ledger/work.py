@@ -28,8 +28,12 @@ async def add_work(
     slices: int = 2,
     lines: int = 8,
     organisation_id: str = MINE,
+    gap: int = 0,
 ) -> str:
-    """Add a batch in progress with its bytes; its lines say `"custom_id": "id-0"` and so on. Return its id."""
+    """Add a batch in progress with its bytes; its lines say `"custom_id": "id-0"` and so on. Return its id.
+
+    `gap` is how many blank lines stand behind each.
+    """
     text, plan = b"", b""
     for number in range(slices * lines):
         token = f'"id-{number}"'.encode()
@@ -44,7 +48,7 @@ async def add_work(
             tokens=1,
             prefix=0,
         )
-        text, plan = text + line + b"\n", plan + pack(record)
+        text, plan = text + line + b"\n" * (1 + gap), plan + pack(record)
     put(blobs, f"{batch_id}-input", text)
     put(blobs, f"{batch_id}-plan", plan)
     await database.write(

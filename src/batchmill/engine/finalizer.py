@@ -11,7 +11,7 @@ from batchmill.blobs.blobs import Blobs, BlobWriter, Written
 from batchmill.blobs.space import Room
 from batchmill.clock import Clock
 from batchmill.engine.attempt import Attempts
-from batchmill.ledger.merge import Rest, merge_results
+from batchmill.ledger.merge import Rest, Text, merge_results
 from batchmill.spec.ids import mint_id
 from batchmill.spec.objects import FileObject
 from batchmill.spec.states import Event, Status
@@ -22,6 +22,7 @@ from batchmill.store.file import File, insert_file
 from batchmill.store.slice import Segment, Slice, fence_slices, list_segments, list_slices
 
 _GRACE_SECONDS = 30  # runners have so long to let open calls end; then their Slices are taken
+_ONE_GO = 4 << 20  # bytes
 _CLOSING = (Status.FINALIZING, Status.CANCELLING)
 _RESTS = {
     Status.FINALIZING: Rest(code="batch_expired", message="Not run before the completion window closed."),
@@ -50,6 +51,15 @@ class _ResultFile:
     writer: BlobWriter
     lines: int = 0
     written: Written | None = None
+
+    def take(self, texts: Sequence[Text]) -> None:
+        """Write a Slice's lines: in one go, unless they are so large that a copy of them all would be felt."""
+        self.lines += len(texts)
+        if sum(map(len, texts)) <= _ONE_GO:
+            self.writer.write(b"".join(texts))
+        else:
+            for text in texts:
+                self.writer.write(text)
 
 
 class Finalizer:
@@ -126,15 +136,17 @@ class Finalizer:
             kind: _ResultFile(key=_key(batch, kind), writer=self._blobs.writer(_key(batch, kind))) for kind in _KINDS
         }
         unanswered = 0
-        rest = _rest(batch)
         try:
-            for result in merge_results(
-                blobs=self._blobs, batch=batch, slices=closing.slices, segments=closing.segments, rest=rest
+            for merged in merge_results(
+                blobs=self._blobs,
+                batch=batch,
+                slices=closing.slices,
+                segments=closing.segments,
+                rest=_rest(batch),
             ):
-                file = files[result.succeeded]
-                file.writer.write(result.text)
-                file.lines += 1
-                unanswered += result.attempts == 0
+                files[True].take(merged.output)
+                files[False].take(merged.error)
+                unanswered += merged.rest
             for file in files.values():
                 if file.lines:
                     file.written = file.writer.finish()

@@ -39,17 +39,29 @@ def pack_results(results: Sequence[Result]) -> bytes:
     return b"".join(pieces)
 
 
-def unpack_results(data: bytes, *, crc32: int) -> Iterator[Result]:
-    """Yield the Results of a Segment in the order in which they came (usage is not kept: the batch has counted it).
+def find_results(data: bytes, *, crc32: int) -> list[tuple[int, bool, int, int, int]]:
+    """Return where the Results of a Segment are: index, succeeded, attempts, start and end of the line's bytes.
 
     Raises:
         DamagedSegment: the checksum is another.
     """
     if zlib.crc32(data) != crc32:
         raise DamagedSegment(f"{len(data)} bytes with checksum {zlib.crc32(data)}, not {crc32}")
-    at = 0
-    while at < len(data):
+    found: list[tuple[int, bool, int, int, int]] = []
+    at, all_bytes, head = 0, len(data), _HEAD.size
+    while at < all_bytes:
         index, succeeded, attempts, length = _HEAD.unpack_from(data, at)
-        at += _HEAD.size
-        yield Result(index=index, succeeded=bool(succeeded), attempts=attempts, text=data[at : at + length])
-        at += length
+        start = at + head
+        at = start + length
+        found.append((index, succeeded == 1, attempts, start, at))
+    return found
+
+
+def unpack_results(data: bytes, *, crc32: int) -> Iterator[Result]:
+    """Yield the Results of a Segment in the order in which they came (usage is not kept: the batch has counted it).
+
+    Raises:
+        DamagedSegment: the checksum is another.
+    """
+    for index, succeeded, attempts, start, end in find_results(data, crc32=crc32):
+        yield Result(index=index, succeeded=succeeded, attempts=attempts, text=data[start:end])

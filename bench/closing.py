@@ -1,0 +1,250 @@
+"""How long closing a large batch takes, beside `cp` of the same bytes: half done and cancelled or expired, and full.
+
+    python bench/closing.py --lines 1000000
+
+The batch is made with the Ledger itself, in group commits of 256 results over four Slices at a time, about a Runner's.
+Closing is what the Finalizer does from the moment when no call is open any more; clearing is what the Sweeper does
+afterwards, with its longest transaction, for which every other writer waits.
+"""
+
+import argparse
+import asyncio
+import os
+import resource
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from batchmill.backends.router import Router
+from batchmill.blobs.blobs import Written
+from batchmill.blobs.disk import DiskBlobs
+from batchmill.blobs.space import Boundless
+from batchmill.clock import SystemClock
+from batchmill.engine.finalizer import Finalizer
+from batchmill.engine.sweeper import Sweeper
+from batchmill.ledger.ledger import Claim, Ledger, Portion
+from batchmill.ledger.segment import Result
+from batchmill.schedule.plan import Record, cut, pack
+from batchmill.spec.ids import mint_id
+from batchmill.spec.objects import BatchObject
+from batchmill.spec.results import answered, result_id
+from batchmill.spec.states import FINAL, Event, Status
+from batchmill.store.batch import Batch, advance, batches_by_id, insert_batch
+from batchmill.store.blob import insert_writing, publish_blob
+from batchmill.store.database import SqliteDatabase, Statements, Transaction
+from batchmill.store.migrate import migrate
+from batchmill.store.organisation import insert_organisation
+from batchmill.store.slice import Slice, insert_slices
+
+T = TypeVar("T")
+
+_MODEL = "m"
+_REPLY = b'{"id":"x","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"%s"}}]}'
+_TEXT = b"It depends on what you mean by that. " * 5
+_AT_ONCE = 4  # Slices in one commit
+_LEASE = 3600.0
+
+
+class _Timed(SqliteDatabase):
+    """SQLite that remembers its longest writing transaction."""
+
+    longest = 0.0
+
+    async def write(self, statements: Statements[T], *, before: Callable[[], None] | None = None) -> T:
+        def timed(tx: Transaction) -> T:
+            began = time.perf_counter()
+            try:
+                return statements(tx)
+            finally:
+                self.longest = max(self.longest, time.perf_counter() - began)
+
+        return await super().write(timed, before=before)
+
+
+class _Bench:
+    """Rows and bytes in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._clock = SystemClock()
+        self._folder = folder
+        self._blobs = DiskBlobs(folder=folder / "blobs")
+        self.database = _Timed(path=folder / "rows.sqlite3", clock=self._clock)
+        self._organisation = mint_id("org", self._clock.now())
+        self._room = Boundless()
+
+    async def prepare(self) -> None:
+        await self.database.write(migrate)
+        await self.database.write(
+            lambda tx: insert_organisation(tx, organisation_id=self._organisation, name="bench", now=1)
+        )
+
+    async def run(self, lines: int, done: float, event: Event | None, print_: Callable[[str], None]) -> None:
+        """Make a batch, of whose Slices so many are done, let the event happen, and close it."""
+        batch_id = await self._make(lines)
+        await self._answer(batch_id, round(lines * done))
+        if event is not None:
+            now = int(self._clock.now()) + 7200 * (event is Event.WINDOW_PASSED)
+            await self.database.write(
+                lambda tx: advance(tx, batch_id=batch_id, status=Status.IN_PROGRESS, event=event, now=now)
+            )
+        mine = {"database": self.database, "blobs": self._blobs, "room": self._room, "clock": self._clock}
+        finalizer = Finalizer(worker_id="bench", lease=_LEASE, **mine)
+        began, cpu = time.perf_counter(), time.process_time()
+        await finalizer.step()
+        closed, cpu = time.perf_counter() - began, time.process_time() - cpu
+        batch = (await self.database.read(lambda tx: batches_by_id(tx, batch_ids=[batch_id])))[batch_id]
+        if batch.object.status not in FINAL:
+            raise SystemExit(f"not closed: {batch.object.status}, {batch.waiting}")
+        size, copied, synced = self._copy(batch_id)
+        self.database.longest, began = 0.0, time.perf_counter()
+        sweeper = Sweeper(router=Router([]), **mine)
+        while await sweeper.step():
+            pass
+        cleared = time.perf_counter() - began
+        target = 5 + 2 * copied
+        print_(
+            f"{batch.object.status:>10} {lines:>9,} lines {size / 1e6:>6.0f} MB: "
+            f"closed in {closed:5.2f} s ({cpu:.2f} s of CPU), cp {copied:5.2f} s (its fsync {synced:.2f} s), "
+            f"target {target:5.2f} s ({'met' if closed <= target else 'MISSED'}); "
+            f"cleared in {cleared:5.2f} s, longest transaction {self.database.longest * 1000:.0f} ms"
+        )
+
+    def _copy(self, batch_id: str) -> tuple[int, float, float]:
+        """Copy the result files; return their bytes and the seconds of the copy and of making it durable."""
+        paths = [p for p in (self._folder / "blobs").rglob(f"{batch_id}-*") if p.name.endswith(("output", "error"))]
+        target = self._folder / "copies"
+        target.mkdir(exist_ok=True)
+        began = time.perf_counter()
+        subprocess.run(["/bin/cp", *map(str, paths), str(target)], check=True)
+        copied = time.perf_counter() - began
+        for path in target.iterdir():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+            path.unlink()
+        synced = time.perf_counter() - began - copied
+        return sum(path.stat().st_size for path in paths), copied, synced
+
+    def _write(self, key: str, pieces: Iterator[bytes]) -> Written:
+        writer = self._blobs.writer(key)
+        for piece in pieces:
+            writer.write(piece)
+        return writer.finish()
+
+    async def _make(self, lines: int) -> str:
+        now = self._clock.now()
+        batch_id, records = mint_id("batch", now), []
+
+        def text() -> Iterator[bytes]:
+            at = 0
+            for number in range(lines):
+                token = b'"request-%d"' % number
+                line = (
+                    b'{"custom_id": %b, "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m"}}'
+                    % token
+                )
+                records.append(Record(at, len(line), number + 1, 14, len(token), 0, 1, 0))
+                at += len(line) + 1
+                yield line + b"\n"
+
+        keys = {f"{batch_id}-input": text(), f"{batch_id}-plan": (pack(record) for record in records)}
+        written = {key: self._write(key, pieces) for key, pieces in keys.items()}
+        slices = [
+            Slice(
+                batch_id=batch_id,
+                organisation_id=self._organisation,
+                ordinal=ordinal,
+                model=_MODEL,
+                first=c.first,
+                lines=c.lines,
+                bytes=c.bytes,
+                done=bytes((c.lines + 7) // 8),
+                epoch=0,
+            )
+            for ordinal, c in enumerate(cut(records))
+        ]
+        facts = BatchObject(
+            id=batch_id,
+            endpoint="/v1/chat/completions",
+            input_file_id="file_bench",
+            completion_window="1h",
+            status=Status.VALIDATING,
+            created_at=int(now),
+            expires_at=int(now) + 3600,
+        )
+        added = Batch(
+            organisation_id=self._organisation,
+            object=facts,
+            input_key=f"{batch_id}-input",
+            plan_key=None,
+            output_expires_after=None,
+            epoch=0,
+        )
+
+        def statements(tx: Transaction) -> None:
+            for key, bytes_ in written.items():
+                insert_writing(tx, key=key, organisation_id=self._organisation, now=int(now))
+                publish_blob(tx, key=key, size=bytes_.bytes, sha256=bytes_.sha256)
+            insert_batch(tx, added)
+            values = {"total": lines, "open_slices": len(slices), "plan_key": f"{batch_id}-plan"}
+            advance(tx, batch_id=batch_id, status=Status.VALIDATING, event=Event.ACCEPTED, now=int(now), values=values)
+            insert_slices(tx, slices)
+
+        await self.database.write(statements)
+        return batch_id
+
+    async def _answer(self, batch_id: str, lines: int) -> None:
+        """Answer so many lines, in commits that each hold a part of several Slices."""
+        ledger = Ledger(database=self.database, blobs=self._blobs, clock=self._clock, worker_id="bench", lease=_LEASE)
+        while lines > 0 and (claims := await ledger.claim(slices=_AT_ONCE, models=[_MODEL])):
+            for part in range(_AT_ONCE):
+                await ledger.commit([_portion(batch_id, claim, part) for claim in claims])
+            lines -= sum(claim.slice.lines for claim in claims)
+
+
+def _portion(batch_id: str, claim: Claim, part: int) -> Portion:
+    """Return the results of every fourth line of a Slice; one in a hundred lines failed."""
+    lines = claim.slice.lines
+    results = [
+        Result(
+            index=index,
+            succeeded=index % 100 != 0,
+            attempts=1,
+            text=answered(
+                result_id(batch_id, claim.records[index].line),
+                b'"request-%d"' % (claim.records[index].line - 1),
+                200,
+                "req_0123456789abcdef",
+                _REPLY % _TEXT,
+            ),
+        )
+        for index in range(part, lines, _AT_ONCE)
+    ]
+    bits = sum(1 << index for index in range(lines) if index % _AT_ONCE <= part)
+    done = bits.to_bytes((lines + 7) // 8, "little")
+    return Portion(slice=claim.slice, results=results, done=done, closed=part == _AT_ONCE - 1)
+
+
+async def _main(lines: int, folder: Path) -> None:
+    bench = _Bench(folder)
+    await bench.prepare()
+    for done, event in ((0.5, Event.CANCEL), (0.5, Event.WINDOW_PASSED), (1.0, None)):
+        await bench.run(lines, done, event, print)
+    await bench.database.close()
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB, the making included")
+
+
+def main() -> None:
+    """Close three batches and print the figures."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--lines", type=int, default=1_000_000)
+    options.add_argument("--folder", type=Path, help="where the disk to be measured is; default: the temporary folder")
+    chosen = options.parse_args()
+    with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
+        asyncio.run(_main(chosen.lines, Path(folder)))
+
+
+if __name__ == "__main__":
+    main()
