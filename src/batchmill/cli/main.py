@@ -36,6 +36,9 @@ def serve(
     data: DataOption = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one. [default: 8000]")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port of /metrics, for Prometheus; 0 takes a free one. [default: --port + 1]")
+    ] = None,
     backend: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,6 +72,7 @@ def serve(
         "data": data,
         "host": host,
         "port": port,
+        "metrics_port": metrics_port,
         "backend": backend or None,
         "backend_key_env": backend_key_env or None,
         "backend_timeout": backend_timeout or None,
