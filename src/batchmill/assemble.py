@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from batchmill.api.app import create_app
@@ -50,13 +51,18 @@ class Engine:
     key: str
 
 
+def rows_path(settings: Settings) -> Path:
+    """Return the file that an embedded data directory keeps its rows in."""
+    return settings.data / "batchmill.sqlite3"
+
+
 class Storage:
     """The rows and the bytes of one data directory; with `metrics`, fsyncs are timed."""
 
     def __init__(self, *, settings: Settings, clock: Clock, metrics: Metrics | None = None) -> None:
         _refuse_what_is_not_built(settings)
         fsync = os.fsync if metrics is None else partial(_timed_fsync, metrics)
-        self.database = SqliteDatabase(path=settings.data / "batchmill.sqlite3", clock=clock)
+        self.database = SqliteDatabase(path=rows_path(settings), clock=clock)
         self.blobs = DiskBlobs(folder=settings.data / "blobs", fsync=fsync)
         self.room = Space(folder=settings.data)
 
