@@ -71,7 +71,7 @@ class Audit:
             after = page[-1].key
             for row in page:
                 if row.state != "ready":
-                    age = int(self._clock.now()) - row.created_at
+                    age = max(0, int(self._clock.now()) - row.created_at)
                     detail = f"its bytes are {_ON_THE_WAY[row.state]}; the row is {age} s old."
                     yield Finding(kind=Kind.UNFINISHED, what=row.key, detail=detail)
                 elif wrong := await asyncio.to_thread(self._check_bytes, row):
