@@ -15,6 +15,9 @@ from batchmill.blobs.disk import DiskBlobs
 from batchmill.ledger.audit import Audit
 from batchmill.ledger.finding import NOTES, Finding, Kind, Tally
 from batchmill.spec.states import Status
+from batchmill.store.blob import drop_refs
+from batchmill.store.database import Transaction
+from batchmill.store.slice import delete_slices
 from engine.mill import Mill, line, lines
 
 LINES = 600  # three Slices
@@ -182,6 +185,21 @@ async def test_a_deleted_result_file_is_no_damage(mill: Mill) -> None:
     for file_id in filter(None, (look.output_file_id, look.error_file_id)):
         delete_file(mill, file_id)
         assert [finding for finding in await findings(mill) if finding.is_damage] == []
+
+
+async def test_a_batch_that_is_cleared_half_way_is_sound(mill: Mill) -> None:
+    """Of a final batch whose first Slices the Sweeper has taken, the others are checked, and sound."""
+    batch_id = await mill.batch(lines(LINES))
+    assert await mill.finish(mill.hand(mill.echo()), batch_id) is Status.COMPLETED
+
+    def clear_one(tx: Transaction) -> bool:
+        refs, left = delete_slices(tx, batch_id=batch_id, limit=1)
+        for key, count in refs:
+            drop_refs(tx, key=key, count=count)
+        return left
+
+    assert await mill.database.write(clear_one)
+    assert [finding for finding in await findings(mill) if finding.is_damage] == []
 
 
 async def test_bytes_without_a_row_are_damage_once_they_are_old(mill: Mill) -> None:

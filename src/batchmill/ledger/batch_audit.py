@@ -20,7 +20,7 @@ from batchmill.spec.lines import read_lines, split_envelope
 from batchmill.spec.results import result_id
 from batchmill.spec.states import FINAL, STAMP, TRANSITIONS, Status
 from batchmill.store.audit import BatchRows
-from batchmill.store.backlog import STUCK_CRASHES
+from batchmill.store.batch import TRIES
 from batchmill.store.slice import Segment, Slice
 
 _UNREADABLE = (BlobMissing, OSError, DamagedSegment, struct.error)
@@ -37,8 +37,8 @@ def check_batch(rows: BatchRows, blobs: Blobs, tally: Tally) -> Iterator[Finding
     def say(kind: Kind, detail: str) -> Finding:
         return Finding(kind=kind, what=batch_id, detail=detail)
 
-    if rows.crashes >= STUCK_CRASHES and rows.batch.object.status not in FINAL:
-        yield say(Kind.STUCK, f"{rows.batch.object.status} failed {rows.crashes} times in a row.")
+    if rows.batch.crashes >= TRIES and rows.batch.object.status not in FINAL:
+        yield say(Kind.STUCK, f"{rows.batch.object.status} failed {rows.batch.crashes} times in a row.")
     yield from _check_state(rows, say)
     yield from _check_slices(rows, say)
     yield from _check_segments(rows, blobs, tally, say)
@@ -81,26 +81,28 @@ def _check_state(rows: BatchRows, say: Say) -> Iterator[Finding]:
 
 
 def _check_slices(rows: BatchRows, say: Say) -> Iterator[Finding]:
-    """The Slices cover the Plan from the first record to the last, each once; the open ones are as many as it says."""
-    facts = rows.batch.object
-    total = facts.counts.total
-    if not rows.slices:  # validating, or cleared by the Sweeper
-        if total and facts.status not in FINAL:
+    """The Slices cover the Plan to its end, each record once; the open ones are as many as the batch says.
+
+    A final batch may have lost the first of them, or all: the Sweeper clears them in portions.
+    """
+    facts, total = rows.batch.object, rows.batch.object.counts.total
+    final = facts.status in FINAL
+    if not rows.slices:
+        if total and not final:
             yield say(Kind.SLICES, f"it is {facts.status} with {total} lines and has no Slices.")
         return
-    first = 0
-    for place, held in enumerate(rows.slices):
+    ordinal, first = (rows.slices[0].ordinal, rows.slices[0].first) if final else (0, 0)
+    for place, held in enumerate(rows.slices, ordinal):
         if (held.ordinal, held.first) != (place, first):
-            yield say(
-                Kind.SLICES, f"Slice {held.ordinal} begins at record {held.first}, not as number {place} at {first}."
-            )
+            at = f"record {held.first}, not as number {place} at {first}"
+            yield say(Kind.SLICES, f"Slice {held.ordinal} begins at {at}.")
             return
         first += held.lines
         if held.ordinal not in rows.open and _done(held) != frozenset(range(held.lines)):
             yield say(Kind.SLICES, f"Slice {held.ordinal} is closed, and not all of its lines are done.")
     if first != total or rows.plan_bytes != total * RECORD_BYTES:
         yield say(Kind.SLICES, f"of {total} lines, Slices cover {first}, and the Plan has {rows.plan_bytes} bytes.")
-    if len(rows.open) != rows.open_slices:
+    if not final and len(rows.open) != rows.open_slices:
         yield say(Kind.COUNTS, f"{len(rows.open)} Slices are open, and it says {rows.open_slices}.")
 
 

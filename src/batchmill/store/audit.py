@@ -34,7 +34,6 @@ class BatchRows:
 
     batch: Batch
     open_slices: int
-    crashes: int
     input_key: str | None
     plan_bytes: int | None
     slices: Sequence[Slice]
@@ -130,8 +129,7 @@ def read_batch(tx: Transaction, *, batch_id: str) -> BatchRows | None:
     if found is None:
         return None
     facts = found.object
-    more = select(batch.c.open_slices, batch.c.crashes).where(batch.c.id == batch_id)
-    open_slices, crashes = tx.connection.execute(more).one()
+    open_slices = tx.connection.execute(select(batch.c.open_slices).where(batch.c.id == batch_id)).scalar_one()
     still_open = select(slice_.c.ordinal).where(slice_.c.batch_id == batch_id, slice_.c.open)
     ids = {"output": facts.output_file_id, "error": facts.error_file_id}
     files = _files(tx, [facts.input_file_id, *(i for i in ids.values() if i)])
@@ -139,7 +137,6 @@ def read_batch(tx: Transaction, *, batch_id: str) -> BatchRows | None:
     return BatchRows(
         batch=found,
         open_slices=open_slices,
-        crashes=crashes,
         input_key=found.input_key or (source.blob_key if source else None),
         plan_bytes=tx.connection.execute(select(blob.c.bytes).where(blob.c.key == found.plan_key)).scalar(),
         slices=list_slices(tx, batch_id=batch_id),

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 
 from batchmill.spec.states import FINAL, Status
-from batchmill.store.batch import count_statuses
+from batchmill.store.batch import TRIES, count_statuses, crashes, is_free
 from batchmill.store.database import Transaction
 from batchmill.store.tables import batch
-
-STUCK_CRASHES = 5  # so many validatings or finalizings in a row have failed: a batch for the operator (invariant R16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +22,8 @@ class Backlog:
 
 def read_backlog(tx: Transaction) -> Backlog:
     """Return what is left to do."""
-    final = batch.c.status.in_([status.value for status in FINAL])
-    stuck = select(func.count()).select_from(batch).where(~final, batch.c.crashes >= STUCK_CRASHES)
+    live = batch.c.status.not_in([status.value for status in FINAL])
+    stuck = select(func.count()).select_from(batch).where(live, is_free(tx), crashes(tx) >= TRIES)
     left = func.coalesce(func.sum(batch.c.total - batch.c.completed - batch.c.failed), 0)
     running = select(left).where(batch.c.status == Status.IN_PROGRESS.value)
     return Backlog(

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 
+from batchmill.store.batch import unstick
 from batchmill.store.blob import doom_stale
 from batchmill.store.database import Transaction
-from batchmill.store.tables import batch, blob
+from batchmill.store.tables import blob
 from batchmill.store.worker import void_leases
 
 _ALWAYS = 1 << 62  # Unix seconds: later than any row
@@ -36,10 +37,10 @@ def copy_rows(tx: Transaction, *, path: Path) -> Mapping[str, int]:
 
 
 def settle_copy(tx: Transaction) -> None:
-    """Let nobody hold anything of a copy: its workers run elsewhere, on another boot's clock.
+    """Let nobody hold anything of a copy, and nothing wait: its workers run elsewhere, on another boot's clock.
 
     What was being written or going has no bytes in it; the Sweeper forgets such rows.
     """
     void_leases(tx, worker_id="")
-    tx.connection.execute(update(batch).where(batch.c.retry_at.is_not(None)).values(retry_at=None))
+    unstick(tx)
     doom_stale(tx, created_before=_ALWAYS)
