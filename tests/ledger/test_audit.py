@@ -1,17 +1,11 @@
 """The audit: each kind of damage, planted by hand in a real store, is found and named; a sound store has none."""
 
-import hashlib
-import os
-import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import pytest
 
-from batchmill.blobs.blobs import Blobs, BlobWriter
-from batchmill.blobs.disk import DiskBlobs
+from batchmill.blobs.blobs import Blobs
 from batchmill.ledger.audit import Audit
 from batchmill.ledger.finding import NOTES, Finding, Kind, Tally
 from batchmill.spec.states import Status
@@ -19,12 +13,9 @@ from batchmill.store.blob import drop_refs
 from batchmill.store.database import Transaction
 from batchmill.store.slice import delete_slices
 from engine.mill import Mill, line, lines
+from ledger.byhand import Meanwhile, age, batches, change, delete_file, put, query, rewrite, stored
 
 LINES = 600  # three Slices
-_BATCHES = {
-    "RUNNING": "(SELECT id FROM batch WHERE status = 'in_progress')",
-    "DONE": "(SELECT id FROM batch WHERE status = 'completed' AND input_key IS NULL)",
-}
 
 
 @pytest.fixture
@@ -240,46 +231,15 @@ async def test_a_broken_database_is_found(mill: Mill) -> None:
     assert Kind.DATABASE in {finding.kind for finding in await findings(mill)}
 
 
-class Meanwhile:
-    """Blobs of which one goes at the moment when the audit is about to read it."""
-
-    def __init__(self, blobs: DiskBlobs, key: str, happens: Callable[[], None]) -> None:
-        self._blobs = blobs
-        self._key = key
-        self._happens = happens
-
-    def open(self, key: str) -> BinaryIO:
-        """See `Blobs`."""
-        if key == self._key:
-            self._happens()
-        return self._blobs.open(key)
-
-    def read(self, key: str, *, offset: int, length: int) -> bytes:
-        """See `Blobs`."""
-        return self._blobs.read(key, offset=offset, length=length)
-
-    def keys(self, *, before: float) -> Iterator[str]:
-        """See `Blobs`."""
-        return self._blobs.keys(before=before)
-
-    def writer(self, key: str) -> BlobWriter:
-        """See `Blobs`."""
-        return self._blobs.writer(key)
-
-    def delete(self, key: str) -> None:
-        """See `Blobs`."""
-        self._blobs.delete(key)
-
-
 async def test_a_file_that_is_deleted_meanwhile_is_no_damage(mill: Mill) -> None:
     """A File that goes between the look at its row and the look at its bytes is nothing to tell."""
     (file_id, key) = query(mill, "SELECT id, blob_key FROM file WHERE purpose = 'batch_output'")[0]
 
-    def happens() -> None:
-        if query(mill, "SELECT 1 FROM file WHERE id = ?", file_id):
+    def happens(opened: str) -> None:
+        if opened == key and query(mill, "SELECT 1 FROM file WHERE id = ?", file_id):
             delete_file(mill, file_id)
 
-    found = await findings(mill, Meanwhile(mill.blobs, key, happens))
+    found = await findings(mill, Meanwhile(mill.blobs, happens))
     assert not query(mill, "SELECT 1 FROM file WHERE id = ?", file_id)
     assert [finding for finding in found if finding.is_damage] == []
 
@@ -288,67 +248,3 @@ async def findings(mill: Mill, blobs: Blobs | None = None) -> list[Finding]:
     """Audit the store."""
     audit = Audit(database=mill.database, blobs=blobs or mill.blobs, clock=mill.clock)
     return [finding async for finding in audit.findings()]
-
-
-async def batches(mill: Mill, status: str) -> list[str]:
-    """Return the batches in a status."""
-    return [i for (i,) in query(mill, "SELECT id FROM batch WHERE status = ? ORDER BY id", status)]
-
-
-def query(mill: Mill, sql: str, *values: object) -> list[tuple[Any, ...]]:
-    """Read rows by hand; `RUNNING` and `DONE` stand for the batches that are."""
-    with closing(sqlite3.connect(mill.folder / "rows.sqlite3")) as connection:
-        return connection.execute(_named(sql), values).fetchall()
-
-
-def change(mill: Mill, sql: str, *values: object) -> int:
-    """Change rows by hand, past all walls that can be passed; return how many."""
-    with closing(sqlite3.connect(mill.folder / "rows.sqlite3", isolation_level=None)) as connection:
-        return connection.execute(_named(sql), values).rowcount
-
-
-def _named(sql: str) -> str:
-    for name, ids in _BATCHES.items():
-        sql = sql.replace(name, ids)
-    return sql
-
-
-def delete_file(mill: Mill, file_id: str) -> None:
-    """Delete a File and, if nothing else needs them, its bytes."""
-    ((key,),) = query(mill, "SELECT blob_key FROM file WHERE id = ?", file_id)
-    change(mill, "DELETE FROM file WHERE id = ?", file_id)
-    change(mill, "UPDATE blob SET refs = refs - 1 WHERE key = ?", key)
-    if query(mill, "SELECT refs FROM blob WHERE key = ?", key) == [(0,)]:
-        mill.blobs.delete(str(key))
-        change(mill, "DELETE FROM blob WHERE key = ?", key)
-
-
-def rewrite(mill: Mill, change_lines: Callable[[list[bytes]], list[bytes]]) -> None:
-    """Write other lines into the output file of the batch that is done, with rows that agree."""
-    sql = "SELECT blob_key FROM file WHERE id = (SELECT output_file_id FROM batch WHERE id IN DONE)"
-    ((key,),) = query(mill, sql)
-    path = dict(stored(mill))[str(key)]
-    before = path.read_bytes().splitlines(keepends=True)
-    data = b"".join(change_lines(before))
-    assert data != b"".join(before)
-    path.write_bytes(data)
-    size, digest = len(data), hashlib.sha256(data).hexdigest()
-    change(mill, "UPDATE blob SET bytes = ?, sha256 = ? WHERE key = ?", size, digest, key)
-    change(mill, "UPDATE file SET bytes = ? WHERE blob_key = ?", size, key)
-
-
-def stored(mill: Mill) -> Iterator[tuple[str, Path]]:
-    """Yield each key with the path of its bytes."""
-    return ((path.name, path) for path in (mill.folder / "blobs").glob("*/*"))
-
-
-def put(blobs: Blobs, key: str) -> None:
-    """Write bytes that no row knows."""
-    writer = blobs.writer(key)
-    writer.write(b"lost")
-    writer.finish()
-
-
-def age(path: Path, at: float) -> None:
-    """Let a file have been written at that time."""
-    os.utime(path, (at, at))
