@@ -31,6 +31,21 @@ def test_nothing_needs_to_be_set() -> None:
     assert (settings.lease, settings.drain) == (15.0, 30.0)
 
 
+@pytest.mark.parametrize(
+    ("flags", "port"),
+    [({}, 8001), ({"port": 1}, 2), ({"port": 0}, 0), ({"port": 65534}, 65535), ({"port": 65535, "metrics_port": 9}, 9)],
+)
+def test_metrics_are_next_to_the_api_unless_told(flags: dict[str, int], port: int) -> None:
+    """The port of `/metrics` is the one after the API's; a free one when the API takes a free one; or the given one."""
+    assert load_settings(flags).port_of_metrics == port
+
+
+def test_after_the_last_port_there_is_none_for_metrics() -> None:
+    """The last port has none after it, so that one for `/metrics` must be named."""
+    with pytest.raises(BadSettings, match="metrics_port"):
+        load_settings({"port": 65535})
+
+
 def test_the_file_is_weakest_and_flags_are_strongest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A setting is taken from a flag, else from the environment, else from the file, each by itself."""
     path = _file(tmp_path, 'host = "file"\nport = 1\nwindow = 1\n')

@@ -4,11 +4,14 @@ import os
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from batchmill.api.app import create_app
 from batchmill.api.gate import App
+from batchmill.api.metrics import MetricsApp
 from batchmill.backends.backend import Backend
 from batchmill.backends.builtin import BUILTIN_MODEL
 from batchmill.backends.echo import EchoBackend
@@ -48,14 +51,25 @@ class Engine:
     key: str
 
 
-class Storage:
-    """The rows and the bytes of one data directory."""
+def rows_path(settings: Settings) -> Path:
+    """Return the file that an embedded data directory keeps its rows in."""
+    return settings.data / "batchmill.sqlite3"
 
-    def __init__(self, *, settings: Settings, clock: Clock) -> None:
+
+class Storage:
+    """The rows and the bytes of one data directory; with `metrics`, fsyncs are timed."""
+
+    def __init__(self, *, settings: Settings, clock: Clock, metrics: Metrics | None = None) -> None:
         _refuse_what_is_not_built(settings)
-        self.database = SqliteDatabase(path=settings.data / "batchmill.sqlite3", clock=clock)
-        self.blobs = DiskBlobs(folder=settings.data / "blobs")
+        fsync = os.fsync if metrics is None else partial(_timed_fsync, metrics)
+        self.database = SqliteDatabase(path=rows_path(settings), clock=clock)
+        self.blobs = DiskBlobs(folder=settings.data / "blobs", fsync=fsync)
         self.room = Space(folder=settings.data)
+
+
+def _timed_fsync(metrics: Metrics, descriptor: int) -> None:
+    with metrics.fsync_seconds.time():
+        os.fsync(descriptor)
 
 
 def _refuse_what_is_not_built(settings: Settings) -> None:
@@ -84,6 +98,11 @@ def build_api(*, settings: Settings, storage: Storage, clock: Clock) -> App:
         limits=limits_of(settings),
         version=version("batchmill"),
     )
+
+
+def build_metrics(*, metrics: Metrics, storage: Storage, clock: Clock) -> App:
+    """Build what answers `/metrics`."""
+    return MetricsApp(metrics=metrics, database=storage.database, clock=clock)
 
 
 def build_backends(
@@ -129,13 +148,19 @@ def _http(entry: BackendSettings, *, key: str | None, clock: Clock, limits: Limi
 
 
 def build_worker(
-    *, settings: Settings, storage: Storage, backends: list[tuple[Backend, int]], clock: Clock, alone: bool
+    *,
+    settings: Settings,
+    storage: Storage,
+    backends: list[tuple[Backend, int]],
+    clock: Clock,
+    alone: bool,
+    metrics: Metrics,
 ) -> Worker:
     """Build a worker with its loops; `alone` as in `Worker`."""
     database, blobs, room = storage.database, storage.blobs, storage.room
     worker_id = mint_id("worker", clock.now())
     mine: dict[str, Any] = {"database": database, "clock": clock, "worker_id": worker_id, "lease": settings.lease}
-    lease, metrics = Lease(clock=clock, seconds=settings.lease), Metrics()
+    lease = Lease(clock=clock, seconds=settings.lease)
     lanes = [Lane(backend=backend, pace=Pace(window=window)) for backend, window in backends]
     once = settings.on_unknown_outcome == "fail"
     router = Router([lane.backend for lane in lanes])

@@ -18,6 +18,7 @@ from pydantic_settings import (
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
+_LAST_PORT = 65535
 _SCHEMES = ("http", "https", "echo")
 
 
@@ -89,7 +90,8 @@ class Settings(BaseSettings):
 
     data: Path = Path("batchmill-data")
     host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
+    port: int = Field(default=8000, ge=0, le=_LAST_PORT)
+    metrics_port: int | None = Field(default=None, ge=0, le=_LAST_PORT)  # None: the one after `port`
     backend: Annotated[tuple[BackendSettings, ...], NoDecode, BeforeValidator(_backends)] = ()
     backend_key_env: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = ()
     backend_timeout: Annotated[tuple[Seconds, ...], NoDecode, BeforeValidator(_words)] = ()
@@ -111,6 +113,19 @@ class Settings(BaseSettings):
         if len(self.backend_timeout) not in {0, 1, len(self.backend)}:
             raise ValueError("backend_timeout: give one time for all backends, or one for each, in their order")
         return self
+
+    @model_validator(mode="after")
+    def _has_a_port_for_metrics(self) -> Self:
+        if self.metrics_port is None and self.port == _LAST_PORT:
+            raise ValueError(f"metrics_port: there is none after port {_LAST_PORT}; name one")
+        return self
+
+    @property
+    def port_of_metrics(self) -> int:
+        """The port that `/metrics` is served on; 0 takes a free one, as for the API."""
+        if self.metrics_port is not None:
+            return self.metrics_port
+        return self.port and self.port + 1
 
     @property
     def backends(self) -> tuple[BackendSettings, ...]:

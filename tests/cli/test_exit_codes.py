@@ -11,6 +11,7 @@ _USAGE = [
     (["--nonsense"], "No such option: --nonsense"),
     (["--port", "many"], "Invalid value for '--port'"),
     (["--port", "70000"], "port: "),
+    (["--metrics-port", "70000"], "metrics_port: "),
     (["--limits", "wide"], "limits: "),
     (["--window", "0"], "window: "),
     (["--drain", "soon"], "drain: 'soon' is not a duration"),
@@ -92,6 +93,19 @@ def test_a_port_that_is_taken_ends_with_5(processes: Processes, tmp_path: Path) 
         ended = processes.batchmill("serve", "--data", tmp_path / "data", "--port", port, "--backend", "echo:")
     assert ended.code == 5
     assert ended.err == f"Cannot listen on 127.0.0.1:{port}: Address already in use.\n"
+
+
+def test_a_metrics_port_that_is_taken_ends_with_5(processes: Processes, tmp_path: Path) -> None:
+    """A port of `/metrics` that another process listens on is named, with the flag that chooses another."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        options = ["--port", 0, "--metrics-port", port, "--backend", "echo:"]
+        ended = processes.batchmill("serve", "--data", tmp_path / "data", *options)
+    assert ended.code == 5
+    assert ended.err == (
+        f"Cannot listen on 127.0.0.1:{port}: Address already in use."
+        " It is for /metrics: choose another with --metrics-port.\n"
+    )
 
 
 def test_a_host_that_is_not_ours_ends_with_5(processes: Processes, tmp_path: Path) -> None:

@@ -1,15 +1,18 @@
 """`batchmill serve`: what its first start prints, and where its settings come from."""
 
 import json
+import os
 import re
+import signal
 import sqlite3
 import sys
 from contextlib import closing
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 import pytest
 
-from acceptance.serving import Processes, clean_environment, query, until
+from acceptance.serving import Processes, Server, clean_environment, query, until
 
 
 def test_what_is_printed_at_the_first_start_works_as_it_is(processes: Processes, tmp_path: Path) -> None:
@@ -73,3 +76,43 @@ def test_a_fresh_start_tries_a_stuck_batch_again(processes: Processes) -> None:
     client = processes.client(server, key)
     until(lambda: client.batches.retrieve(made.id).status == "completed", 30)
     assert query(server.data, "SELECT crashes, waiting FROM batch") == [(0, None)]
+
+
+def test_metrics_are_served_where_it_says(processes: Processes) -> None:
+    """The address that is printed answers without a key, also after the worker was killed and started again."""
+    server = processes.ready("--backend", "echo:")
+    assert 'batchmill_batches{status="in_progress"} 0.0' in scrape(server)
+    old = server.child("worker")
+    os.kill(old, signal.SIGKILL)
+    until(lambda: "worker" in server.readiness()["checks"] and scrape(server) and server.child("worker") != old, 30)
+    assert "batchmill_lines_open 0.0" in scrape(server)
+
+
+def test_an_open_scrape_does_not_keep_the_worker_from_ending(processes: Processes) -> None:
+    """With a connection to `/metrics` held open, SIGTERM ends `serve` with 0 and in good time, nobody killed."""
+    server = processes.ready("--backend", "echo:")
+    held = HTTPConnection("127.0.0.1", int(metrics_url(server).split(":")[2].partition("/")[0]), timeout=10)
+    held.request("GET", "/metrics")
+    assert server.stop(seconds=20) == 0
+    held.close()
+    assert "killed" not in server.err.read_text()
+
+
+def metrics_url(server: Server) -> str:
+    """Return the address of `/metrics`, as `serve` prints it."""
+    found = until(lambda: re.search(r"^Metrics on (http://\S+/metrics)$", server.out.read_text(), re.MULTILINE), 10)
+    assert found is not None
+    return found[1]
+
+
+def scrape(server: Server) -> str:
+    """Return what `/metrics` says; "" while the worker is away."""
+    host, _, path = metrics_url(server).removeprefix("http://").partition("/")
+    connection = HTTPConnection(host, timeout=30)
+    try:
+        connection.request("GET", f"/{path}")
+        return connection.getresponse().read().decode()
+    except (OSError, HTTPException):  # the worker died over this very request
+        return ""
+    finally:
+        connection.close()

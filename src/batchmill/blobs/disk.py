@@ -8,8 +8,9 @@ import hashlib
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from io import BufferedWriter
 from pathlib import Path
 from typing import BinaryIO
@@ -23,21 +24,27 @@ _BUFFER = 1 << 20
 
 
 class DiskBlobs:
-    """Blobs below one folder, which is made if it is missing."""
+    """Blobs below one folder, which is made if it is missing; `fsync` is there to be timed."""
 
-    def __init__(self, *, folder: Path) -> None:
+    def __init__(self, *, folder: Path, fsync: Callable[[int], None] = os.fsync) -> None:
+        self._folder = folder
+        self._fsync = fsync
         self._shelves = [folder / f"{shelf:02x}" for shelf in range(_SHELVES)]
         for shelf in self._shelves:
             shelf.mkdir(parents=True, exist_ok=True)
-        _sync_folder(folder)
-        _sync_folder(folder.parent)
+        _sync_folder(folder, fsync)
+        _sync_folder(folder.parent, fsync)
+
+    def __reduce__(self) -> tuple[Callable[[], "DiskBlobs"], tuple[()]]:
+        """In another process (a large input is validated in one) fsync is the plain one: the clock on it stays here."""
+        return partial(DiskBlobs, folder=self._folder), ()
 
     def writer(self, key: str) -> "DiskWriter":
         """See `Blobs`."""
         path = self._path(key)
         if path.exists():
             raise FileExistsError(f"a key is written once: {key}")
-        return DiskWriter(path)
+        return DiskWriter(path, self._fsync)
 
     def open(self, key: str) -> BinaryIO:
         """See `Blobs`."""
@@ -56,7 +63,7 @@ class DiskBlobs:
         path = self._path(key)
         _unfinished(path).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        _sync_folder(path.parent, self._fsync)
 
     def keys(self, *, before: float) -> Iterator[str]:
         """See `Blobs`."""
@@ -81,8 +88,9 @@ class DiskBlobs:
 class DiskWriter:
     """Bytes on their way to one path."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, fsync: Callable[[int], None]) -> None:
         self._path = path
+        self._fsync = fsync
         self._file = _unfinished(path).open("xb", buffering=0)
         self._stream = BufferedWriter(self._file, _BUFFER)
         self._digest = hashlib.sha256()
@@ -98,9 +106,9 @@ class DiskWriter:
         """See `BlobWriter`."""
         with self._stream as stream:
             stream.flush()
-            os.fsync(stream.fileno())
+            self._fsync(stream.fileno())
         _unfinished(self._path).rename(self._path)
-        _sync_folder(self._path.parent)
+        _sync_folder(self._path.parent, self._fsync)
         return Written(bytes=self._bytes, sha256=self._digest.hexdigest())
 
     def discard(self) -> None:
@@ -119,9 +127,9 @@ def _written_at(path: Path) -> float:
     return float("inf")
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path, fsync: Callable[[int], None]) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        fsync(descriptor)
     finally:
         os.close(descriptor)

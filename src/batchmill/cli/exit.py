@@ -6,7 +6,7 @@ from enum import IntEnum
 class Exit(IntEnum):
     """Exit codes; scripts rely on them."""
 
-    FAULT = 1  # a fault of ours, with a traceback in the log
+    FAULT = 1  # a fault of ours, with a traceback in the log; of `verify` and `backup`: damage was found
     USAGE = 2  # a wrong option or setting
     DATA_UNUSABLE = 3  # the data directory cannot be made, written or trusted
     DATA_IN_USE = 4  # another Batchmill works on it

@@ -36,6 +36,9 @@ def serve(
     data: DataOption = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one. [default: 8000]")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port of /metrics, for Prometheus; 0 takes a free one. [default: --port + 1]")
+    ] = None,
     backend: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,6 +72,7 @@ def serve(
         "data": data,
         "host": host,
         "port": port,
+        "metrics_port": metrics_port,
         "backend": backend or None,
         "backend_key_env": backend_key_env or None,
         "backend_timeout": backend_timeout or None,
@@ -86,6 +90,34 @@ def serve(
     from batchmill.cli.serve import run_serve  # noqa: PLC0415 - half a second of imports that `--help` does not need
 
     run_serve(_settings(flags))
+
+
+@app.command()
+def verify(
+    *,
+    data: DataOption = None,
+    settings: FileOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check all rows and bytes, with or without a running server: 0 if sound, 1 if something is damaged."""
+    from batchmill.cli.verify import run_verify  # noqa: PLC0415 - as above
+
+    if not run_verify(_settings({"data": data, "settings": settings}), as_json=as_json, say=_say):
+        raise typer.Exit(Exit.FAULT)
+
+
+@app.command()
+def backup(
+    folder: Annotated[Path, typer.Argument(help="New or empty folder; `serve --data` works on it afterwards.")],
+    *,
+    data: DataOption = None,
+    settings: FileOption = None,
+) -> None:
+    """Copy everything, of a running server too, and check the copy."""
+    from batchmill.cli.backup import run_backup  # noqa: PLC0415 - as above
+
+    if not run_backup(_settings({"data": data, "settings": settings}), folder=folder, say=_say):
+        raise typer.Exit(Exit.FAULT)
 
 
 @keys_app.command("create")
@@ -113,6 +145,10 @@ def models_fetch() -> None:
     except WeightsMissing as fault:
         raise Stop(str(fault), Exit.NO_BUILTIN_MODEL) from fault
     print(path)  # noqa: T201 - the command's answer
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201 - the command's answer
 
 
 def _settings(flags: dict[str, Any]) -> Settings:

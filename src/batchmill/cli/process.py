@@ -9,31 +9,40 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Coroutine
-from typing import Literal
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
+import structlog
 import uvicorn
 import uvloop
 from pydantic import BaseModel, ConfigDict
 
-from batchmill.assemble import Engine, Storage, build_api, build_backends, build_clock, build_worker
+from batchmill.api.gate import App
+from batchmill.assemble import Engine, Storage, build_api, build_backends, build_clock, build_metrics, build_worker
 from batchmill.settings import Settings
-from batchmill.telemetry import set_up_logs
+from batchmill.telemetry import Metrics, set_up_logs
 
 _STDIN = 0
 _BEAT_SECONDS = 0.5
 _GRACE_SECONDS = 5  # open answers of the API may end so long after SIGTERM
+_METRICS_OPEN = 16  # scrapes at a time: nobody may take the worker's descriptors
+_METRICS_SECONDS = 1  # an open scrape may hold up the worker's end so long
 
 
 class Order(BaseModel):
-    """What a child is to be. `data_fd` is the data directory's lock, held for as long as the process lives."""
+    """What a child is to be.
+
+    `listen_fd` is the socket that it answers on: the API's, or the worker's for `/metrics`. `data_fd` is the data
+    directory's lock, held for as long as the process lives.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     role: Literal["api", "worker"]
     settings: Settings
     engine: Engine | None
-    listen_fd: int | None
+    listen_fd: int
     data_fd: int
     heartbeat_fd: int
 
@@ -51,12 +60,55 @@ def main() -> None:
 
 
 async def _api(order: Order) -> None:
-    if order.listen_fd is None:
-        raise ValueError("the API needs a socket to listen on")
     clock = build_clock()
     storage = Storage(settings=order.settings, clock=clock)
     app = build_api(settings=order.settings, storage=storage, clock=clock)
-    config = uvicorn.Config(
+    server = uvicorn.Server(_config(app, timeout_graceful_shutdown=_GRACE_SECONDS))
+    await server.serve(sockets=[socket.socket(fileno=order.listen_fd)])
+    await storage.database.close()
+
+
+async def _worker(order: Order) -> None:
+    clock = build_clock()
+    metrics = Metrics()
+    storage = Storage(settings=order.settings, clock=clock, metrics=metrics)
+    backends = build_backends(settings=order.settings, engine=order.engine, clock=clock)
+    worker = build_worker(
+        settings=order.settings, storage=storage, backends=backends, clock=clock, alone=True, metrics=metrics
+    )
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    app = build_metrics(metrics=metrics, storage=storage, clock=clock)
+    server = _Beside(_config(app, timeout_graceful_shutdown=_METRICS_SECONDS, limit_concurrency=_METRICS_OPEN))
+    scrapes = asyncio.create_task(server.serve(sockets=[socket.socket(fileno=order.listen_fd)]))
+    await worker.run(stopping=stopping, drain=order.settings.drain)
+    server.should_exit = True
+    await _end(scrapes)
+    for backend, _ in backends:
+        await backend.close()
+    await storage.database.close()
+
+
+class _Beside(uvicorn.Server):
+    """Serves `/metrics` in the worker's own loop; signals are the worker's alone."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals as they are."""
+        yield
+
+
+async def _end(scrapes: "asyncio.Task[None]") -> None:
+    """Wait for the end of `/metrics`, but not for long: numbers never keep a worker from ending."""
+    await asyncio.wait([scrapes], timeout=2.0 * _METRICS_SECONDS)
+    scrapes.cancel()
+    (outcome,) = await asyncio.gather(scrapes, return_exceptions=True)
+    if isinstance(outcome, Exception):
+        structlog.get_logger("metrics").error("/metrics was not served", error=repr(outcome))
+
+
+def _config(app: App, **more: Any) -> uvicorn.Config:  # noqa: ANN401 - uvicorn's own options
+    return uvicorn.Config(
         app,
         interface="asgi3",
         http="httptools",
@@ -65,23 +117,8 @@ async def _api(order: Order) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=_GRACE_SECONDS,
+        **more,
     )
-    await uvicorn.Server(config).serve(sockets=[socket.socket(fileno=order.listen_fd)])
-    await storage.database.close()
-
-
-async def _worker(order: Order) -> None:
-    clock = build_clock()
-    storage = Storage(settings=order.settings, clock=clock)
-    backends = build_backends(settings=order.settings, engine=order.engine, clock=clock)
-    worker = build_worker(settings=order.settings, storage=storage, backends=backends, clock=clock, alone=True)
-    stopping = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
-    await worker.run(stopping=stopping, drain=order.settings.drain)
-    for backend, _ in backends:
-        await backend.close()
-    await storage.database.close()
 
 
 async def _beating(run: Coroutine[object, object, None], descriptor: int) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import signal
 import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -54,8 +54,12 @@ def run_serve(settings: Settings) -> None:
     _check_backends(settings)
     data_directory.prepare(settings.data)
     lock = data_directory.lock(settings.data)  # first: the children of a killed `serve` hold the port, too
-    with closing(_listen(settings)) as listening:
-        asyncio.run(_serve(settings, listening, lock))
+    host, port = settings.host, settings.port_of_metrics
+    with (
+        closing(_listen(host, settings.port)) as listening,
+        closing(_listen(host, port, hint=" It is for /metrics: choose another with --metrics-port.")) as metrics,
+    ):
+        asyncio.run(_serve(settings, {"api": listening, "worker": metrics}, lock))
 
 
 def _check_backends(settings: Settings) -> None:
@@ -65,35 +69,36 @@ def _check_backends(settings: Settings) -> None:
         raise Stop(str(fault), Exit.USAGE) from fault
 
 
-def _listen(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+def _listen(host: str, port: int, *, hint: str = "") -> socket.socket:
+    """Bind a socket that the children inherit: one that is started again finds it as the last one left it."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((settings.host, settings.port))
+        listening.bind((host, port))
         listening.listen(_BACKLOG)
     except OSError as fault:
         listening.close()
-        sentence = f"Cannot listen on {settings.host}:{settings.port}: {fault.strerror}."
-        raise Stop(sentence, Exit.PORT_TAKEN) from fault
+        raise Stop(f"Cannot listen on {host}:{port}: {fault.strerror}.{hint}", Exit.PORT_TAKEN) from fault
     return listening
 
 
-async def _serve(settings: Settings, listening: socket.socket, lock: int) -> None:
+async def _serve(settings: Settings, listening: Mapping[str, socket.socket], lock: int) -> None:
     stop, at_once = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, lambda: at_once.set() if stop.is_set() else stop.set())
     key = await _prepare_store(settings)
-    url = _url(listening)
+    url = _url(listening["api"])
     supervisor = Supervisor()
     try:
         engine = None if settings.backend else await _start_engine(settings, supervisor, stop, lock)
         for role in ("worker", "api"):
-            supervisor.keep(_child(role, settings, engine, listening, lock))
+            supervisor.keep(_child(role, settings, engine, listening[role], lock))
         # A pasted snippet must work; a backend that is away is not waited for any longer.
-        host, port = listening.getsockname()[:2]
+        host, port = listening["api"].getsockname()[:2]
         await _wait(_answers(host, port, "/readyz"), _READY_SECONDS, supervisor, stop)
-        print(f"Batchmill listens on {url}", flush=True)  # noqa: T201 - this is for the one who started it
+        told = f"Batchmill listens on {url}\nMetrics on {_url(listening['worker'])}/metrics"
+        print(told, flush=True)  # noqa: T201 - this is for the one who started it
         if key is not None:
             print(_WELCOME.format(url=url, key=key), flush=True)  # noqa: T201 - the key must not go through the log
         await supervisor.watch(stop)
@@ -192,15 +197,13 @@ async def _answers(host: str, port: int, path: str) -> None:
 
 
 def _child(role: str, settings: Settings, engine: Engine | None, listening: socket.socket, lock: int) -> Child:
-    listen_fd = listening.fileno() if role == "api" else None
-
     def order(heartbeat: int) -> bytes:
         told = Order.model_validate(
             {
                 "role": role,
                 "settings": settings,
                 "engine": engine,
-                "listen_fd": listen_fd,
+                "listen_fd": listening.fileno(),
                 "data_fd": lock,
                 "heartbeat_fd": heartbeat,
             }
@@ -211,7 +214,7 @@ def _child(role: str, settings: Settings, engine: Engine | None, listening: sock
         name=role,
         command=[*python_module("batchmill.cli.process"), role],  # the role is for people who read `ps`
         order=order,
-        descriptors=[lock] if listen_fd is None else [lock, listen_fd],
+        descriptors=[lock, listening.fileno()],
         silence=settings.lease,
         grace=settings.drain + 10.0 if role == "worker" else 10.0,
     )

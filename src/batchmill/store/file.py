@@ -39,7 +39,7 @@ def insert_file(tx: Transaction, added: File) -> None:
 def find_file(tx: Transaction, *, organisation_id: str, file_id: str, now: int) -> File | None:
     """Return a File of the organisation that has not expired."""
     row = tx.connection.execute(_visible(organisation_id, now).where(file.c.id == file_id)).first()
-    return None if row is None else _file(row)
+    return None if row is None else file_of_row(row)
 
 
 def list_files(
@@ -59,7 +59,7 @@ def list_files(
     if after is not None:
         query = query.where(file.c.id > after if ascending else file.c.id < after)
     query = query.order_by(file.c.id if ascending else file.c.id.desc())
-    return [_file(row) for row in tx.connection.execute(query)]
+    return [file_of_row(row) for row in tx.connection.execute(query)]
 
 
 def count_files(tx: Transaction, *, organisation_id: str, purpose: str) -> tuple[int, int]:
@@ -94,7 +94,8 @@ def _visible(organisation_id: str, now: int) -> Select[tuple[object, ...]]:
     )
 
 
-def _file(row: Row[tuple[object, ...]]) -> File:
+def file_of_row(row: Row[tuple[object, ...]]) -> File:
+    """Return the File that a whole row of the table stands for."""
     return File(
         organisation_id=row.organisation_id,
         blob_key=row.blob_key,

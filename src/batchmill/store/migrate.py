@@ -45,6 +45,12 @@ def migrate(tx: Transaction) -> None:
         environment.run_migrations()
 
 
+def is_current(tx: Transaction) -> bool:
+    """Say whether the tables are this version's."""
+    script = ScriptDirectory.from_config(_config())
+    return MigrationContext.configure(tx.connection).get_current_revision() == script.get_current_head()
+
+
 def _config() -> Config:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))

@@ -1,0 +1,83 @@
+"""`/metrics` for Prometheus, on a port of its own: a process's numbers, and what the rows say at that moment.
+
+It asks for no key, so no label holds a tenant's text; the port is the operator's to keep inside.
+"""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import structlog
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.responses import PlainTextResponse, Response
+
+from batchmill.api.gate import Message, Receive, Send
+from batchmill.clock import Clock
+from batchmill.store.backlog import Backlog, read_backlog
+from batchmill.store.database import Database, Transaction
+from batchmill.store.model import BackendState, list_backends
+from batchmill.telemetry import Metrics
+
+_ROWS_SECONDS = 5.0  # Prometheus itself gives up after ten
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rows(Collector):
+    """What the rows said, as Prometheus reads it."""
+
+    backlog: Backlog
+    backends: Sequence[BackendState]
+    now: float
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each family of numbers."""
+        batches = GaugeMetricFamily("batchmill_batches", "Batches by status.", labels=["status"])
+        for status, count in self.backlog.batches.items():
+            batches.add_metric([status.value], count)
+        yield batches
+        yield GaugeMetricFamily(
+            "batchmill_batches_stuck", "Batches that failed again and again to move on.", value=self.backlog.stuck
+        )
+        yield GaugeMetricFamily(
+            "batchmill_lines_open", "Lines of running batches without a result.", value=self.backlog.open_lines
+        )
+        unwell = GaugeMetricFamily(
+            "batchmill_backend_unwell_seconds",
+            "For how long a backend has been unwell; 0: it is not.",
+            labels=["backend"],
+        )
+        for backend in self.backends:
+            unwell.add_metric([backend.name], 0.0 if backend.well else max(0.0, self.now - backend.since))
+        yield unwell
+
+
+class MetricsApp:
+    """An ASGI application that answers `GET /metrics` and nothing else."""
+
+    def __init__(self, *, metrics: Metrics, database: Database, clock: Clock) -> None:
+        self._metrics = metrics
+        self._database = database
+        self._clock = clock
+        self._log = structlog.get_logger("metrics")
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer a request: 200, 404 for another path or method, or 503 while the database is away."""
+        if (scope.get("method"), scope.get("path")) == ("GET", "/metrics"):
+            answer = await self._numbers()
+        else:
+            answer = PlainTextResponse("Only GET /metrics is served here.\n", status_code=404)
+        await answer(scope, receive, send)
+
+    async def _numbers(self) -> Response:
+        try:
+            rows = await asyncio.wait_for(self._database.read(self._rows), timeout=_ROWS_SECONDS)
+        except Exception:  # noqa: BLE001 - whatever it is, the engine beside must not feel it
+            self._log.exception("the database does not answer")
+            return PlainTextResponse("The database does not answer.\n", status_code=503)
+        content = generate_latest(self._metrics.registry) + generate_latest(rows)
+        return Response(content, media_type=CONTENT_TYPE_LATEST)
+
+    def _rows(self, tx: Transaction) -> _Rows:
+        return _Rows(backlog=read_backlog(tx), backends=list_backends(tx), now=self._clock.now())

@@ -1,0 +1,82 @@
+"""`batchmill verify`: checks all rows and bytes of a data directory, with or without a running server."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+from sqlalchemy.exc import DatabaseError
+
+from batchmill.assemble import Storage, build_clock, rows_path
+from batchmill.cli.exit import Exit, Stop
+from batchmill.ledger.audit import Audit
+from batchmill.ledger.finding import Finding
+from batchmill.settings import BadSettings, Settings
+from batchmill.store.migrate import is_current
+
+
+def open_store(settings: Settings) -> Storage:
+    """Return what lies in a data directory that is there.
+
+    Raises:
+        Stop: there is none.
+    """
+    if not rows_path(settings).is_file():
+        raise Stop(f"There is no data directory of Batchmill at {settings.data}.", Exit.USAGE)
+    try:
+        return Storage(settings=settings, clock=build_clock())
+    except BadSettings as fault:
+        raise Stop(str(fault), Exit.USAGE) from fault
+
+
+def run_verify(settings: Settings, *, as_json: bool, say: Callable[[str], None]) -> bool:
+    """Check a data directory and tell what is found; return whether it is sound.
+
+    Raises:
+        Stop: there is nothing to check, or it is another version's.
+    """
+    storage = open_store(settings)
+    return asyncio.run(_verify(storage, as_json=as_json, say=say))
+
+
+async def _verify(storage: Storage, *, as_json: bool, say: Callable[[str], None]) -> bool:
+    try:
+        await refuse_other_version(storage)
+        return await audit(storage, as_json=as_json, say=say)
+    finally:
+        await storage.database.close()
+
+
+async def refuse_other_version(storage: Storage) -> None:
+    """Raise `Stop` if the rows are not those of this version's tables; what cannot be read at all, the audit tells."""
+    try:
+        current = await storage.database.read(is_current)
+    except DatabaseError:
+        return
+    if not current:
+        raise Stop(
+            "The data directory was last used by another version of Batchmill: start `batchmill serve` on it first.",
+            Exit.DATA_UNUSABLE,
+        )
+
+
+async def audit(storage: Storage, *, as_json: bool, say: Callable[[str], None]) -> bool:
+    """Check everything, tell each finding and a summary; return whether no damage was found."""
+    began = time.monotonic()
+    check = Audit(database=storage.database, blobs=storage.blobs, clock=build_clock())
+    findings: list[Finding] = []
+    async for finding in check.findings():
+        findings.append(finding)
+        if not as_json:
+            say(f"{'damage' if finding.is_damage else 'note'}: {finding.kind}: {finding.what}: {finding.detail}")
+    damaged = sum(finding.is_damage for finding in findings)
+    seconds = round(time.monotonic() - began, 2)
+    tally = check.tally
+    if as_json:
+        told = [{"damage": finding.is_damage, **asdict(finding)} for finding in findings]
+        say(json.dumps({"sound": not damaged, **asdict(tally), "seconds": seconds, "findings": told}))
+    else:
+        looked = f"{tally.rows} rows, {tally.blobs} blobs, {tally.bytes} bytes, {tally.lines} lines in {seconds} s"
+        say(f"{'Damaged' if damaged else 'Sound'}: {looked}; damage: {damaged}, notes: {len(findings) - damaged}.")
+    return not damaged
