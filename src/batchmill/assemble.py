@@ -15,7 +15,9 @@ from batchmill.backends.echo import EchoBackend
 from batchmill.backends.http import HttpBackend
 from batchmill.backends.router import Router
 from batchmill.backends.transport import AiohttpTransport
+from batchmill.blobs.blobs import Blobs
 from batchmill.blobs.disk import DiskBlobs
+from batchmill.blobs.in_place import InPlaceBlobs, OutsideFile
 from batchmill.clock import Clock, SystemClock
 from batchmill.engine.finalizer import Finalizer
 from batchmill.engine.group import GroupBounds
@@ -50,7 +52,12 @@ class Storage:
     def __init__(self, *, settings: Settings, clock: Clock) -> None:
         _refuse_what_is_not_built(settings)
         self.database = SqliteDatabase(path=settings.data / "batchmill.sqlite3", clock=clock)
-        self.blobs = DiskBlobs(folder=settings.data / "blobs")
+        self.disk = DiskBlobs(folder=settings.data / "blobs")
+        self.blobs: Blobs = self.disk
+
+    def read_in_place(self, *, key: str, file: OutsideFile) -> None:
+        """Let a key stand for a file where it lies (`batchmill run`'s input)."""
+        self.blobs = InPlaceBlobs(key=key, file=file, blobs=self.disk)
 
 
 def _refuse_what_is_not_built(settings: Settings) -> None:

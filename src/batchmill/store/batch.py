@@ -26,7 +26,11 @@ _TIMES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """A batch: what its organisation sees of it, and what the loops need."""
+    """A batch: what its organisation sees of it, and what the loops need.
+
+    `crashes` counts the validatings or finalizings that failed in a row; `waiting` says in words why it does not move
+    on, and `waiting_since` (Unix seconds) from when on.
+    """
 
     organisation_id: str
     object: BatchObject
@@ -34,6 +38,9 @@ class Batch:
     plan_key: str | None
     output_expires_after: int | None
     epoch: int
+    crashes: int = 0
+    waiting: str | None = None
+    waiting_since: int | None = None
 
     @property
     def id(self) -> str:
@@ -253,6 +260,9 @@ def _batch(row: Row[tuple[object, ...]]) -> Batch:
         plan_key=row.plan_key,
         output_expires_after=row.output_expires_after,
         epoch=row.epoch,
+        crashes=row.crashes,
+        waiting=row.waiting,
+        waiting_since=row.waiting_since,
         object=BatchObject(
             id=row.id,
             endpoint=row.endpoint,
