@@ -1,6 +1,7 @@
 """Calls that are sent again after their answer was lost: each makes what it asks for once."""
 
 import asyncio
+import hashlib
 import random
 import socket
 import threading
@@ -16,11 +17,12 @@ from starlette.requests import ClientDisconnect, Request
 from api.proxy import proxy
 from api.served import LINE, Answer, Served, Tenant, file_part, form, text_part
 from batchmill.api.replay import Replays
-from batchmill.spec.ids import mint_id
+from batchmill.spec.ids import key_digest, mint_id
 from batchmill.spec.limits import KIMI
 from batchmill.store.batch import list_batches
 from batchmill.store.replay import Call, insert_running
 from batchmill.store.tables import replay
+from engine.faulty import FaultyDatabase
 
 ENDPOINT = "/v1/chat/completions"
 BATCH = text_part("purpose", "batch")
@@ -478,15 +480,13 @@ def test_an_upload_that_stands_still_loses_its_key(tenant: Tenant) -> None:
 
 def test_a_process_that_died_does_not_hold_its_key(tenant: Tenant) -> None:
     """What it left behind is a 409 until its lease has lapsed, and then nothing."""
-    file_id = upload(tenant, key=KEY).json["id"]
-    free = tenant.served.rows(lambda tx: tx.connection.execute(select(replay.c.key_digest)).scalars().all()[-1])
-    assert free is not None
+    file_id = tenant.upload()["id"]
     dead = Call(
         id=mint_id("replay", 1),
         organisation_id=tenant.id,
         caller="c",
         route="batches",
-        key_digest=free,
+        key_digest=hashlib.sha256(KEY.encode()).hexdigest(),
         retries=0,
     )
     expires_at = int(tenant.served.clock.now()) + 86_400
@@ -539,4 +539,14 @@ def test_a_read_goes_on_where_nothing_can_be_written(
     file_id = upload(tenant, retries=0).json["id"]
     served.rows(lambda tx: tx.connection.exec_driver_sql("PRAGMA query_only=ON"))
     assert tenant.call("GET", f"/v1/files/{file_id}").status == 200
+    assert [entry["event"] for entry in logged] == ["an answer that arrived could not be noted"]
+
+
+async def test_a_read_goes_on_where_the_disk_is_full(tenant: Tenant, logged: list[MutableMapping[str, Any]]) -> None:
+    """The same where there is no room for it."""
+    file_id = (await asyncio.to_thread(upload, tenant, retries=0)).json["id"]
+    full = FaultyDatabase(tenant.served.database)
+    full.fill()
+    replays = Replays(database=full, clock=tenant.served.clock, limits=KIMI)
+    await replays.arrived(Request({"type": "http", "state": {"caller": key_digest(tenant.key)}}), file_id)
     assert [entry["event"] for entry in logged] == ["an answer that arrived could not be noted"]
