@@ -18,7 +18,9 @@ from batchmill.backends.echo import EchoBackend
 from batchmill.backends.http import HttpBackend
 from batchmill.backends.router import Router
 from batchmill.backends.transport import AiohttpTransport
+from batchmill.blobs.blobs import Blobs
 from batchmill.blobs.disk import DiskBlobs
+from batchmill.blobs.in_place import InPlaceBlobs, OutsideFile
 from batchmill.blobs.space import Space
 from batchmill.clock import Clock, SystemClock
 from batchmill.engine.finalizer import Finalizer
@@ -63,8 +65,13 @@ class Storage:
         _refuse_what_is_not_built(settings)
         fsync = os.fsync if metrics is None else partial(_timed_fsync, metrics)
         self.database = SqliteDatabase(path=rows_path(settings), clock=clock)
-        self.blobs = DiskBlobs(folder=settings.data / "blobs", fsync=fsync)
+        self.disk = DiskBlobs(folder=settings.data / "blobs", fsync=fsync)
+        self.blobs: Blobs = self.disk
         self.room = Space(folder=settings.data)
+
+    def read_in_place(self, *, key: str, file: OutsideFile) -> None:
+        """Let a key stand for a file where it lies (`batchmill run`'s input)."""
+        self.blobs = InPlaceBlobs(key=key, file=file, blobs=self.disk)
 
 
 def _timed_fsync(metrics: Metrics, descriptor: int) -> None:

@@ -2,17 +2,16 @@
 
 import logging
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 
-def set_up_logs(*, process: str, json: bool) -> None:
-    """Send every log of this process to stderr. No key, prompt or answer is ever among the fields."""
-    renderer = (
-        structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    )
+def set_up_logs(*, process: str, json: bool, stream: TextIO | None = None) -> None:
+    """Send every log of this process to stderr, or to `stream`. No key, prompt or answer is ever among the fields."""
+    stream = sys.stderr if stream is None else stream
+    renderer = structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=stream.isatty())
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -22,12 +21,10 @@ def set_up_logs(*, process: str, json: bool) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(file=stream),
     )
     structlog.contextvars.bind_contextvars(process=process)
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format=f"%(levelname)s {process} %(name)s: %(message)s"
-    )
+    logging.basicConfig(stream=stream, level=logging.WARNING, format=f"%(levelname)s {process} %(name)s: %(message)s")
 
 
 class Metrics:

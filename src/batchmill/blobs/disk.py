@@ -7,6 +7,7 @@ A failed fsync is never tried again: the kernel may have dropped the pages and r
 import hashlib
 import os
 import re
+import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -72,6 +73,26 @@ class DiskBlobs:
                 key = path.name.removesuffix(_UNFINISHED)
                 if _KEY.fullmatch(key) and _written_at(path) < before:
                     yield key
+
+    def link(self, key: str, path: Path) -> None:
+        """Give a key's bytes a second name outside, which appears whole; its folder is the caller's to sync.
+
+        On a filesystem without hard links the bytes are copied.
+
+        Raises:
+            OSError: there is something of that name already, or there is no room.
+        """
+        source = self._path(key)
+        try:
+            path.hardlink_to(source)
+        except FileExistsError:
+            raise
+        except OSError:
+            copy = _unfinished(path)
+            shutil.copyfile(source, copy)
+            with copy.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            copy.rename(path)
 
     def _open(self, key: str, *, buffering: int) -> BinaryIO:
         try:

@@ -34,16 +34,16 @@ def prepare(folder: Path) -> None:
         )
 
 
-def lock(folder: Path) -> int:
+def lock(folder: Path, *, patience: float = _WAIT_SECONDS) -> int:
     """Take the folder's lock and return its descriptor, to be handed on to the children.
 
     The lock lasts until the last process that holds the descriptor has ended, so a restart waits its turn.
 
     Raises:
-        Stop: others hold it still after ten seconds.
+        Stop: others hold it still after `patience` seconds.
     """
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    until = time.monotonic() + _WAIT_SECONDS
+    until = time.monotonic() + patience
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

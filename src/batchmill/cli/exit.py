@@ -14,9 +14,25 @@ class Exit(IntEnum):
     NO_BUILTIN_MODEL = 6  # the built-in engine or its weights cannot be had
 
 
+class RunExit(IntEnum):
+    """Exit codes of `run` and `check`, which speak of the data: 1 and 3 mean something else than in `Exit`.
+
+    What is 3 there, a folder that cannot be used, is 2 here; a fault of ours is 70 (EX_SOFTWARE).
+    """
+
+    GOOD = 0  # every line succeeded (check: every line is good)
+    BAD_DATA = 1  # some line of the input breaks a rule: nothing was sent
+    USAGE = 2  # a wrong option or setting; the input or the output is not what it must be
+    LINES_FAILED = 3  # all lines are done, and some of them failed
+    IN_USE = 4  # another `run` works on this output
+    NO_BUILTIN_MODEL = 6
+    FAULT = 70  # a fault of ours, with a traceback in the log
+    INTERRUPTED = 130  # Ctrl-C or SIGTERM: the same command goes on
+
+
 class Stop(Exception):  # noqa: N818 - it says what to do
     """End the command with this sentence on stderr and this code."""
 
-    def __init__(self, sentence: str, code: Exit) -> None:
+    def __init__(self, sentence: str, code: Exit | RunExit) -> None:
         super().__init__(sentence)
         self.code = code

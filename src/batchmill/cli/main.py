@@ -20,6 +20,22 @@ app.add_typer(models_app, name="models")
 DataOption = Annotated[Path | None, typer.Option(help="Folder that holds everything. [default: ./batchmill-data]")]
 FileOption = Annotated[Path | None, typer.Option(help="Settings file (TOML); the environment and flags win over it.")]
 
+BackendOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Inference server: URL or URL#model-a,model-b. Repeatable. Without one, the built-in model on the CPU."
+    ),
+]
+KeyOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Environment variable that holds a backend's API key; one for each --backend, - for none."),
+]
+LimitsOption = Annotated[str | None, typer.Option(help="kimi or open. [default: kimi]")]
+WindowOption = Annotated[int | None, typer.Option(help="Requests in flight at a backend. [default: 8]")]
+DrainOption = Annotated[str | None, typer.Option(help="How long open requests may end on a stop. [default: 30s]")]
+LeaseOption = Annotated[str | None, typer.Option(help="How long a silent process is waited for. [default: 15s]")]
+EndpointOption = Annotated[str | None, typer.Option(help="What each line's url must be. [default: the first line's]")]
+
 
 def main() -> None:
     """Run the command line; whatever cannot be done ends with one sentence and its exit code."""
@@ -39,16 +55,8 @@ def serve(
     metrics_port: Annotated[
         int | None, typer.Option(help="Port of /metrics, for Prometheus; 0 takes a free one. [default: --port + 1]")
     ] = None,
-    backend: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Inference server: URL or URL#model-a,model-b. Repeatable. Without one, the built-in model on the CPU."
-        ),
-    ] = None,
-    backend_key_env: Annotated[
-        list[str] | None,
-        typer.Option(help="Environment variable that holds a backend's API key; one for each --backend, - for none."),
-    ] = None,
+    backend: BackendOption = None,
+    backend_key_env: KeyOption = None,
     backend_timeout: Annotated[
         list[str] | None,
         typer.Option(help="Time for one request, such as 30m: for all backends, or for each. [default: 30m]"),
@@ -57,13 +65,13 @@ def serve(
         str | None,
         typer.Option(help="retry or fail a line that may have run when its answer was lost. [default: retry]"),
     ] = None,
-    limits: Annotated[str | None, typer.Option(help="kimi or open. [default: kimi]")] = None,
-    window: Annotated[int | None, typer.Option(help="Requests in flight at a backend. [default: 8]")] = None,
+    limits: LimitsOption = None,
+    window: WindowOption = None,
     database: Annotated[str | None, typer.Option(help="Database URL. [default: SQLite under --data]")] = None,
     blobs: Annotated[str | None, typer.Option(help="Bucket URL. [default: files under --data]")] = None,
     settings: FileOption = None,
-    drain: Annotated[str | None, typer.Option(help="How long open requests may end on a stop. [default: 30s]")] = None,
-    lease: Annotated[str | None, typer.Option(help="How long a silent process is waited for. [default: 15s]")] = None,
+    drain: DrainOption = None,
+    lease: LeaseOption = None,
     model: Annotated[Path | None, typer.Option(help="GGUF file for the built-in engine.")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json. [default: text]")] = None,
 ) -> None:
@@ -118,6 +126,68 @@ def backup(
 
     if not run_backup(_settings({"data": data, "settings": settings}), folder=folder, say=_say):
         raise typer.Exit(Exit.FAULT)
+
+
+@app.command()
+def run(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="The requests, one a line; read where they lie.")],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The results; appears when it is complete.")],
+    backend: BackendOption = None,
+    backend_key_env: KeyOption = None,
+    window: WindowOption = None,
+    endpoint: EndpointOption = None,
+    limits: Annotated[str | None, typer.Option(help="kimi or open. [default: open]")] = None,
+    settings: FileOption = None,
+    drain: DrainOption = None,
+    lease: LeaseOption = None,
+    again: Annotated[bool, typer.Option("--again", help="Start over: forget an earlier run and its output.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+) -> None:
+    """Run one input without a server; the same command goes on after Ctrl-C or a crash.
+
+    Errors go to OUTPUT.errors.jsonl, the state is kept in OUTPUT.run. Exit codes: 0 every line succeeded, 1 the input
+    is bad, 2 usage, 3 some lines failed, 4 another run works on this output, 6 no built-in model, 70 a fault of ours,
+    130 interrupted.
+    """
+    flags = {
+        "backend": backend or None,
+        "backend_key_env": backend_key_env or None,
+        "window": window,
+        "limits": limits,
+        "settings": settings,
+        "drain": drain,
+        "lease": lease,
+    }
+    from batchmill.cli.run import run_file  # noqa: PLC0415 - as above
+    from batchmill.cli.run_files import RunFiles  # noqa: PLC0415 - as above
+
+    files = RunFiles(input=source, output=output)
+    chosen = _settings(flags)
+    open_unless_said = {} if "limits" in chosen.model_fields_set else {"limits": "open"}
+    mine = {"data": files.state, "database": None, "blobs": None}  # whatever the environment says of a server
+    chosen = chosen.model_copy(update=mine | open_unless_said)
+    raise typer.Exit(run_file(chosen, files, endpoint=endpoint, again=again, quiet=quiet))
+
+
+@app.command()
+def check(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="The requests, one a line; - is standard input.")],
+    *,
+    limits: LimitsOption = None,
+    endpoint: EndpointOption = None,
+    model: Annotated[list[str] | None, typer.Option(help="A model that there is. Repeatable. [default: any]")] = None,
+    settings: FileOption = None,
+    every: Annotated[bool, typer.Option("--all", help="List every error, not only the first 1,000.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print {code, message, param, line} a line.")] = False,
+) -> None:
+    """List every bad line of an input without running anything. Exit codes: 0 all good, 1 bad lines, 2 usage."""
+    from batchmill.assemble import limits_of  # noqa: PLC0415 - as above
+    from batchmill.cli.check import check_input  # noqa: PLC0415 - as above
+
+    chosen = limits_of(_settings({"limits": limits, "settings": settings}))
+    code = check_input(source, limits=chosen, endpoint=endpoint, models=model or (), every=every, as_json=as_json)
+    raise typer.Exit(code)
 
 
 @keys_app.command("create")

@@ -1,20 +1,17 @@
 """`batchmill serve`: the API, one worker and the built-in engine, kept alive around one data directory."""
 
 import asyncio
-import secrets
 import signal
 import socket
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from contextlib import closing
-from pathlib import Path
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from batchmill.assemble import Engine, Storage, build_backends, build_clock
-from batchmill.backends.builtin import BUILTIN_MODEL, EXIT_CANNOT, EngineOrder, engine_command
-from batchmill.backends.weights import WeightsMissing, default_cache_dir, find_or_fetch
 from batchmill.cli import data_directory
+from batchmill.cli.engine import answers, start_engine, wait_for
 from batchmill.cli.exit import Exit, Stop
 from batchmill.cli.keys import make_key
 from batchmill.cli.process import Order
@@ -25,10 +22,7 @@ from batchmill.store.migrate import NewerDatabase, migrate
 from batchmill.store.organisation import has_keys
 from batchmill.telemetry import set_up_logs
 
-_ENGINE_SECONDS = 60.0  # the engine may take so long until it answers
 _READY_SECONDS = 5.0  # all parts together; then the address is printed all the same
-_ENGINE_SILENCE = 10.0  # it beats once a second, and not at all while it loads
-_LOOK_SECONDS = 0.1
 _BACKLOG = 2048
 
 _WELCOME = """\
@@ -90,13 +84,14 @@ async def _serve(settings: Settings, listening: Mapping[str, socket.socket], loc
     key = await _prepare_store(settings)
     url = _url(listening["api"])
     supervisor = Supervisor()
+    say = structlog.get_logger("serve").info
     try:
-        engine = None if settings.backend else await _start_engine(settings, supervisor, stop, lock)
+        engine = None if settings.backend else await start_engine(settings, supervisor, stop, lock, say=say)
         for role in ("worker", "api"):
             supervisor.keep(_child(role, settings, engine, listening[role], lock))
         # A pasted snippet must work; a backend that is away is not waited for any longer.
         host, port = listening["api"].getsockname()[:2]
-        await _wait(_answers(host, port, "/readyz"), _READY_SECONDS, supervisor, stop)
+        await wait_for(answers(host, port, "/readyz"), _READY_SECONDS, supervisor, stop)
         told = f"Batchmill listens on {url}\nMetrics on {_url(listening['worker'])}/metrics"
         print(told, flush=True)  # noqa: T201 - this is for the one who started it
         if key is not None:
@@ -130,70 +125,6 @@ async def _prepare_store(settings: Settings) -> str | None:
         return made.key
     finally:
         await database.close()
-
-
-async def _start_engine(settings: Settings, supervisor: Supervisor, stop: asyncio.Event, lock: int) -> Engine:
-    """Start the built-in engine and wait until it answers."""
-    model = await asyncio.to_thread(_weights) if settings.model is None else settings.model
-    if not model.is_file():
-        raise Stop(f"There is no model file {model}.", Exit.NO_BUILTIN_MODEL)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    key = secrets.token_hex(24)
-    alias = BUILTIN_MODEL if settings.model is None else settings.model.stem
-    path = str(model.resolve())
-
-    def order(heartbeat: int) -> bytes:
-        return EngineOrder(model=path, port=port, api_key=key, alias=alias, heartbeat_fd=heartbeat).line()
-
-    child = Child(
-        name="engine",
-        command=engine_command(),
-        order=order,
-        descriptors=[lock],
-        silence=max(settings.lease, _ENGINE_SILENCE),
-        grace=2.0,
-        hopeless=EXIT_CANNOT,
-    )
-    supervisor.keep(child)
-    await _wait(_answers("127.0.0.1", port, "/health"), _ENGINE_SECONDS, supervisor, stop)
-    return Engine(url=f"http://127.0.0.1:{port}/v1", key=key)
-
-
-def _weights() -> Path:
-    try:
-        return find_or_fetch(default_cache_dir(), structlog.get_logger("serve").info)
-    except WeightsMissing as fault:
-        raise Stop(str(fault), Exit.NO_BUILTIN_MODEL) from fault
-
-
-async def _wait(
-    answers: Coroutine[object, object, None], seconds: float, supervisor: Supervisor, stop: asyncio.Event
-) -> None:
-    """Return when it answers, when `stop` is set, or after this time; raise what makes going on impossible."""
-    answering = asyncio.create_task(answers)
-    watching = asyncio.create_task(supervisor.watch(stop))
-    await asyncio.wait([answering, watching], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    answering.cancel()
-    if watching.done():
-        await watching
-    watching.cancel()
-
-
-async def _answers(host: str, port: int, path: str) -> None:
-    """Return when this path answers 200."""
-    while True:
-        try:
-            reader, writer = await asyncio.open_connection(host, port)
-            writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
-            status = await reader.readline()
-            writer.close()
-        except OSError:
-            status = b""
-        if b" 200 " in status:
-            return
-        await asyncio.sleep(_LOOK_SECONDS)
 
 
 def _child(role: str, settings: Settings, engine: Engine | None, listening: socket.socket, lock: int) -> Child:

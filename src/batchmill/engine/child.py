@@ -3,6 +3,7 @@
 import asyncio
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -47,6 +48,7 @@ def _receive(receiver: "Connection[Any, Any]") -> Any:  # noqa: ANN401 - what `_
 
 def _main(call: Callable[[], object], sender: "Connection[Any, Any]") -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the parent, who ends this
     try:
         answer: object = partial(_itself, call())
     except BaseException as fault:  # noqa: BLE001 - raised again in the parent

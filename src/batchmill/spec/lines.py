@@ -1,6 +1,7 @@
 """The lines of an input file: read one by one in bounded memory, checked, and every fault reported at once."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import msgspec
 from batchmill.spec.errors import clip
 from batchmill.spec.limits import Limits
 from batchmill.spec.objects import LineError, more_errors
-from batchmill.spec.rules import Facts, Rules
+from batchmill.spec.rules import UNREADABLE, Facts, Rules
 
 _BOM = b"\xef\xbb\xbf"
 _DIGEST = 16  # bytes: 128 bits cannot be made to collide, and cost less than the ids themselves
@@ -48,7 +49,12 @@ class _Envelope(msgspec.Struct, gc=False):
     body: msgspec.Raw
 
 
+class _Url(msgspec.Struct, gc=False):
+    url: str
+
+
 _ENVELOPE = msgspec.json.Decoder(_Envelope)
+_URL = msgspec.json.Decoder(_Url)
 
 
 def read_lines(readline: Callable[[int], bytes], max_line_bytes: int) -> Iterator[RawLine]:
@@ -82,19 +88,28 @@ def split_envelope(text: bytes) -> Envelope:
     return Envelope(bytes(envelope.custom_id), bytes(envelope.body))
 
 
+def likely_endpoint(first_line: bytes, limits: Limits) -> str:
+    """Return the endpoint that a file is for when nobody says: its first line's `url`, if that is one of ours."""
+    with suppress(*UNREADABLE):  # the check of the line will say what is wrong with it
+        url = _URL.decode(first_line).url
+        if url in limits.endpoints:
+            return url
+    return limits.default_endpoint
+
+
 class Checker:
     """Checks the lines of one file, in their order.
 
     Args:
         endpoint: The batch's; every line's `url` must equal it.
         limits: What is allowed.
-        known_models: The models that some backend serves.
+        known_models: The models that some backend serves; None takes any.
     """
 
-    def __init__(self, *, endpoint: str, limits: Limits, known_models: Collection[str]) -> None:
+    def __init__(self, *, endpoint: str, limits: Limits, known_models: Collection[str] | None) -> None:
         self._rules = Rules(endpoint=endpoint, limits=limits)
         self._limits = limits
-        self._known = frozenset(known_models)
+        self._known = None if known_models is None else frozenset(known_models)
         self._models: dict[str, None] = {}
         self._used: dict[bytes, int] = {}  # digest of a custom_id: the line that used it
 
@@ -129,7 +144,7 @@ class Checker:
         model, most = facts.model, self._limits.models_per_file
         if model is None or model in self._models:
             return None
-        if model not in self._known:
+        if self._known is not None and model not in self._known:
             message = f"There is no model {clip(model)}."
             return LineError(code="model_not_found", message=message, param="body.model", line=number)
         if most is not None and len(self._models) >= most:

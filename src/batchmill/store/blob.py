@@ -99,6 +99,12 @@ def blob_bytes(tx: Transaction, *, key: str) -> int:
     return int(tx.connection.execute(select(blob.c.bytes).where(blob.c.key == key)).scalar_one())
 
 
+def blob_sha256(tx: Transaction, *, key: str) -> str | None:
+    """Return the SHA-256 of a blob, in hex; None where it was not kept (a group commit's)."""
+    sha256: str | None = tx.connection.execute(select(blob.c.sha256).where(blob.c.key == key)).scalar_one()
+    return sha256
+
+
 def known_keys(tx: Transaction, *, keys: Iterable[str]) -> frozenset[str]:
     """Return those of the keys that have a row: bytes without one are garbage."""
     return frozenset(tx.connection.execute(select(blob.c.key).where(blob.c.key.in_(list(keys)))).scalars())
