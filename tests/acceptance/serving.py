@@ -200,6 +200,12 @@ class Processes:
         """Run a `batchmill` command to its end."""
         return self.run([*BATCHMILL, *map(str, words)], environment=environment)
 
+    def start(self, *words: object, environment: dict[str, str] | None = None) -> Running:
+        """Start a `batchmill` command and do not wait for anything."""
+        process, out, err = self._start([*BATCHMILL, *map(str, words)], environment or clean_environment())
+        running: Running = self._keep(Running(process=process, out=out, err=err))
+        return running
+
     def client(self, server: Server, key: str) -> OpenAI:
         """Return the official client, which takes nothing that its types do not allow and tries nothing twice."""
         client = OpenAI(

@@ -16,6 +16,7 @@ from batchmill.spec.lines import (
     Line,
     RawLine,
     empty_file,
+    likely_endpoint,
     read_lines,
     split_envelope,
     too_many_lines,
@@ -42,6 +43,31 @@ def check(texts: Iterable[bytes], limits: Limits = KIMI, known: Iterable[str] = 
     checker = Checker(endpoint=CHAT, limits=limits, known_models=list(known))
     checked = [checker.check(raw) for raw in read(b"\n".join(texts))]
     return [[] if isinstance(one, Line) else [error.code for error in one] for one in checked]
+
+
+def test_without_known_models_any_model_will_do() -> None:
+    """A check without a server at hand asks nothing of a model but that the file keeps to one, where it must."""
+    checker = Checker(endpoint=CHAT, limits=KIMI, known_models=None)
+    first, second = (checker.check(raw) for raw in read(line("a", "any") + b"\n" + line("b", "other")))
+    assert isinstance(first, Line)
+    assert [error.code for error in second if isinstance(error, LineError)] == ["mismatched_model"]
+    assert checker.models == ["any"]
+
+
+@pytest.mark.parametrize(
+    ("text", "endpoint"),
+    [
+        (b'{"url": "/v1/embeddings", "more": [1]}', "/v1/embeddings"),
+        (b'{"url": "/v1/nothing"}', CHAT),
+        (b'{"url": 1}', CHAT),
+        (b"{}", CHAT),
+        (b"\xff", CHAT),
+        (b"", CHAT),
+    ],
+)
+def test_the_first_line_says_which_endpoint_a_file_is_for(text: bytes, endpoint: str) -> None:
+    """Its `url` counts if it is a known endpoint; otherwise, and for what is no line, it is the default."""
+    assert likely_endpoint(text, OPEN) == endpoint
 
 
 def test_lines_are_numbered_and_placed_as_they_stand_in_the_file() -> None:
