@@ -3,11 +3,13 @@
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.text import Text
 
 _RATE_SECONDS = 20.0  # lines/s and ETA are of so long a time: lines end in bursts
 _MOST = 100  # seconds, or minutes: more are told in the next unit
@@ -56,6 +58,8 @@ class Rate:
 
     def words(self, moment: Moment, now: float) -> str:
         """Return both in words, after taking in how far the batch is; `now` in seconds of a steady clock."""
+        if moment.total == 0:  # it has not begun: the wait until then says nothing of its pace
+            return ""
         self._seen.append((now, moment.done))
         while self._seen[0][0] < now - _RATE_SECONDS:
             self._seen.popleft()
@@ -114,28 +118,39 @@ class PlainLines:
         """See `Display`."""
 
 
+class _BarAndReason(Progress):
+    """A bar, and below it the whole reason to wait, however narrow the terminal is."""
+
+    waiting: str | None = None
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        if self.waiting is not None:
+            yield Text(f"waits: {self.waiting}", style="yellow")
+
+
 class Bar:
     """A line that moves at the foot of a terminal."""
 
     def __init__(self) -> None:
         self._rate = Rate()
         self._console = Console(stderr=True)
-        self._progress = Progress(
+        self._progress = _BarAndReason(
             SpinnerColumn(),
             TextColumn("{task.fields[status]}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[failed]} failed, {task.fields[rate]}", style="cyan", markup=False),
-            TextColumn("{task.fields[waiting]}", style="yellow", markup=False),
             console=self._console,
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._task = self._progress.add_task("", total=None, status="starting", failed=0, rate="", waiting="")
+        self._task = self._progress.add_task("", total=None, status="starting", failed=0, rate="")
         self._progress.start()
 
     def show(self, moment: Moment) -> None:
         """See `Display`."""
+        self._progress.waiting = moment.waiting
         self._progress.update(
             self._task,
             total=moment.total or None,
@@ -143,7 +158,6 @@ class Bar:
             status=moment.status,
             failed=moment.failed,
             rate=self._rate.words(moment, time.monotonic()),
-            waiting="" if moment.waiting is None else f"waits: {moment.waiting}",
         )
 
     def say(self, sentence: str) -> None:

@@ -58,7 +58,9 @@ def run_file(settings: Settings, files: RunFiles, *, endpoint: str | None, again
         shown = display(quiet=quiet)
         try:
             run = _Run(settings=settings, files=files, endpoint=endpoint, lock=lock, shown=shown, clock=build_clock())
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            # uvloop cannot start the engine in a process group of its own, which Ctrl-C does not reach.
+            loop = uvloop.new_event_loop if settings.backend else asyncio.new_event_loop
+            with asyncio.Runner(loop_factory=loop) as runner:
                 return runner.run(run.run())
         except Stop:
             raise
@@ -302,7 +304,7 @@ def _all_unwell(backends: Sequence[BackendState]) -> str | None:
     """Return what keeps every backend from working; None as long as one of them can."""
     if not backends or any(backend.well for backend in backends):
         return None
-    return "; ".join(f"{backend.name} is unwell: {backend.reason}" for backend in backends)
+    return "; ".join(f"backend unwell: {backend.reason}" for backend in backends)
 
 
 def _is_full(fault: BaseException | None) -> bool:
