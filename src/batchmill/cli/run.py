@@ -5,11 +5,15 @@ All that is known stands in `OUTPUT.run/`, a data directory. The loops are those
 
 import asyncio
 import errno
+import io
 import os
 import signal
 import sqlite3
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import TypeVar
 
 import structlog
 import uvloop
@@ -35,6 +39,8 @@ from batchmill.store.migrate import NewerDatabase, migrate
 from batchmill.store.model import BackendState, list_backends
 from batchmill.telemetry import set_up_logs
 
+T = TypeVar("T")
+
 _LOOK_SECONDS = 0.25
 _LOCK_SECONDS = 2.0  # the processes of a killed run need a moment to notice
 _TIDY_SECONDS = 10.0  # once all is done, the Sweeper has so long to remove what nobody needs
@@ -53,7 +59,7 @@ def run_file(settings: Settings, files: RunFiles, *, endpoint: str | None, again
     lock = _lock(files)
     if again:
         files.start_over()
-    with files.log.open("a") as log:
+    with io.TextIOWrapper(_Log(files.log, "ab"), write_through=True) as log:
         set_up_logs(process="run", json=settings.log_format == "json", stream=log)
         shown = display(quiet=quiet)
         try:
@@ -93,6 +99,22 @@ def _lock(files: RunFiles) -> int:
         raise Stop(f"Another `batchmill run` is working on {files.output}.", RunExit.IN_USE) from stop
 
 
+class _Log(io.FileIO):
+    """The log's file. While the disk is full its lines are dropped: the run waits, and must not fail over its log."""
+
+    def write(self, data: "bytes | memoryview") -> int:  # type: ignore[override]
+        try:
+            return super().write(data)
+        except OSError as fault:
+            if not _is_full(fault):
+                raise
+            return len(data)
+
+
+class _Interrupted(Exception):  # noqa: N818 - it states what happened
+    """A signal came while the run waited for room on the disk."""
+
+
 class _Run:
     """One start of a run, from the look at the input to the output."""
 
@@ -120,18 +142,19 @@ class _Run:
             asyncio.get_running_loop().add_signal_handler(number, self._interrupt)
         self._shown.show(Moment(status="reading the input"))
         file = await self._measure()
-        storage = Storage(settings=self._settings, clock=self._clock)
-        try:
-            known = await self._open(storage, file)
-            storage.read_in_place(key=known.key, file=file)
-            batch = known.batch
-            if batch.object.status in FINAL:
-                return await self._finish(storage, batch, before=True)
-            batch = await self._work(storage, known, file)
-            if batch.object.status in FINAL:
-                return await self._finish(storage, batch, before=False)
-        finally:
-            await storage.database.close()
+        with suppress(_Interrupted):
+            storage = await self._with_room(self._storage)
+            try:
+                known = await self._with_room(lambda: self._open(storage, file))
+                storage.read_in_place(key=known.key, file=file)
+                batch = known.batch
+                if batch.object.status in FINAL:
+                    return await self._finish(storage, batch, before=True)
+                batch = await self._work(storage, known, file)
+                if batch.object.status in FINAL:
+                    return await self._finish(storage, batch, before=False)
+            finally:
+                await storage.database.close()
         self._shown.close()
         self._shown.say("Stopped. The same command goes on from what is recorded.")
         return RunExit.INTERRUPTED
@@ -153,6 +176,9 @@ class _Run:
             raise Stop(f"The input {path} cannot be read: {fault.strerror}.", RunExit.USAGE) from fault
         except FileChanged as changed:
             raise Stop(f"The input {path} is being written to: run it when it is whole.", RunExit.USAGE) from changed
+
+    async def _storage(self) -> Storage:
+        return Storage(settings=self._settings, clock=self._clock)
 
     async def _open(self, storage: Storage, file: OutsideFile) -> Known:
         """Return the run that the state holds, or begin one; never go on with another input or endpoint."""
@@ -261,20 +287,30 @@ class _Run:
                 print(describe(error), file=sys.stderr)  # noqa: T201 - the command's answer
             return RunExit.BAD_DATA
         output_key, errors_key = await storage.database.read(lambda tx: result_keys(tx, batch))
-        while True:
-            try:
-                await asyncio.to_thread(files.publish, storage.disk, output_key=output_key, errors_key=errors_key)
-            except OSError as fault:
-                if not _is_full(fault) or self._stop.is_set():
-                    raise
-                await self._wait_for_room()
-            else:
-                break
+        publish = partial(files.publish, storage.disk, output_key=output_key, errors_key=errors_key)
+        await self._with_room(lambda: asyncio.to_thread(publish))
         self._shown.close()
         failed = f"; {counts.failed:,} failed, see {files.errors}" if counts.failed else ""
         done, advice = ("Finished before", " --again starts over.") if before else ("Finished", "")
         self._shown.say(f"{done}: {counts.completed:,} of {counts.total:,} lines in {files.output}{failed}.{advice}")
         return RunExit.LINES_FAILED if counts.failed else RunExit.GOOD
+
+    async def _with_room(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Try until no full disk is in the way.
+
+        Raises:
+            _Interrupted: a signal came meanwhile.
+        """
+        while True:
+            try:
+                return await attempt()
+            except Exception as fault:
+                if not _is_full(fault):
+                    raise
+                structlog.get_logger("run").warning("the disk is full", exc_info=fault)
+            await self._wait_for_room()
+            if self._stop.is_set():
+                raise _Interrupted
 
     async def _wait_for_room(self) -> None:
         """Say that the disk is full, and give it some seconds."""
