@@ -27,10 +27,10 @@ def _worker(mill: Mill, hand: Hand, *, alone: bool = True) -> Worker:
     )
 
 
-async def _pass_time(mill: Mill, seconds: float) -> None:
-    """Let the clock run while threads do their work."""
-    for _ in range(int(seconds * 20)):
-        await mill.clock.advance(0.05)
+async def _pass_time(mill: Mill, seconds: float, step: float = 0.05) -> None:
+    """Let the clock run while threads do their work; the smaller the step, the more real time a second of it is."""
+    for _ in range(round(seconds / step)):
+        await mill.clock.advance(step)
         await settle()
         await mill.database.write(has_live_worker)  # the writer's thread is real: its time is not ahead of the clock
 
@@ -40,8 +40,8 @@ async def test_a_worker_takes_batches_to_their_end(mill: Mill) -> None:
     ids = [await mill.batch(lines(300), organisation=name) for name in ("a", "b", "a")]
     stopping = asyncio.Event()
     running = asyncio.create_task(_worker(mill, mill.hand(mill.echo())).run(stopping=stopping, drain=5))
-    for _ in range(200):
-        await _pass_time(mill, 0.25)
+    for _ in range(1000):
+        await _pass_time(mill, 0.05, step=0.01)
         if [await mill.status(batch_id) for batch_id in ids] == [Status.COMPLETED] * 3:
             break
     assert [await mill.status(batch_id) for batch_id in ids] == [Status.COMPLETED] * 3
@@ -62,7 +62,7 @@ async def test_a_worker_alone_waits_for_no_lease(mill: Mill) -> None:
     before = mill.clock.uptime
     running = asyncio.create_task(_worker(mill, heir).run(stopping=stopping, drain=5))
     while await mill.status(batch_id) is not Status.COMPLETED:
-        await _pass_time(mill, 0.1)
+        await _pass_time(mill, 0.05, step=0.005)
     assert mill.clock.uptime - before < LEASE
     stopping.set()
     await running

@@ -26,7 +26,7 @@ from batchmill.store.replay import delete_old_replays, has_old_replays
 from batchmill.store.slice import delete_slices
 
 _AT_ONCE = 100  # rows a step: no step holds the writer for long
-_SLICES_AT_ONCE = 64  # with their Segments; a million lines have some four thousand
+_SLICES_AT_ONCE = 32  # with their Segments; a million lines have some four thousand
 _STALE_SECONDS = 3600  # bytes without a row, and writings that nobody ended, are garbage after an hour
 _ORPHAN_SECONDS = 600  # how often the bytes are compared with the rows
 
