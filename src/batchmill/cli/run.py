@@ -4,11 +4,9 @@ All that is known stands in `OUTPUT.run/`, a data directory. The loops are those
 """
 
 import asyncio
-import errno
 import io
 import os
 import signal
-import sqlite3
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -21,6 +19,7 @@ import uvloop
 from batchmill.assemble import Storage, build_backends, build_clock, build_worker, limits_of
 from batchmill.backends.backend import Backend
 from batchmill.blobs.in_place import FileChanged, OutsideFile, measure
+from batchmill.blobs.space import is_full
 from batchmill.cli import data_directory
 from batchmill.cli.check import describe, refuse_unknown_endpoint
 from batchmill.cli.engine import start_engine
@@ -33,11 +32,11 @@ from batchmill.clock import Clock
 from batchmill.settings import BadSettings, Settings
 from batchmill.spec.lines import likely_endpoint, read_lines
 from batchmill.spec.states import FINAL, Status
-from batchmill.store.batch import Batch, batches_by_id
+from batchmill.store.batch import Batch, batches_by_id, unstick
 from batchmill.store.blob import doomed_keys
 from batchmill.store.migrate import NewerDatabase, migrate
 from batchmill.store.model import BackendState, list_backends
-from batchmill.telemetry import set_up_logs
+from batchmill.telemetry import Metrics, set_up_logs
 
 T = TypeVar("T")
 
@@ -45,7 +44,6 @@ _LOOK_SECONDS = 0.25
 _LOCK_SECONDS = 2.0  # the processes of a killed run need a moment to notice
 _TIDY_SECONDS = 10.0  # once all is done, the Sweeper has so long to remove what nobody needs
 _FULL_SECONDS = 5.0  # a full disk is tried again after so long
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def run_file(settings: Settings, files: RunFiles, *, endpoint: str | None, again: bool, quiet: bool) -> RunExit:
@@ -106,7 +104,7 @@ class _Log(io.FileIO):
         try:
             return super().write(data)
         except OSError as fault:
-            if not _is_full(fault):
+            if not is_full(fault):
                 raise
             return len(data)
 
@@ -184,6 +182,7 @@ class _Run:
         """Return the run that the state holds, or begin one; never go on with another input or endpoint."""
         try:
             await storage.database.write(migrate)
+            await storage.database.write(unstick)
         except NewerDatabase as fault:
             raise Stop(f"{self._files.state} was used by a newer Batchmill: {fault}.", RunExit.USAGE) from fault
         known = await storage.database.read(find_run)
@@ -227,7 +226,7 @@ class _Run:
                     file = await self._measure()
                     self._refuse_other_input(known, file)
                     storage.read_in_place(key=known.key, file=file)
-                elif fault is not None and _is_full(fault):
+                elif fault is not None and is_full(fault):
                     structlog.get_logger("run").warning("the disk is full", exc_info=fault)
                     await self._wait_for_room()
                 elif fault is not None:
@@ -251,7 +250,12 @@ class _Run:
         """Run one worker until the batch is final, a signal comes or the input changes; return what broke it."""
         ending = asyncio.Event()
         worker = build_worker(
-            settings=self._settings, storage=storage, backends=backends, clock=self._clock, alone=True
+            settings=self._settings,
+            storage=storage,
+            backends=backends,
+            clock=self._clock,
+            alone=True,
+            metrics=Metrics(),
         )
         working = asyncio.create_task(worker.run(stopping=ending, drain=self._settings.drain))
         others = [
@@ -305,7 +309,7 @@ class _Run:
             try:
                 return await attempt()
             except Exception as fault:
-                if not _is_full(fault):
+                if not is_full(fault):
                     raise
                 structlog.get_logger("run").warning("the disk is full", exc_info=fault)
             await self._wait_for_room()
@@ -341,14 +345,3 @@ def _all_unwell(backends: Sequence[BackendState]) -> str | None:
     if not backends or any(backend.well for backend in backends):
         return None
     return "; ".join(f"backend unwell: {backend.reason}" for backend in backends)
-
-
-def _is_full(fault: BaseException | None) -> bool:
-    """Say whether a disk without space is behind this."""
-    while fault is not None:
-        if isinstance(fault, sqlite3.Error) and fault.sqlite_errorcode == sqlite3.SQLITE_FULL:
-            return True
-        if isinstance(fault, OSError) and fault.errno in _FULL:
-            return True
-        fault = fault.__cause__
-    return False
