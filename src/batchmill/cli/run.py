@@ -32,7 +32,7 @@ from batchmill.clock import Clock
 from batchmill.settings import BadSettings, Settings
 from batchmill.spec.lines import likely_endpoint, read_lines
 from batchmill.spec.states import FINAL, Status
-from batchmill.store.batch import Batch, batches_by_id
+from batchmill.store.batch import Batch, batches_by_id, unstick
 from batchmill.store.blob import doomed_keys
 from batchmill.store.migrate import NewerDatabase, migrate
 from batchmill.store.model import BackendState, list_backends
@@ -182,6 +182,7 @@ class _Run:
         """Return the run that the state holds, or begin one; never go on with another input or endpoint."""
         try:
             await storage.database.write(migrate)
+            await storage.database.write(unstick)
         except NewerDatabase as fault:
             raise Stop(f"{self._files.state} was used by a newer Batchmill: {fault}.", RunExit.USAGE) from fault
         known = await storage.database.read(find_run)
@@ -274,7 +275,8 @@ class _Run:
         until = float("inf")
         while file.is_unchanged() and self._clock.boot() < until:
             batch = await _batch(storage, batch_id)
-            self._shown.show(_moment(batch, await storage.database.read(list_backends)))
+            short = await asyncio.to_thread(storage.room.short)  # a full disk may take no row that says so
+            self._shown.show(_moment(batch, short or _all_unwell(await storage.database.read(list_backends))))
             if batch.object.status in FINAL:
                 until = min(until, self._clock.boot() + _TIDY_SECONDS)
                 if batch.input_key is None and not await storage.database.read(lambda tx: doomed_keys(tx, limit=1)):
@@ -292,6 +294,7 @@ class _Run:
         output_key, errors_key = await storage.database.read(lambda tx: result_keys(tx, batch))
         publish = partial(files.publish, storage.disk, output_key=output_key, errors_key=errors_key)
         await self._with_room(lambda: asyncio.to_thread(publish))
+        storage.room.give()  # 64 MiB that a finished run has no use for
         self._shown.close()
         failed = f"; {counts.failed:,} failed, see {files.errors}" if counts.failed else ""
         done, advice = ("Finished before", " --again starts over.") if before else ("Finished", "")
@@ -328,14 +331,15 @@ async def _batch(storage: Storage, batch_id: str) -> Batch:
     return found[batch_id]
 
 
-def _moment(batch: Batch, backends: Sequence[BackendState]) -> Moment:
+def _moment(batch: Batch, seen: str | None) -> Moment:
+    """Return how the batch is; `seen` is why it may wait, as long as its row does not say."""
     counts = batch.object.counts
     return Moment(
         status=batch.object.status.value,
         total=counts.total,
         done=counts.completed + counts.failed,
         failed=counts.failed,
-        waiting=batch.waiting or _all_unwell(backends),
+        waiting=batch.waiting or seen,
     )
 
 
