@@ -144,6 +144,7 @@ def run(plan: Plan, folder: Path) -> Verdict:
         running.nemesis.storm(schedule)
         stormed = time.monotonic() - began
         quiet = running.quiesce()
+        quieted = time.monotonic() - began
         if quiet:
             running.clear()
         evidence = running.evidence()
@@ -154,7 +155,8 @@ def run(plan: Plan, folder: Path) -> Verdict:
         events = Counter(entry.get("event", "?") for entry in _log(running.fleet.log))
     verdict = Verdict(plan=plan, violations=dict(finding.violations), examples=finding.examples)
     verdict.figures = dict(finding.figures) | _figures(running, evidence.trail, events)
-    verdict.figures |= {"storm seconds": round(stormed, 1), "seconds": round(time.monotonic() - began, 1)}
+    times = {"storm": stormed, "until all was final": quieted, "in all": time.monotonic() - began}
+    verdict.figures |= {f"seconds {what}": round(seconds, 1) for what, seconds in times.items()}
     verdict.void = sorted(_what_did_not_bite(running, verdict.figures))
     return verdict
 

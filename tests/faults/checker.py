@@ -29,6 +29,7 @@ from witness import BAD_REQUEST, answer
 _LEARN_SECONDS = 1.0  # after an acknowledged cancel, or after it wakes, a worker may go on sending for so long (R8)
 _NOISE_SECONDS = 1.0  # and here many processes share few cores
 _OK = 200
+_LONE_DEATHS = 3  # a line that kills its worker so often gets `worker_crashed` (R16): we kill them, too
 _RESTS = {"cancelled": "batch_cancelled", "expired": "batch_expired"}
 _LINE = re.compile(rb'\{"id":"(batch_req_[0-9a-f]{32})","custom_id":')
 _SAID = re.compile(rb'"response":null,"error":\{"code":"([a-z_]+)","message":"')
@@ -243,6 +244,9 @@ class _BatchCheck:
             finding.check(kind == "error", "R1 a line is in the right file", told)
             return
         finding.check(place in self.recorded, "R4 what is in a file was recorded before", told)
+        if code == "worker_crashed" and self._deaths_over(place) >= _LONE_DEATHS:
+            finding.figures["lines that our own kills made suspect"] += 1
+            return
         finding.check(bool(self.sent[place]), "R1 no result is invented", told)
         expected = OUTCOMES[line.behaviour]
         finding.check(kind == ("output" if expected == _OK else "error"), "R1 a line is in the right file", told)
@@ -254,6 +258,13 @@ class _BatchCheck:
             reply = answer(line.body, padding=self.evidence.padding) if expected == _OK else BAD_REQUEST
             kept = not answered or text.endswith(b',"body":%s},"error":null}' % reply)
             finding.check(kept, "R18 replies are kept as sent", told)
+
+    def _deaths_over(self, place: int) -> int:
+        """Return how many workers were killed or stopped that had sent this line."""
+        epochs = {send.epoch for send in self.sent[place]}
+        claims = [c for c in self.evidence.trail.claims if c.batch == self.batch.id]
+        owners = {c.owner for c in claims if c.first <= place < c.first + c.lines and c.epoch in epochs}
+        return len(owners & {i.worker for i in self.evidence.inflicted})
 
 
 def _check_claims(evidence: Evidence, finding: Finding, recorded: Mapping[str, Mapping[int, _Record]]) -> None:

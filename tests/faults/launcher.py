@@ -33,8 +33,8 @@ from faults.planted import plant
 
 LEASE = 1.0
 WINDOW = 8
-STALE_SECONDS = 12  # what has an hour in production: longer than any stop or lock of a run
-_ORPHAN_SECONDS = 5
+STALE_SECONDS = 8  # what has an hour in production: longer than any stop or lock of a run
+_ORPHAN_SECONDS = 2
 _GRACE_SECONDS = 1  # open answers of the API may end so long after SIGTERM
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import select, update
 
 import batchmill.api.batches as api_batches
-from batchmill.engine import feed, finalizer, runner, sweeper, validation
+from batchmill.engine import feed, finalizer, sender, sweeper, validation
 from batchmill.ledger import ledger, merge
 from batchmill.schedule.pace import Pace
 from batchmill.schedule.retry import Fault, GaveUp, Later
@@ -102,9 +102,9 @@ def recorded_lines_sent_again() -> None:
     """The bitmap of a Slice that is taken over is not looked at."""
     work = feed.Work.__init__
 
-    def forgetful(self: Any, *, claim: Any) -> None:  # noqa: ANN401
+    def forgetful(self: Any, *, claim: Any, once: bool) -> None:  # noqa: ANN401
         held = claim.slice
-        work(self, claim=_changed(claim, slice=_changed(held, done=bytes(len(held.done)))))
+        work(self, claim=_changed(claim, slice=_changed(held, done=bytes(len(held.done)))), once=once)
 
     _replace(feed.Work, "__init__", forgetful)
 
@@ -208,13 +208,13 @@ def sweeper_takes_the_living() -> None:
 
 def body_written_anew() -> None:
     """The body is read and written again on its way."""
-    split = _taken(runner, "split_envelope")
+    split = _taken(sender, "split_envelope")
 
     def split_envelope(text: bytes) -> Envelope:
         envelope: Envelope = split(text)
         return envelope._replace(body=json.dumps(json.loads(envelope.body)).encode())
 
-    _replace(runner, "split_envelope", split_envelope)
+    _replace(sender, "split_envelope", split_envelope)
 
 
 def lines_of_text() -> None:
@@ -234,7 +234,7 @@ def lines_of_text() -> None:
 
 def outage_costs_attempts() -> None:
     """A backend that is away is the line's own fault, and one try is enough."""
-    judged = _taken(runner, "judge")
+    judged = _taken(sender, "judge")
 
     def judge(*, status: int | None, fault: Fault | None, **of: Any) -> Any:  # noqa: ANN401
         verdict = judged(status=status, fault=fault, **of)
@@ -242,7 +242,7 @@ def outage_costs_attempts() -> None:
             return GaveUp(code="upstream_unavailable", message="The model server gave no answer.")
         return verdict
 
-    _replace(runner, "judge", judge)
+    _replace(sender, "judge", judge)
 
 
 def circuit_stays_open() -> None:
@@ -255,7 +255,7 @@ def waiting_line_forgotten() -> None:
     put_back = feed.Feed.put_back
 
     def forgetful(self: Any, request: Any, *, at: float) -> None:  # noqa: ANN401
-        if request.attempts:
+        if request.attempts or request.doubted is not None or request.falls:
             put_back(self, request, at=at)
 
     _replace(feed.Feed, "put_back", forgetful)
@@ -263,7 +263,7 @@ def waiting_line_forgotten() -> None:
 
 def poison() -> None:
     """Not a bug of ours: a line whose custom_id begins with `poison` ends its worker's process as it is sent."""
-    split = _taken(runner, "split_envelope")
+    split = _taken(sender, "split_envelope")
 
     def split_envelope(text: bytes) -> Envelope:
         envelope: Envelope = split(text)
@@ -271,7 +271,7 @@ def poison() -> None:
             os._exit(9)
         return envelope
 
-    _replace(runner, "split_envelope", split_envelope)
+    _replace(sender, "split_envelope", split_envelope)
 
 
 BUGS: tuple[Callable[[], None], ...] = (
