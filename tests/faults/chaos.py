@@ -11,9 +11,12 @@ import asyncio
 import contextlib
 import fcntl
 import json
+import os
+import shutil
 import socket
 import sqlite3
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -38,6 +41,7 @@ from faults.trail import Trail, lay_trail, read_trail
 
 ORGANISATIONS = ("ants", "bees", "crabs")
 PADDING = 400
+_NAMESPACES = ("unshare", "-m", "-p", "-n", "-f", "--mount-proc", "--kill-child")
 _STUCK_SECONDS = 20.0  # without a line sent, recorded or a batch moved: the longest backoff is a fifth of it
 _QUIET_SECONDS = 120.0  # after the storm, until all batches are final
 _STATES = ("validating", "in_progress", "finalizing", "cancelling")
@@ -65,6 +69,13 @@ class Verdict:
     examples: dict[str, str] = field(default_factory=dict)
     void: list[str] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
+
+    def report(self) -> str:
+        """Return what was inflicted and seen, with the seed that does it again."""
+        figures = ", ".join(f"{name} {figure:g}" for name, figure in self.figures.items())
+        faults = self.figures["worker faults"]
+        mean = self.figures["extra executions"] / faults if faults else 0.0
+        return f"seed {self.plan.seed}: {figures}; {mean:.1f} executions again a fault"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -186,6 +197,7 @@ def _built(plan: Plan, folder: Path) -> Iterator[Run]:
             seed=plan.seed * len(keys) + place,
             most_lines=plan.most_lines,
             ending=ending,
+            poisoned=plan.planted == "poison",
         )
         for place, (name, key) in enumerate(keys.items())
     ]
@@ -277,6 +289,34 @@ def _raise_loopback() -> None:
         request = fcntl.ioctl(any_socket, get, struct.pack("16sH14x", name, 0))
         flags = struct.unpack("16sH14x", request)[1]
         fcntl.ioctl(any_socket, put, struct.pack("16sH14x", name, flags | up))
+
+
+def not_permitted() -> str | None:
+    """Say why this machine gives no namespaces; None if it does."""
+    if shutil.which(_NAMESPACES[0]) is None:
+        return f"{_NAMESPACES[0]} is not installed"
+    tried = subprocess.run([*_NAMESPACES, "true"], capture_output=True, text=True, check=False)
+    return None if tried.returncode == 0 else tried.stderr.strip()
+
+
+def run_enclosed(plan: Plan, folder: Path) -> Verdict:
+    """Do a run in namespaces of its own, and return its verdict; what it leaves behind is in the folder.
+
+    Raises:
+        CalledProcessError: it broke down; why is on the standard error.
+    """
+    tests = Path(__file__).parents[1]
+    paths = [str(tests), *filter(None, [os.environ.get("PYTHONPATH")])]
+    words = [word for name, value in asdict(plan).items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    done = subprocess.run(
+        [*_NAMESPACES, sys.executable, "-m", "faults.chaos", "--folder", str(folder), *words],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    said = json.loads(done.stdout)
+    return Verdict(**{**said, "plan": Plan(**said["plan"])})
 
 
 def _main() -> None:

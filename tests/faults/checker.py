@@ -18,10 +18,12 @@ from typing import NamedTuple
 from openai import NotFoundError, OpenAI
 from openai.types import Batch
 
+from batchmill.engine.group import GroupBounds
 from batchmill.spec.results import result_id
 from batchmill.spec.states import FINAL, TRANSITIONS, Status
 from faults.input import OUTCOMES, Order
 from faults.journal import Fact
+from faults.launcher import WINDOW
 from faults.nemesis import Inflicted, Kind
 from faults.trail import Trail, bits
 from witness import BAD_REQUEST, answer
@@ -270,6 +272,8 @@ class _BatchCheck:
 def _check_claims(evidence: Evidence, finding: Finding, recorded: Mapping[str, Mapping[int, _Record]]) -> None:
     """A recorded line is never sent again (R4), but by a worker that does not know yet that it lost its claim (R9)."""
     done = {(c.batch, c.first, c.epoch): bits(c.done) for c in evidence.trail.claims}
+    owners = {(c.batch, c.first, c.epoch): c.owner for c in evidence.trail.claims}
+    in_vain: Counter[str] = Counter()  # by worker: what it had sent and never recorded
     firsts: dict[str, list[int]] = defaultdict(list)  # of each batch the first lines of its Slices
     for batch, first in sorted({(c.batch, c.first) for c in evidence.trail.claims}):
         firsts[batch].append(first)
@@ -288,6 +292,8 @@ def _check_claims(evidence: Evidence, finding: Finding, recorded: Mapping[str, M
         again = line - first in done[batch, first, send.epoch]
         finding.check(not again, "R4 a recorded line is not sent again by a later claim", send)
         record = recorded.get(batch, {}).get(line)
+        if send.wish in _EXECUTED and (record is None or record.epoch != send.epoch):
+            in_vain[owners[batch, first, send.epoch]] += 1
         if record is not None and send.at > record.at and record.epoch >= send.epoch:
             finding.check(record.epoch > send.epoch, "R4 a recorded line is not sent again under its claim", send)
             finding.figures["sends under a lost claim"] += 1
@@ -295,6 +301,9 @@ def _check_claims(evidence: Evidence, finding: Finding, recorded: Mapping[str, M
             since = send.at - woken[at - 1] if at else float("inf")
             learnt = since <= _LEARN_SECONDS + _NOISE_SECONDS
             finding.check(learnt, "R9 a worker learns that it lost its claim", f"{since:.2f} s after it woke: {send}")
+    most = max(in_vain.values(), default=0)
+    finding.figures["most sends in vain of one worker"] = most
+    finding.check(most <= WINDOW + GroupBounds().results, "R5 a fault costs what was in flight and one group", in_vain)
 
 
 def _check_moves(trail: Trail, finding: Finding) -> None:

@@ -47,6 +47,7 @@ class Client:
     seed: int
     most_lines: int
     ending: threading.Event
+    poisoned: bool = False  # each batch holds a line that kills its worker
     orders: dict[str, Order] = field(default_factory=dict)  # by name, all that were ever placed
     placed: dict[str, Placed] = field(default_factory=dict)  # by name, the acknowledged ones that are not final yet
     fault: BaseException | None = None
@@ -68,7 +69,7 @@ class Client:
                 while self.placed or not self.ending.is_set():
                     if len(self.placed) < _AT_ONCE and not self.ending.is_set():
                         name = f"{self.name}-{len(self.orders)}"
-                        self.orders[name] = make_order(name, draw, most_lines=self.most_lines)
+                        self.orders[name] = make_order(name, draw, most_lines=self.most_lines, poisoned=self.poisoned)
                         self._place(api, self.orders[name])
                     for placed in list(self.placed.values()):
                         self._attend(api, placed)

@@ -55,6 +55,13 @@ class Fleet:
         return [slot for slot in self.slots if slot.role != API and slot.pid is not None and not slot.stopped]
 
     @property
+    def begun(self) -> list[Slot]:
+        """Those of them that have said that they work."""
+        self._learn_names()
+        named = set(self.names.values())
+        return [slot for slot in self.workers if slot.name in named]
+
+    @property
     def api(self) -> Slot:
         """The slot of the API."""
         return next(slot for slot in self.slots if slot.role == API)

@@ -76,13 +76,20 @@ class Order:
         return b"".join(line.text for line in self.lines)
 
 
-def make_order(name: str, draw: random.Random, *, most_lines: int) -> Order:
-    """Return a batch of up to so many lines; few are large, and what becomes of them is drawn, too."""
+def make_order(name: str, draw: random.Random, *, most_lines: int, poisoned: bool = False) -> Order:
+    """Return a batch of up to so many lines; few are large, and what becomes of them is drawn, too.
+
+    A poisoned one holds a line that kills its worker, and is left to run.
+    """
     count = max(5, int(most_lines ** draw.uniform(0.55, 1.0)))
     fate = draw.choices(list(Fate), weights=(5, 3, 2))[0]
+    behaviours = _behaviours(draw, count)
+    if poisoned:
+        behaviours[draw.randrange(count)] = "poison"
+        fate = Fate.RUN
     return Order(
         name=name,
-        lines=make_lines(name, _behaviours(draw, count)),
+        lines=make_lines(name, behaviours),
         fate=fate,
         moment=draw.uniform(0, 5) if fate is Fate.CANCEL else float(draw.randint(2, 6)),
         deletes_input=draw.uniform(0, 6) if draw.random() < 0.3 else None,

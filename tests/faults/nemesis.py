@@ -34,6 +34,9 @@ class Kind(StrEnum):
 WORKER_FAULTS = (Kind.KILL, Kind.STOP, Kind.TERM)
 # States that pass too fast to be hit by chance; a fault that is aimed at one waits until a worker holds it.
 AIMS = ("validating", "finalizing", "cancelling")
+# And a stop in the middle of a group commit, so that the worker wakes with a write under way that comes too late.
+RECORDING = "recording"
+_LOCK_SECONDS = 0.3  # longer than a group waits for its commit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,8 @@ def make_schedule(seed: int, *, seconds: float, faults: int, outages: int) -> li
         at = (number + draw.random()) * seconds / outages  # one in each part, so that they do not run into each other
         mode = _OUTAGES[number % len(_OUTAGES)]
         found.append(Fault(at=at, kind=Kind.OUTAGE, mode=mode, seconds=draw.uniform(2.0, 4.0)))
+    if not outages:
+        return sorted(found, key=lambda fault: fault.at)
     # The last one outlives the storm: nobody is started afresh any more, so each worker must find back by itself.
     found.append(Fault(at=seconds, kind=Kind.OUTAGE, mode=draw.choice(_OUTAGES), seconds=2.5))
     return sorted(found, key=lambda fault: fault.at)
@@ -97,8 +102,11 @@ class Nemesis:
         with closing(self._connect()) as rows:
             while (due or self._later or self._armed) and not tired():
                 now = time.monotonic()
-                while due and now >= begin + due[-1].at:
-                    self._begin(due.pop(), rows)
+                if due and now >= begin + due[-1].at:
+                    if len(self.fleet.begun) > 1:
+                        self._begin(due.pop(), rows)
+                    else:  # on a busy machine the storm takes longer: whom nothing can befall, nothing befalls
+                        begin += _STEP_SECONDS
                 while self._later and now >= self._later[0][0]:
                     heapq.heappop(self._later)[2]()
                 if self._armed:
@@ -122,6 +130,8 @@ class Nemesis:
         elif fault.kind is Kind.API_KILL:
             self.fleet.end(self.fleet.api, signal.SIGKILL)
             self.inflicted.append(Inflicted(kind=fault.kind, at=now))
+        elif fault.aim == RECORDING:
+            self._hold_up(fault, rows)
         elif fault.aim is not None:
             self._armed.append((now + _AIM_SECONDS, fault))
         else:
@@ -137,11 +147,30 @@ class Nemesis:
                 self._armed.remove(entry)
                 self._strike(fault, slot, rows)
 
+    def _hold_up(self, fault: Fault, rows: sqlite3.Connection) -> None:
+        """Let every commit wait for the database's lock for a while, then strike one that holds Slices, and let go."""
+        lock = sqlite3.connect(self.database, timeout=0, isolation_level=None)
+        try:
+            lock.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:  # a stopped worker has it, perhaps, and only we let that go on
+            lock.close()
+            self._at(time.monotonic() + _STEP_SECONDS, lambda: self._hold_up(fault, rows))
+            return
+
+        def let_go() -> None:
+            sql = "SELECT DISTINCT slice.owner FROM slice JOIN batch ON id = batch_id WHERE status = 'in_progress'"
+            holders = [s for (owner,) in rows.execute(sql) if owner and (s := self.fleet.slot_of(owner))]
+            self._strike(fault, holders[fault.target % len(holders)] if holders else None, rows)
+            lock.execute("ROLLBACK")
+            lock.close()
+
+        self._at(time.monotonic() + _LOCK_SECONDS, let_go)
+
     def _strike(self, fault: Fault, slot: Slot | None, rows: sqlite3.Connection) -> None:
-        running = self.fleet.workers
+        running = self.fleet.begun
         if slot is None or slot not in running:
             if not running:
-                self._at(time.monotonic() + 0.1, lambda: self._strike_later(fault))
+                self._at(time.monotonic() + _STEP_SECONDS, lambda: self._strike(fault, None, rows))
                 return
             slot = running[fault.target % len(running)]
         now = time.monotonic()
@@ -159,10 +188,6 @@ class Nemesis:
         )
         if fault.kind is not Kind.STOP:
             slot.stopped = True  # no target any more
-
-    def _strike_later(self, fault: Fault) -> None:
-        with closing(self._connect()) as rows:
-            self._strike(fault, None, rows)
 
     def _stop(self, slot: Slot, now: float) -> None:
         self.fleet.signal(slot, signal.SIGSTOP)

@@ -6,6 +6,7 @@ cannot be planted any more, since what it replaces has gone, fails loudly with a
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from sqlalchemy import select, update
 
 import batchmill.api.batches as api_batches
+from batchmill.backends.backend import Call, Reply
+from batchmill.backends.http import HttpBackend
 from batchmill.engine import feed, finalizer, sender, sweeper, validation
 from batchmill.ledger import ledger, merge
 from batchmill.schedule.pace import Pace
@@ -21,6 +24,8 @@ from batchmill.spec.lines import Envelope, RawLine
 from batchmill.spec.states import STAMP, Status, next_status
 from batchmill.store.database import Transaction
 from batchmill.store.tables import batch, slice_
+
+_POISON = re.compile(rb'"content" ?: ?"poison-')
 
 
 def plant(name: str) -> None:
@@ -161,7 +166,7 @@ def expiry_drops_results() -> None:
         if rest.code == "batch_expired" and any(not _is_whole(held) for held in slices):
             slices = [_changed(held, done=bytes(len(held.done))) for held in slices]
             segments = []
-        return written(slices=slices, segments=segments, rest=rest, **of)
+        yield from written(slices=slices, segments=segments, rest=rest, **of)
 
     _replace(finalizer, "merge_results", merge_results)
 
@@ -262,16 +267,16 @@ def waiting_line_forgotten() -> None:
 
 
 def poison() -> None:
-    """Not a bug of ours: a line whose custom_id begins with `poison` ends its worker's process as it is sent."""
-    split = _taken(sender, "split_envelope")
+    """Not a bug of ours: the answer to a line whose prompt begins with `poison` ends its worker's process."""
+    sent = HttpBackend.send
 
-    def split_envelope(text: bytes) -> Envelope:
-        envelope: Envelope = split(text)
-        if envelope.custom_id.startswith(b'"poison'):
+    async def send(self: HttpBackend, call: Call) -> Reply:
+        reply = await sent(self, call)
+        if _POISON.search(call.body):
             os._exit(9)
-        return envelope
+        return reply
 
-    _replace(sender, "split_envelope", split_envelope)
+    _replace(HttpBackend, "send", send)
 
 
 BUGS: tuple[Callable[[], None], ...] = (
