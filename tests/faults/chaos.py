@@ -42,8 +42,8 @@ from faults.trail import Trail, lay_trail, read_trail
 ORGANISATIONS = ("ants", "bees", "crabs")
 PADDING = 400
 _NAMESPACES = ("unshare", "-m", "-p", "-n", "-f", "--mount-proc", "--kill-child")
-_STUCK_SECONDS = 20.0  # without a line sent, recorded or a batch moved: the longest backoff is a fifth of it
-_QUIET_SECONDS = 120.0  # after the storm, until all batches are final
+_STUCK_SECONDS = 15.0  # without a line recorded or a batch moved: twice what the longest line takes
+_QUIET_SECONDS = 75.0  # after the storm, until all batches are final
 _STATES = ("validating", "in_progress", "finalizing", "cancelling")
 
 
@@ -100,7 +100,7 @@ class Run:
         """Wait without faults until every client has seen its batches end; False if nothing moves any more."""
         self.ending.set()
         end = time.monotonic() + _QUIET_SECONDS
-        moved, last = time.monotonic(), (0, 0)
+        moved, last = time.monotonic(), self._progress()
         while any(client.thread.is_alive() for client in self.clients):
             self.fleet.keep()
             if (now := self._progress()) != last:
@@ -131,10 +131,10 @@ class Run:
             clients=[client.api() for client in self.clients],
         )
 
-    def _progress(self) -> tuple[int, int]:
+    def _progress(self) -> tuple[int | None, ...]:
         with self._rows() as rows:
-            (moves,) = rows.execute("SELECT count(*) FROM trail_status").fetchone()
-        return moves, self.backend.log.stat().st_size
+            sql = "SELECT (SELECT max(id) FROM trail_status), (SELECT max(id) FROM trail_done)"
+            return tuple(rows.execute(sql).fetchone())
 
     def _leftovers(self) -> list[str]:
         with self._rows() as rows:

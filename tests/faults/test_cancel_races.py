@@ -23,6 +23,7 @@ WINDOW = 16
 LATENCY_MS = 15
 _STOP_SECONDS = 1.0  # after an acknowledged cancel nothing may be sent for longer (design, "Closing")
 _AT_ONCE = 50
+_SIDE_BY_SIDE = 4
 _FINAL = ("completed", "cancelled")
 _CONFLICT = (400, 409)
 _AFTER = (RACES - 1) / (RACES - 3)  # the last race's: the batch has ended
@@ -53,14 +54,17 @@ def test_each_of_twenty_cancels_has_one_outcome(
     client = races.client(server, server.key)
     until(lambda: client.models.list().data, 30.0)
     lines = make_lines("race", ["ok"] * LINES)
-    raced: list[_Race] = []
-    for moment in range(RACES):
+
+    def race(moment: int) -> _Race:
         life = moment / (RACES - 3)  # the last two: while it is sealed, and after its end
-        raced.append(_race(client, server, lines, life, calls=_AT_ONCE if moment % 5 == 0 else 1))
+        return _race(client, server, lines, life, calls=_AT_ONCE if moment % 5 == 0 else 1)
+
+    with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
+        raced = list(pool.map(race, range(RACES)))
     last_send = 0.0
-    for race in raced:
-        last_send = max(last_send, _check(client, witness, race, lines))
-    outcomes = Counter(race.ended for race in raced)
+    for ended in raced:
+        last_send = max(last_send, _check(client, witness, ended, lines))
+    outcomes = Counter(ended.ended for ended in raced)
     with capsys.disabled():
         print(f"\n{RACES} cancels: {dict(outcomes)}, last send {last_send:.2f} s after the answer")  # noqa: T201 - the measure of the promise
     assert set(outcomes) == set(_FINAL), "the moments must cover the batch's life and its end"
