@@ -31,8 +31,9 @@ from batchmill.assemble import Storage, build_clock
 from batchmill.cli.keys import make_key
 from batchmill.store.database import Transaction
 from batchmill.store.migrate import migrate
-from faults.checker import LEFTOVERS, Evidence, check, read_sends
+from faults.checker import LEFTOVERS, check
 from faults.clients import Client
+from faults.evidence import Evidence, read_sends
 from faults.fleet import API, Backend, Fleet, Slot
 from faults.journal import Journal
 from faults.launcher import STALE_SECONDS, Launcher, Site

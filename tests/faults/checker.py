@@ -6,14 +6,10 @@ the API are held against the input, the rows' trail, the bytes on disk, the witn
 
 import bisect
 import hashlib
-import re
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import NamedTuple
 
 from openai import NotFoundError, OpenAI
 from openai.types import Batch
@@ -21,71 +17,12 @@ from openai.types import Batch
 from batchmill.engine.group import GroupBounds
 from batchmill.spec.results import result_id
 from batchmill.spec.states import FINAL, TRANSITIONS, Status
-from faults.input import OUTCOMES, Order
+from faults.evidence import EXECUTED, LEARN_SECONDS, Evidence, Finding, Record
 from faults.journal import Fact
 from faults.launcher import WINDOW
-from faults.nemesis import Inflicted, Kind
+from faults.nemesis import Kind
+from faults.outcome import BatchCheck
 from faults.trail import Trail, bits
-from witness import BAD_REQUEST, answer
-
-_LEARN_SECONDS = 1.0  # after an acknowledged cancel, or after it wakes, a worker may go on sending for so long (R8)
-_NOISE_SECONDS = 1.0  # and here many processes share few cores
-_OK = 200
-_LONE_DEATHS = 3  # a line that kills its worker so often gets `worker_crashed` (R16): we kill them, too
-_RESTS = {"cancelled": "batch_cancelled", "expired": "batch_expired"}
-_LINE = re.compile(rb'\{"id":"(batch_req_[0-9a-f]{32})","custom_id":')
-_SAID = re.compile(rb'"response":null,"error":\{"code":"([a-z_]+)","message":"')
-_EXECUTED = ("ok", "slow", "drip", "400")  # answers that cost an inference engine its work
-
-
-class Send(NamedTuple):
-    """A request as the witness saw it arrive: `epoch` is that of the claim it was sent under."""
-
-    at: float
-    key: str
-    epoch: int
-    sha256: str
-    wish: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """All that a run has left behind."""
-
-    data: Path
-    padding: int
-    orders: Mapping[str, Order]
-    facts: Sequence[Fact]
-    trail: Trail
-    sends: Sequence[Send]
-    inflicted: Sequence[Inflicted]
-    clients: Sequence[OpenAI]
-
-
-@dataclass(slots=True)
-class Finding:
-    """What was wrong, and the figures of what was looked at."""
-
-    violations: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)
-    figures: Counter[str] = field(default_factory=Counter)
-
-    def check(self, holds: bool, invariant: str, example: object = "") -> None:
-        """Count a violation of an invariant unless it holds."""
-        if not holds:
-            self.violations[invariant] += 1
-            self.examples.setdefault(invariant, str(example)[:400])
-
-
-def read_sends(log: Path) -> list[Send]:
-    """Return the witness' log."""
-    found = []
-    for line in log.read_text().splitlines():
-        word, key, request_id, sha256, at, wish = line.split()
-        if word == "start":
-            epoch = int(request_id.rpartition("_")[2].partition("a")[0])
-            found.append(Send(at=float(at), key=key, epoch=epoch, sha256=sha256, wish=wish))
-    return found
 
 
 def check(evidence: Evidence) -> Finding:
@@ -103,7 +40,7 @@ def check(evidence: Evidence) -> Finding:
             batch, client = found.pop(batch_id)
             order = evidence.orders[name]
             sent = {i: sends.pop(result_id(batch_id, line.number), []) for i, line in enumerate(order.lines)}
-            _BatchCheck(
+            BatchCheck(
                 evidence=evidence,
                 finding=finding,
                 client=client,
@@ -121,17 +58,12 @@ def check(evidence: Evidence) -> Finding:
     return finding
 
 
-class _Record(NamedTuple):
-    at: float
-    epoch: int
-
-
-def _recorded(trail: Trail) -> dict[str, dict[int, _Record]]:
+def _recorded(trail: Trail) -> dict[str, dict[int, Record]]:
     """Return for each batch when each line was first recorded, and under which claim."""
-    found: dict[str, dict[int, _Record]] = defaultdict(dict)
+    found: dict[str, dict[int, Record]] = defaultdict(dict)
     for entry in trail.recorded:
         for line in entry.lines():
-            found[entry.batch].setdefault(line, _Record(entry.at, entry.epoch))
+            found[entry.batch].setdefault(line, Record(entry.at, entry.epoch))
     return found
 
 
@@ -139,137 +71,7 @@ def _batches(clients: Sequence[OpenAI]) -> dict[str, tuple[Batch, OpenAI]]:
     return {batch.id: (batch, client) for client in clients for batch in client.batches.list(limit=100)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _BatchCheck:
-    """One batch, and all that was seen of it."""
-
-    evidence: Evidence
-    finding: Finding
-    client: OpenAI
-    batch: Batch
-    order: Order
-    recorded: Mapping[int, _Record]
-    sent: Mapping[int, Sequence[Send]]  # by the line's place in the input
-
-    def run(self) -> None:
-        """Check its sends, its end and its files."""
-        finding, batch = self.finding, self.batch
-        finding.figures["batches"] += 1
-        finding.figures[batch.status] += 1
-        finding.check(batch.status in {*FINAL}, "R7 no batch is stuck", f"{batch.id} {batch.status}")
-        finding.check(batch.status != "failed", "R1 good lines are accepted", f"{batch.id} {batch.errors}")
-        self._check_sends()
-        self._check_last_send()
-        if batch.status not in {*FINAL} or batch.status == "failed":
-            return
-        if batch.request_counts and batch.request_counts.total:
-            self._check_files()
-        else:  # it ended before it was accepted
-            finding.check(batch.status in _RESTS, "R1 a batch that ran has lines", batch.id)
-
-    def _check_sends(self) -> None:
-        for index, line in enumerate(self.order.lines):
-            digest = hashlib.sha256(line.body).hexdigest()
-            same = all(send.sha256 == digest for send in self.sent[index])
-            self.finding.check(same, "R18 bodies arrive as written", line.custom_id)
-        executed = [sum(send.wish in _EXECUTED for send in sends) for sends in self.sent.values()]
-        self.finding.figures["executions"] += sum(executed)
-        self.finding.figures["extra executions"] += sum(max(0, times - 1) for times in executed)
-
-    def _check_last_send(self) -> None:
-        """Nothing is sent a second after a cancel was acknowledged, or once the window has closed."""
-        if not any(self.sent.values()):
-            return
-        last = max(send.at for sends in self.sent.values() for send in sends)
-        cancels = [f.at for f in self.evidence.facts if f.order == self.order.name and f.kind == "cancelled"]
-        moves = [move for move in self.evidence.trail.moves if move.batch == self.batch.id]
-        closed = [move.at for move in moves if move.old == "in_progress"]
-        stops = [i for i in self.evidence.inflicted if i.kind is Kind.STOP and i.until is not None]
-        woken = [stop.until for stop in stops if stop.until is not None and stop.until <= last]
-        for ends, what in ((cancels, "a cancel"), (closed, "the batch has closed")):
-            if ends:
-                late = last - max([min(ends), *woken]) - _LEARN_SECONDS - _NOISE_SECONDS
-                self.finding.check(
-                    late <= 0, f"R8 nothing is sent a second after {what}", f"{self.batch.id} {late:.2f}"
-                )
-
-    def _check_files(self) -> None:
-        """Each line stands once, in one of the two files, as it came and as it was answered."""
-        finding, batch, counts = self.finding, self.batch, self.batch.request_counts
-        if counts is None:
-            raise ValueError(f"{batch.id} has no request_counts")
-        finding.figures["lines"] += counts.total
-        finding.check(counts.total == len(self.order.lines), "R1 every line is counted", batch.id)
-        places = self._check_file("output", batch.output_file_id, counts.completed)
-        places += self._check_file("error", batch.error_file_id, counts.failed)
-        doubled = [index for index, times in Counter(places).items() if times > 1]
-        finding.check(not doubled, "R1 no line is doubled", f"{batch.id} {doubled[:10]}")
-        missing = sorted(set(range(len(self.order.lines))) - set(places))
-        finding.check(not missing, "R1 no line is missing", f"{batch.id} {batch.status} {missing[:10]}")
-        rests = counts.total - len(self.recorded)
-        finding.check(batch.status != "expired" or rests > 0, "an expired batch has an expired line", batch.id)
-
-    def _check_file(self, kind: str, file_id: str | None, count: int) -> list[int]:
-        """Check one of the files, and return the places in the input of its lines."""
-        finding = self.finding
-        finding.check((file_id is None) == (count == 0), "R2 no file without lines", f"{self.batch.id} {kind}")
-        texts = self.client.files.content(file_id).content.split(b"\n") if file_id else [b""]
-        finding.check(texts.pop() == b"", "R15 a file ends with a line end", file_id)
-        finding.check(
-            len(texts) == count, "R2 the counts are the files'", f"{self.batch.id} {kind} {len(texts)} {count}"
-        )
-        lines = {result_id(self.batch.id, line.number).encode(): i for i, line in enumerate(self.order.lines)}
-        places: list[int] = []
-        for text in texts:
-            head = _LINE.match(text)
-            place = lines.get(head[1]) if head else None
-            finding.check(place is not None, "R1 no line is invented", text[:200])
-            if place is not None and head is not None:
-                places.append(place)
-                line = self.order.lines[place]
-                same_id = text.startswith(line.custom_id + b',"response":', head.end())
-                finding.check(same_id, "R18 custom_ids return as written", text[:200])
-                self._check_line(text, place, kind)
-        finding.check(places == sorted(places), "a file is in the order of the input", file_id)
-        return places
-
-    def _check_line(self, text: bytes, place: int, kind: str) -> None:
-        """A line of a file is the rest of a batch that closed early, or else what its backend's answer deserves."""
-        finding, line = self.finding, self.order.lines[place]
-        said = _SAID.search(text)
-        code = said[1].decode() if said else None
-        is_rest = code is not None and code == _RESTS.get(self.batch.status)
-        finding.figures["rests"] += is_rest
-        told = f"{self.batch.id} {self.batch.status} {line.custom_id.decode()} {text[:300]!r}"
-        if is_rest:
-            finding.check(place not in self.recorded, "R8 a recorded result is kept, whatever ends its batch", told)
-            finding.check(kind == "error", "R1 a line is in the right file", told)
-            return
-        finding.check(place in self.recorded, "R4 what is in a file was recorded before", told)
-        if code == "worker_crashed" and self._deaths_over(place) >= _LONE_DEATHS:
-            finding.figures["lines that our own kills made suspect"] += 1
-            return
-        finding.check(bool(self.sent[place]), "R1 no result is invented", told)
-        expected = OUTCOMES[line.behaviour]
-        finding.check(kind == ("output" if expected == _OK else "error"), "R1 a line is in the right file", told)
-        if isinstance(expected, str):
-            finding.check(code == expected, "R13 a line ends as its backend's answers deserve", told)
-        else:
-            answered = b'"response":{"status_code":%d,' % expected in text
-            finding.check(answered, "R13 a line ends as its backend's answers deserve", told)
-            reply = answer(line.body, padding=self.evidence.padding) if expected == _OK else BAD_REQUEST
-            kept = not answered or text.endswith(b',"body":%s},"error":null}' % reply)
-            finding.check(kept, "R18 replies are kept as sent", told)
-
-    def _deaths_over(self, place: int) -> int:
-        """Return how many workers were killed or stopped that had sent this line."""
-        epochs = {send.epoch for send in self.sent[place]}
-        claims = [c for c in self.evidence.trail.claims if c.batch == self.batch.id]
-        owners = {c.owner for c in claims if c.first <= place < c.first + c.lines and c.epoch in epochs}
-        return len(owners & {i.worker for i in self.evidence.inflicted})
-
-
-def _check_claims(evidence: Evidence, finding: Finding, recorded: Mapping[str, Mapping[int, _Record]]) -> None:
+def _check_claims(evidence: Evidence, finding: Finding, recorded: Mapping[str, Mapping[int, Record]]) -> None:
     """A recorded line is never sent again (R4), but by a worker that does not know yet that it lost its claim (R9)."""
     done = {(c.batch, c.first, c.epoch): bits(c.done) for c in evidence.trail.claims}
     owners = {(c.batch, c.first, c.epoch): c.owner for c in evidence.trail.claims}
@@ -292,14 +94,14 @@ def _check_claims(evidence: Evidence, finding: Finding, recorded: Mapping[str, M
         again = line - first in done[batch, first, send.epoch]
         finding.check(not again, "R4 a recorded line is not sent again by a later claim", send)
         record = recorded.get(batch, {}).get(line)
-        if send.wish in _EXECUTED and (record is None or record.epoch != send.epoch):
+        if send.wish in EXECUTED and (record is None or record.epoch != send.epoch):
             in_vain[owners[batch, first, send.epoch]] += 1
         if record is not None and send.at > record.at and record.epoch >= send.epoch:
             finding.check(record.epoch > send.epoch, "R4 a recorded line is not sent again under its claim", send)
             finding.figures["sends under a lost claim"] += 1
             at = bisect.bisect(woken, send.at)
             since = send.at - woken[at - 1] if at else float("inf")
-            learnt = since <= _LEARN_SECONDS + _NOISE_SECONDS
+            learnt = since <= LEARN_SECONDS
             finding.check(learnt, "R9 a worker learns that it lost its claim", f"{since:.2f} s after it woke: {send}")
     most = max(in_vain.values(), default=0)
     finding.figures["most sends in vain of one worker"] = most
@@ -307,7 +109,7 @@ def _check_claims(evidence: Evidence, finding: Finding, recorded: Mapping[str, M
 
 
 def _check_moves(trail: Trail, finding: Finding) -> None:
-    """The states move along the machine (R6), counts never fall (R2), recorded lines stay recorded (R4)."""
+    """The states move along the machine (R6), and recorded lines stay recorded (R4)."""
     allowed = {(old.value, new.value) for old, row in TRANSITIONS.items() for new in row.values() if old is not new}
     allowed |= {(None, Status.VALIDATING.value)}  # type: ignore[arg-type]
     now: dict[str, str | None] = defaultdict(lambda: None)
@@ -317,13 +119,26 @@ def _check_moves(trail: Trail, finding: Finding) -> None:
         finding.check(now[move.batch] == move.old, "R6 no move is lost", move)
         now[move.batch] = move.new
     finding.check(not trail.restamped, "R6 a timestamp is set once", trail.restamped)
-    before: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
-    for batch, total, completed, failed in trail.counts:
-        grown = completed >= before[batch][0] and failed >= before[batch][1]
-        finding.check(grown and completed + failed <= total, "R2 counts never fall nor exceed the total", batch)
-        before[batch] = (completed, failed)
     for entry in trail.recorded:
         finding.check(not bits(entry.old) - bits(entry.new), "R4 what is recorded stays recorded", entry.batch)
+    _check_counts(trail, finding)
+
+
+def _check_counts(trail: Trail, finding: Finding) -> None:
+    """Counts never fall (R2), and while a batch runs they are at every commit what its bitmaps say (R4)."""
+    before: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
+    lines: Counter[str] = Counter()
+    at = 0
+    for now in trail.counts:
+        for entry in trail.recorded[at : now.recorded]:
+            lines[entry.batch] += len(entry.lines())
+        at = max(at, now.recorded)
+        grown = now.completed >= before[now.batch][0] and now.failed >= before[now.batch][1]
+        sound = grown and now.completed + now.failed <= now.total
+        finding.check(sound, "R2 counts never fall nor exceed the total", now)
+        same = now.status in {*FINAL} or now.completed + now.failed == lines[now.batch]
+        finding.check(same, "R4 results and counts change together", f"{now} {lines[now.batch]}")
+        before[now.batch] = (now.completed, now.failed)
 
 
 def _check_journal(evidence: Evidence, finding: Finding, ids: Mapping[str, str]) -> None:

@@ -36,7 +36,7 @@ WORKER_FAULTS = (Kind.KILL, Kind.STOP, Kind.TERM)
 AIMS = ("validating", "finalizing", "cancelling")
 # And a stop in the middle of a group commit, so that the worker wakes with a write under way that comes too late.
 RECORDING = "recording"
-_LOCK_SECONDS = 0.3  # longer than a group waits for its commit
+_LOCK_SECONDS = 0.4  # longer than a group waits for its commit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

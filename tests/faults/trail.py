@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _NOW = "(julianday('now') - 2440587.5) * 86400.0"  # Unix seconds, to the millisecond
 _STAMPS = (
@@ -57,9 +57,11 @@ CREATE TRIGGER trail_recorded AFTER UPDATE OF done ON slice BEGIN
     ({_NOW}, NEW.batch_id, NEW.ordinal, NEW.first, NEW.epoch, OLD.done, NEW.done);
 END;
 
-CREATE TABLE trail_counts (id INTEGER PRIMARY KEY, batch TEXT, total INTEGER, completed INTEGER, failed INTEGER);
+CREATE TABLE trail_counts (id INTEGER PRIMARY KEY, batch TEXT, status TEXT, total INTEGER, completed INTEGER,
+  failed INTEGER, recorded INTEGER);
 CREATE TRIGGER trail_counted AFTER UPDATE OF completed, failed ON batch BEGIN
-  INSERT INTO trail_counts (batch, total, completed, failed) VALUES (NEW.id, NEW.total, NEW.completed, NEW.failed);
+  INSERT INTO trail_counts (batch, status, total, completed, failed, recorded) VALUES
+    (NEW.id, NEW.status, NEW.total, NEW.completed, NEW.failed, (SELECT coalesce(max(id), 0) FROM trail_done));
 END;
 
 -- A short window is ours, not the API's, which knows minutes at least: `metadata.window` is its length in seconds.
@@ -112,6 +114,17 @@ class Recorded:
         return [self.first + i for i in bits(self.new) - bits(self.old)]
 
 
+class Counted(NamedTuple):
+    """A batch's counts were written; `recorded` bitmaps had changed by then, in the order of `Trail.recorded`."""
+
+    batch: str
+    status: str
+    total: int
+    completed: int
+    failed: int
+    recorded: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trail:
     """All of it, in the order of the commits; times on CLOCK_MONOTONIC."""
@@ -119,7 +132,7 @@ class Trail:
     moves: Sequence[Move]
     claims: Sequence[Claimed]
     recorded: Sequence[Recorded]
-    counts: Sequence[tuple[str, int, int, int]]  # batch, total, completed, failed
+    counts: Sequence[Counted]
     restamped: Sequence[str]  # batches of which a timestamp was written twice
     batches_taken_over: int
 
@@ -153,14 +166,13 @@ def read_trail(database: Path) -> Trail:
             "SELECT at, batch, slice, first, lines, epoch, owner, taken_from, done FROM trail_claim ORDER BY id"
         )
         recorded = rows("SELECT at, batch, slice, first, epoch, old, new FROM trail_done ORDER BY id")
+        counts = "SELECT batch, status, total, completed, failed, recorded FROM trail_counts ORDER BY id"
         taken = "SELECT count(*) FROM trail_lease WHERE taken_from IS NOT NULL AND taken_from IS NOT owner"
         return Trail(
             moves=[Move(**dict(zip(Move.__slots__, row, strict=True))) for row in moves],
             claims=[Claimed(**dict(zip(Claimed.__slots__, row, strict=True))) for row in claims],
             recorded=[Recorded(**dict(zip(Recorded.__slots__, row, strict=True))) for row in recorded],
-            counts=connection.execute(
-                "SELECT batch, total, completed, failed FROM trail_counts ORDER BY id"
-            ).fetchall(),
+            counts=[Counted(*row) for row in connection.execute(counts)],
             restamped=[batch for (batch,) in connection.execute("SELECT batch FROM trail_restamped")],
             batches_taken_over=connection.execute(taken).fetchone()[0],
         )
