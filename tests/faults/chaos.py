@@ -25,11 +25,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from batchmill.assemble import Storage, build_clock
 from batchmill.cli.keys import make_key
-from batchmill.store.database import Transaction
+from batchmill.store.batch import stuck_batches, unstick
+from batchmill.store.database import Statements, Transaction
 from batchmill.store.migrate import migrate
 from faults.checker import LEFTOVERS, check
 from faults.clients import Client
@@ -39,6 +40,8 @@ from faults.journal import Journal
 from faults.launcher import STALE_SECONDS, Launcher, Site
 from faults.nemesis import WORKER_FAULTS, Kind, Nemesis, make_schedule
 from faults.trail import Trail, lay_trail, read_trail
+
+T = TypeVar("T")
 
 ORGANISATIONS = ("ants", "bees", "crabs")
 PADDING = 400
@@ -85,12 +88,14 @@ class Run:
 
     plan: Plan
     folder: Path
+    site: Site
     backend: Backend
     fleet: Fleet
     nemesis: Nemesis
     journal: Journal
     clients: Sequence[Client]
     ending: threading.Event
+    unstuck: int = 0
 
     @property
     def database(self) -> Path:
@@ -110,6 +115,16 @@ class Run:
                 return False
             time.sleep(0.05)
         return True
+
+    def start_anew(self) -> None:
+        """Do what a fresh `serve` does: a batch that five workers in a row have died over is tried again."""
+
+        def statements(tx: Transaction) -> int:
+            stuck = len(stuck_batches(tx, limit=1000))
+            unstick(tx)
+            return stuck
+
+        self.unstuck = asyncio.run(_write(self.site, statements))
 
     def clear(self) -> None:
         """Wait until the Sweepers have cleared what no batch needs, then end the workers in good order."""
@@ -154,6 +169,7 @@ def run(plan: Plan, folder: Path) -> Verdict:
     with _built(plan, folder) as running:
         schedule = make_schedule(plan.seed, seconds=plan.seconds, faults=plan.faults, outages=plan.outages)
         running.nemesis.storm(schedule)
+        running.start_anew()
         stormed = time.monotonic() - began
         quiet = running.quiesce()
         quieted = time.monotonic() - began
@@ -183,7 +199,7 @@ def _built(plan: Plan, folder: Path) -> Iterator[Run]:
     backend = Backend(log=folder / "witness.log", padding=PADDING, latency_ms=4)
     site = Site(data=str(data), log=str(log), backend=backend.url, listening=listening.fileno(), planted=plan.planted)
     launcher = Launcher(site)
-    keys = asyncio.run(_prepare(site))
+    keys = asyncio.run(_write(site, _make))
     lay_trail(data / "batchmill.sqlite3")
     fleet = Fleet(launcher, log, [Slot(role="worker") for _ in range(plan.workers)] + [Slot(role=API)])
     fleet.keep()
@@ -205,6 +221,7 @@ def _built(plan: Plan, folder: Path) -> Iterator[Run]:
     yield Run(
         plan=plan,
         folder=folder,
+        site=site,
         backend=backend,
         fleet=fleet,
         nemesis=Nemesis(fleet, backend, data / "batchmill.sqlite3"),
@@ -214,15 +231,15 @@ def _built(plan: Plan, folder: Path) -> Iterator[Run]:
     )
 
 
-async def _prepare(site: Site) -> dict[str, str]:
+def _make(tx: Transaction) -> dict[str, str]:
     """Make the tables and a key for each organisation."""
-    clock = build_clock()
-    storage = Storage(settings=site.settings(), clock=clock)
+    migrate(tx)
+    return {name: make_key(tx, name=name, now=build_clock().now()).key for name in ORGANISATIONS}
 
-    def statements(tx: Transaction) -> dict[str, str]:
-        migrate(tx)
-        return {name: make_key(tx, name=name, now=clock.now()).key for name in ORGANISATIONS}
 
+async def _write(site: Site, statements: Statements[T]) -> T:
+    """Do to the store what no process of the run does."""
+    storage = Storage(settings=site.settings(), clock=build_clock())
     try:
         return await storage.database.write(statements)
     finally:
@@ -247,8 +264,8 @@ def _figures(running: Run, trail: Trail, events: Counter[str]) -> dict[str, floa
         figures[f"kills in {state}"] = sum(state in i.states for i in inflicted if i.kind is Kind.KILL)
     figures["slices taken over"] = trail.slices_taken_over
     figures["batches taken over"] = trail.batches_taken_over
-    figures["stale writes refused"] = events["stale write refused"]
-    figures["stale seals refused"] = events["not sealed: someone was faster"]
+    figures["stale writes refused"] = events["fence refused a commit"]
+    figures["stale seals refused"] = events["fence refused a seal"]
     figures["outages survived"] = sum(
         any(entry.at > each.until for entry in trail.recorded)
         for each in inflicted
@@ -257,6 +274,7 @@ def _figures(running: Run, trail: Trail, events: Counter[str]) -> dict[str, floa
     figures["drains that took too long"] = running.nemesis.unled
     for status, times in running.fleet.own_ends.items():
         figures[f"ended by itself with {status}"] = times
+    figures["batches stuck until the next start"] = running.unstuck
     return dict(figures)
 
 

@@ -22,12 +22,15 @@ from pathlib import Path
 from queue import Queue
 from typing import Any, NoReturn
 
+import structlog
 import uvicorn
 import uvloop
 
-import batchmill.engine.sweeper
 from batchmill.assemble import Storage, build_api, build_backends, build_clock, build_worker
+from batchmill.engine import finalizer, sweeper
+from batchmill.ledger import ledger
 from batchmill.settings import BackendSettings, Settings
+from batchmill.store.database import Transaction
 from batchmill.telemetry import set_up_logs
 from faults.planted import plant
 
@@ -168,13 +171,31 @@ def _be(site: Site, *, role: str, name: str) -> None:
     log = os.open(site.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, sys.stderr.fileno())
     random.seed()  # the zygote's state would be the same in all of them
-    batchmill.engine.sweeper._STALE_SECONDS = STALE_SECONDS  # the run must see the janitor at work
-    batchmill.engine.sweeper._ORPHAN_SECONDS = _ORPHAN_SECONDS
-    plant(site.planted)
+    sweeper._STALE_SECONDS = STALE_SECONDS  # the run must see the janitor at work
+    sweeper._ORPHAN_SECONDS = _ORPHAN_SECONDS
     set_up_logs(process=name, json=True)
+    _tell_refusals()
+    plant(site.planted)
     run = {"api": _api, "worker": _worker}[role]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run(site))
+
+
+def _tell_refusals() -> None:
+    """Log each write that a fence has refused, also where its worker ends before it learns of that."""
+    log = structlog.get_logger("harness")
+
+    def told(write: Callable[..., bool], what: str) -> Callable[..., bool]:
+        def watched(tx: Transaction, **of: Any) -> bool:  # noqa: ANN401 - whatever the write takes
+            stands = write(tx, **of)
+            if not stands:
+                log.info(f"fence refused a {what}")
+            return stands
+
+        return watched
+
+    for room, name, what in ((ledger, "record_done", "commit"), (finalizer, "advance", "seal")):
+        setattr(room, name, told(getattr(room, name), what))
 
 
 async def _api(site: Site) -> None:

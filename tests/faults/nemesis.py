@@ -34,9 +34,9 @@ class Kind(StrEnum):
 WORKER_FAULTS = (Kind.KILL, Kind.STOP, Kind.TERM)
 # States that pass too fast to be hit by chance; a fault that is aimed at one waits until a worker holds it.
 AIMS = ("validating", "finalizing", "cancelling")
-# And a stop in the middle of a group commit, so that the worker wakes with a write under way that comes too late.
-RECORDING = "recording"
-_LOCK_SECONDS = 0.4  # longer than a group waits for its commit
+RECORDING = "recording"  # a group commit is under way
+# A stop that is aimed finds its worker waiting for the database, so that a write comes too late when it wakes.
+_LOCK_SECONDS = 0.4  # longer than a group waits for its commit, or a small batch for its seal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +131,7 @@ class Nemesis:
             self.fleet.end(self.fleet.api, signal.SIGKILL)
             self.inflicted.append(Inflicted(kind=fault.kind, at=now))
         elif fault.aim == RECORDING:
-            self._hold_up(fault, rows)
+            self._hold_up(fault, None, rows)
         elif fault.aim is not None:
             self._armed.append((now + _AIM_SECONDS, fault))
         else:
@@ -145,26 +145,29 @@ class Nemesis:
             slot = next((s for state, o in held if state == fault.aim and (s := self.fleet.slot_of(o))), None)
             if slot is not None or now >= until:
                 self._armed.remove(entry)
-                self._strike(fault, slot, rows)
+                (self._hold_up if fault.kind is Kind.STOP else self._strike)(fault, slot, rows)
 
-    def _hold_up(self, fault: Fault, rows: sqlite3.Connection) -> None:
-        """Let every commit wait for the database's lock for a while, then strike one that holds Slices, and let go."""
+    def _hold_up(self, fault: Fault, slot: Slot | None, rows: sqlite3.Connection) -> None:
+        """Let every write wait for the database's lock for a while, then strike; without a slot one that has Slices."""
         lock = sqlite3.connect(self.database, timeout=0, isolation_level=None)
         try:
             lock.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError:  # a stopped worker has it, perhaps, and only we let that go on
             lock.close()
-            self._at(time.monotonic() + _STEP_SECONDS, lambda: self._hold_up(fault, rows))
+            self._at(time.monotonic() + _STEP_SECONDS, lambda: self._hold_up(fault, slot, rows))
             return
 
         def let_go() -> None:
-            sql = "SELECT DISTINCT slice.owner FROM slice JOIN batch ON id = batch_id WHERE status = 'in_progress'"
-            holders = [s for (owner,) in rows.execute(sql) if owner and (s := self.fleet.slot_of(owner))]
-            self._strike(fault, holders[fault.target % len(holders)] if holders else None, rows)
+            self._strike(fault, slot or self._holder(fault, rows), rows)
             lock.execute("ROLLBACK")
             lock.close()
 
         self._at(time.monotonic() + _LOCK_SECONDS, let_go)
+
+    def _holder(self, fault: Fault, rows: sqlite3.Connection) -> Slot | None:
+        sql = "SELECT DISTINCT slice.owner FROM slice JOIN batch ON id = batch_id WHERE status = 'in_progress'"
+        slots = [slot for (owner,) in rows.execute(sql) if owner and (slot := self.fleet.slot_of(owner))]
+        return slots[fault.target % len(slots)] if slots else None
 
     def _strike(self, fault: Fault, slot: Slot | None, rows: sqlite3.Connection) -> None:
         running = self.fleet.begun
