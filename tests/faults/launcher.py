@@ -31,7 +31,7 @@ from batchmill.engine import finalizer, sweeper
 from batchmill.ledger import ledger
 from batchmill.settings import BackendSettings, Settings
 from batchmill.store.database import Transaction
-from batchmill.telemetry import set_up_logs
+from batchmill.telemetry import Metrics, set_up_logs
 from faults.planted import plant
 
 LEASE = 1.0
@@ -185,17 +185,17 @@ def _tell_refusals() -> None:
     """Log each write that a fence has refused, also where its worker ends before it learns of that."""
     log = structlog.get_logger("harness")
 
-    def told(write: Callable[..., bool], what: str) -> Callable[..., bool]:
+    def told(write: Callable[..., bool], event: str) -> Callable[..., bool]:
         def watched(tx: Transaction, **of: Any) -> bool:  # noqa: ANN401 - whatever the write takes
             stands = write(tx, **of)
             if not stands:
-                log.info(f"fence refused a {what}")
+                log.info(event)
             return stands
 
         return watched
 
-    for room, name, what in ((ledger, "record_done", "commit"), (finalizer, "advance", "seal")):
-        setattr(room, name, told(getattr(room, name), what))
+    ledger.record_done = told(ledger.record_done, "fence refused a commit")  # type: ignore[attr-defined]
+    finalizer.advance = told(finalizer.advance, "fence refused a seal")  # type: ignore[attr-defined]
 
 
 async def _api(site: Site) -> None:
@@ -217,10 +217,12 @@ async def _api(site: Site) -> None:
 
 
 async def _worker(site: Site) -> None:
-    settings, clock = site.settings(), build_clock()
-    storage = Storage(settings=settings, clock=clock)
+    settings, clock, metrics = site.settings(), build_clock(), Metrics()
+    storage = Storage(settings=settings, clock=clock, metrics=metrics)
     backends = build_backends(settings=settings, engine=None, clock=clock)
-    worker = build_worker(settings=settings, storage=storage, backends=backends, clock=clock, alone=False)
+    worker = build_worker(
+        settings=settings, storage=storage, backends=backends, clock=clock, alone=False, metrics=metrics
+    )
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     await worker.run(stopping=stopping, drain=settings.drain)

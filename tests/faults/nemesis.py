@@ -18,6 +18,7 @@ STOP_LEASES = 1.6  # so long a stopped worker sleeps: its leases have lapsed whe
 _AIM_SECONDS = 1.5  # after which a fault that waits for a state takes whom it finds
 _DRAIN_SECONDS = 5.0  # a worker that was told to end and has not by then is killed
 _STEP_SECONDS = 0.002
+_START_SECONDS = 30.0
 _OUTAGES = ("503", "refuse", "hang")
 
 
@@ -97,7 +98,7 @@ class Nemesis:
 
     def storm(self, schedule: Sequence[Fault], *, tired: Callable[[], bool] = lambda: False) -> None:
         """Inflict all of it; `tired` may end it early."""
-        begin = time.monotonic()
+        begin = begun = time.monotonic()
         due = list(reversed(schedule))
         with closing(self._connect()) as rows:
             while (due or self._later or self._armed) and not tired():
@@ -105,8 +106,11 @@ class Nemesis:
                 if due and now >= begin + due[-1].at:
                     if len(self.fleet.begun) > 1:
                         self._begin(due.pop(), rows)
-                    else:  # on a busy machine the storm takes longer: whom nothing can befall, nothing befalls
-                        begin += _STEP_SECONDS
+                        begun = now
+                    elif now < begun + _START_SECONDS:
+                        begin += _STEP_SECONDS  # on a busy machine the storm takes longer: nobody is there to be hit
+                    else:
+                        raise RuntimeError("the workers do not begin: their log says why")
                 while self._later and now >= self._later[0][0]:
                     heapq.heappop(self._later)[2]()
                 if self._armed:
