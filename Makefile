@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check clean lock
+.PHONY: help setup demo test check faults clean lock
 
 help: ## Say what there is.
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -26,6 +26,9 @@ check: .venv/test ## Lint, types and walls; a part of `make test`.
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+faults: .venv/test ## Storms of faults with fresh seeds, then planted bugs: SEED=… MINUTES=… (see tests/faults).
+	PYTHONPATH=tests $(BIN)/python -m faults --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 clean: ## Remove what these commands made, but not batchmill-data.
 	rm -rf .venv demo-results .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage

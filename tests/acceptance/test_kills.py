@@ -173,7 +173,7 @@ def _check_sends(siege: Siege, lines: list[InputLine]) -> int:
     starts = at = 0
     with siege.witness.log.open() as log:
         for entry in log:
-            word, _, _, digest = entry.split()
+            word, _, _, digest, *_ = entry.split()
             if word == "start":
                 last_start[number_of[digest]] = at
                 starts += 1

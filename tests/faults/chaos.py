@@ -1,0 +1,360 @@
+"""One run: processes, clients and a storm of faults in a machine of their own; then the checker, and a verdict.
+
+    PYTHONPATH=src:tests unshare -m -p -n -f --mount-proc --kill-child python -m faults.chaos --seed 1 --seconds 30 …
+
+This is the first process of its namespaces: a signal can reach only what it has started, and all of it ends with it.
+The verdict is one line of JSON on the standard output: `Verdict`.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from batchmill.assemble import Storage, build_clock
+from batchmill.cli.keys import make_key
+from batchmill.store.batch import stuck_batches, unstick
+from batchmill.store.database import Statements, Transaction
+from batchmill.store.migrate import migrate
+from faults.checker import LEFTOVERS, check
+from faults.clients import Client
+from faults.evidence import Evidence, read_sends
+from faults.fleet import API, Backend, Fleet, Slot
+from faults.journal import Journal
+from faults.launcher import STALE_SECONDS, Launcher, Site
+from faults.nemesis import WORKER_FAULTS, Kind, Nemesis, make_schedule
+from faults.trail import Trail, lay_trail, read_trail
+
+T = TypeVar("T")
+
+ORGANISATIONS = ("ants", "bees", "crabs")
+PADDING = 400
+_NAMESPACES = ("unshare", "-m", "-p", "-n", "-f", "--mount-proc", "--kill-child")
+_STUCK_SECONDS = 15.0  # without a line recorded or a batch moved: twice what the longest line takes
+_QUIET_SECONDS = 75.0  # after the storm, until all batches are final
+_STATES = ("validating", "in_progress", "finalizing", "cancelling")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a run is to be; the same plan inflicts the same faults on the same batches."""
+
+    seed: int
+    seconds: float
+    faults: int
+    outages: int = 2
+    workers: int = 4
+    most_lines: int = 1500
+    planted: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Verdict:
+    """What came of a run: it holds if nothing was violated, and counts only if every fault bit (`void` is empty)."""
+
+    plan: Plan
+    violations: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+    void: list[str] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def report(self) -> str:
+        """Return what was inflicted and seen, with the seed that does it again."""
+        figures = ", ".join(f"{name} {figure:g}" for name, figure in self.figures.items())
+        faults = self.figures["worker faults"]
+        mean = self.figures["extra executions"] / faults if faults else 0.0
+        return f"seed {self.plan.seed}: {figures}; {mean:.1f} executions again a fault"
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """The parts of a run, as long as it lasts."""
+
+    plan: Plan
+    folder: Path
+    site: Site
+    backend: Backend
+    fleet: Fleet
+    nemesis: Nemesis
+    journal: Journal
+    clients: Sequence[Client]
+    ending: threading.Event
+    unstuck: int = 0
+
+    @property
+    def database(self) -> Path:
+        """SQLite's file."""
+        return self.folder / "data" / "batchmill.sqlite3"
+
+    def quiesce(self) -> bool:
+        """Wait without faults until every client has seen its batches end; False if nothing moves any more."""
+        self.ending.set()
+        end = time.monotonic() + _QUIET_SECONDS
+        moved, last = time.monotonic(), self._progress()
+        while any(client.thread.is_alive() for client in self.clients):
+            self.fleet.keep()
+            if (now := self._progress()) != last:
+                moved, last = time.monotonic(), now
+            if time.monotonic() > min(end, moved + _STUCK_SECONDS):
+                return False
+            time.sleep(0.05)
+        return True
+
+    def start_anew(self) -> None:
+        """Do what a fresh `serve` does: a batch that five workers in a row have died over is tried again."""
+
+        def statements(tx: Transaction) -> int:
+            stuck = len(stuck_batches(tx, limit=1000))
+            unstick(tx)
+            return stuck
+
+        self.unstuck = asyncio.run(_write(self.site, statements))
+
+    def clear(self) -> None:
+        """Wait until the Sweepers have cleared what no batch needs, then end the workers in good order."""
+        end = time.monotonic() + 2 * STALE_SECONDS
+        while time.monotonic() < end and self._leftovers():
+            self.fleet.keep()
+            time.sleep(0.2)
+        self.fleet.retire(seconds=10.0)
+
+    def evidence(self) -> Evidence:
+        """Return all that there is to look at."""
+        return Evidence(
+            data=self.folder / "data",
+            padding=PADDING,
+            orders={name: order for client in self.clients for name, order in client.orders.items()},
+            facts=list(self.journal.facts()),
+            trail=read_trail(self.database),
+            sends=read_sends(self.backend.log),
+            inflicted=self.nemesis.inflicted,
+            clients=[client.api() for client in self.clients],
+        )
+
+    def _progress(self) -> tuple[int | None, ...]:
+        with self._rows() as rows:
+            sql = "SELECT (SELECT max(id) FROM trail_status), (SELECT max(id) FROM trail_done)"
+            return tuple(rows.execute(sql).fetchone())
+
+    def _leftovers(self) -> list[str]:
+        with self._rows() as rows:
+            left = [what for what, sql in LEFTOVERS.items() if rows.execute(sql).fetchone()]
+            known = {key for (key,) in rows.execute("SELECT key FROM blob")}
+        stored = {path.name for path in (self.folder / "data" / "blobs").glob("*/*")}
+        return left + sorted(stored - known)
+
+    def _rows(self) -> closing[sqlite3.Connection]:
+        return closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=30))
+
+
+def run(plan: Plan, folder: Path) -> Verdict:
+    """Do all of it."""
+    began = time.monotonic()
+    with _built(plan, folder) as running:
+        schedule = make_schedule(plan.seed, seconds=plan.seconds, faults=plan.faults, outages=plan.outages)
+        running.nemesis.storm(schedule)
+        running.start_anew()
+        stormed = time.monotonic() - began
+        quiet = running.quiesce()
+        quieted = time.monotonic() - began
+        if quiet:
+            running.clear()
+        evidence = running.evidence()
+        finding = check(evidence)
+        finding.check(quiet, "R7 everything comes to its end", "nothing moves any more")
+        for client in running.clients:
+            finding.check(client.fault is None, "the API answers", repr(client.fault))
+        events = Counter(entry.get("event", "?") for entry in _log(running.fleet.log))
+    verdict = Verdict(plan=plan, violations=dict(finding.violations), examples=finding.examples)
+    verdict.figures = dict(finding.figures) | _figures(running, evidence.trail, events)
+    times = {"storm": stormed, "until all was final": quieted, "in all": time.monotonic() - began}
+    verdict.figures |= {f"seconds {what}": round(seconds, 1) for what, seconds in times.items()}
+    verdict.void = sorted(_what_did_not_bite(running, verdict.figures))
+    return verdict
+
+
+@contextlib.contextmanager
+def _built(plan: Plan, folder: Path) -> Iterator[Run]:
+    """Build everything: what is forked first, then what has threads."""
+    data, log = folder / "data", folder / "processes.log"
+    data.mkdir()
+    log.touch()
+    listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    backend = Backend(log=folder / "witness.log", padding=PADDING, latency_ms=4)
+    site = Site(data=str(data), log=str(log), backend=backend.url, listening=listening.fileno(), planted=plan.planted)
+    launcher = Launcher(site)
+    keys = asyncio.run(_write(site, _make))
+    lay_trail(data / "batchmill.sqlite3")
+    fleet = Fleet(launcher, log, [Slot(role="worker") for _ in range(plan.workers)] + [Slot(role=API)])
+    fleet.keep()
+    journal, ending = Journal(folder / "journal"), threading.Event()
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+    clients = [
+        Client(
+            name=name,
+            key=key,
+            url=url,
+            journal=journal,
+            seed=plan.seed * len(keys) + place,
+            most_lines=plan.most_lines,
+            ending=ending,
+            poisoned=plan.planted == "poison",
+        )
+        for place, (name, key) in enumerate(keys.items())
+    ]
+    yield Run(
+        plan=plan,
+        folder=folder,
+        site=site,
+        backend=backend,
+        fleet=fleet,
+        nemesis=Nemesis(fleet, backend, data / "batchmill.sqlite3"),
+        journal=journal,
+        clients=clients,
+        ending=ending,
+    )
+
+
+def _make(tx: Transaction) -> dict[str, str]:
+    """Make the tables and a key for each organisation."""
+    migrate(tx)
+    return {name: make_key(tx, name=name, now=build_clock().now()).key for name in ORGANISATIONS}
+
+
+async def _write(site: Site, statements: Statements[T]) -> T:
+    """Do to the store what no process of the run does."""
+    storage = Storage(settings=site.settings(), clock=build_clock())
+    try:
+        return await storage.database.write(statements)
+    finally:
+        await storage.database.close()
+
+
+def _log(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the processes' log; what is no JSON is a traceback or another library's warning."""
+    for line in path.read_text(errors="replace").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            entry = json.loads(line)
+            if isinstance(entry, dict):
+                yield entry
+
+
+def _figures(running: Run, trail: Trail, events: Counter[str]) -> dict[str, float]:
+    """Return what was inflicted and what it did."""
+    inflicted = running.nemesis.inflicted
+    figures: dict[str, float] = {kind.value: sum(each.kind is kind for each in inflicted) for kind in Kind}
+    figures["worker faults"] = sum(each.kind in WORKER_FAULTS for each in inflicted)
+    for state in _STATES:
+        figures[f"kills in {state}"] = sum(state in i.states for i in inflicted if i.kind is Kind.KILL)
+    figures["slices taken over"] = trail.slices_taken_over
+    figures["batches taken over"] = trail.batches_taken_over
+    figures["stale writes refused"] = events["fence refused a commit"]
+    figures["stale seals refused"] = events["fence refused a seal"]
+    figures["outages survived"] = sum(
+        any(entry.at > each.until for entry in trail.recorded)
+        for each in inflicted
+        if each.kind is Kind.OUTAGE and each.until is not None
+    )
+    figures["drains that took too long"] = running.nemesis.unled
+    for status, times in running.fleet.own_ends.items():
+        figures[f"ended by itself with {status}"] = times
+    figures["batches stuck until the next start"] = running.unstuck
+    return dict(figures)
+
+
+def _what_did_not_bite(running: Run, figures: dict[str, float]) -> Iterator[str]:
+    """Yield what makes the run void: a fault that was armed and was never seen to bite."""
+    planned = make_schedule(
+        running.plan.seed, seconds=running.plan.seconds, faults=running.plan.faults, outages=running.plan.outages
+    )
+    for kind in Kind:
+        if figures.get(kind.value, 0) < sum(fault.kind is kind for fault in planned):
+            yield f"not every {kind.value} was inflicted"
+    for state in _STATES:
+        if not figures[f"kills in {state}"]:
+            yield f"no worker was killed over a batch in {state}"
+    if not figures["slices taken over"]:
+        yield "no lease was taken over"
+    if not figures["stale writes refused"]:
+        yield "no stale write was refused"
+    if figures["outages survived"] < running.plan.outages:
+        yield "not every outage was survived"
+    if not figures.get("cancelled") or not figures.get("expired") or not figures.get("completed"):
+        yield "no batch was completed, or cancelled, or expired"
+    if not any(send.wish in ("429", "500", "rst", "garbage") for send in read_sends(running.backend.log)):
+        yield "no line was tried again"
+
+
+def _raise_loopback() -> None:
+    """Bring the namespace's own loopback up: a new one is down."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        name, up, get, put = b"lo", 0x1, 0x8913, 0x8914  # IFF_UP, SIOCGIFFLAGS, SIOCSIFFLAGS
+        request = fcntl.ioctl(any_socket, get, struct.pack("16sH14x", name, 0))
+        flags = struct.unpack("16sH14x", request)[1]
+        fcntl.ioctl(any_socket, put, struct.pack("16sH14x", name, flags | up))
+
+
+def not_permitted() -> str | None:
+    """Say why this machine gives no namespaces; None if it does."""
+    if shutil.which(_NAMESPACES[0]) is None:
+        return f"{_NAMESPACES[0]} is not installed"
+    tried = subprocess.run([*_NAMESPACES, "true"], capture_output=True, text=True, check=False)
+    return None if tried.returncode == 0 else tried.stderr.strip()
+
+
+def run_enclosed(plan: Plan, folder: Path) -> Verdict:
+    """Do a run in namespaces of its own, and return its verdict; what it leaves behind is in the folder.
+
+    Raises:
+        CalledProcessError: it broke down; why is on the standard error.
+    """
+    tests = Path(__file__).parents[1]
+    paths = [str(tests), *filter(None, [os.environ.get("PYTHONPATH")])]
+    words = [word for name, value in asdict(plan).items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    done = subprocess.run(
+        [*_NAMESPACES, sys.executable, "-m", "faults.chaos", "--folder", str(folder), *words],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    said = json.loads(done.stdout)
+    return Verdict(**{**said, "plan": Plan(**said["plan"])})
+
+
+def _main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("--folder", type=Path, required=True)
+    options.add_argument("--seed", type=int, required=True)
+    options.add_argument("--seconds", type=float, required=True)
+    options.add_argument("--faults", type=int, required=True)
+    options.add_argument("--outages", type=int, default=2)
+    options.add_argument("--workers", type=int, default=4)
+    options.add_argument("--most-lines", type=int, default=1500)
+    options.add_argument("--planted", default="")
+    given = vars(options.parse_args())
+    folder = given.pop("folder")
+    _raise_loopback()
+    verdict = run(Plan(**given), folder)
+    sys.stdout.write(json.dumps(asdict(verdict)) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,222 @@
+"""What goes wrong, and when: one seed makes a list of faults, which are then inflicted on the processes of a run."""
+
+import heapq
+import random
+import signal
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from faults.fleet import Backend, Fleet, Slot
+from faults.launcher import LEASE
+
+STOP_LEASES = 1.6  # so long a stopped worker sleeps: its leases have lapsed when it wakes
+_AIM_SECONDS = 1.5  # after which a fault that waits for a state takes whom it finds
+_DRAIN_SECONDS = 5.0  # a worker that was told to end and has not by then is killed
+_STEP_SECONDS = 0.002
+_START_SECONDS = 30.0
+_OUTAGES = ("503", "refuse", "hang")
+
+
+class Kind(StrEnum):
+    """What is inflicted."""
+
+    KILL = "kill"
+    STOP = "stop"
+    TERM = "term"
+    API_KILL = "api kill"
+    OUTAGE = "outage"
+
+
+WORKER_FAULTS = (Kind.KILL, Kind.STOP, Kind.TERM)
+# States that pass too fast to be hit by chance; a fault that is aimed at one waits until a worker holds it.
+AIMS = ("validating", "finalizing", "cancelling")
+RECORDING = "recording"  # a group commit is under way
+# A stop that is aimed finds its worker waiting for the database, so that a write comes too late when it wakes.
+_LOCK_SECONDS = 0.4  # longer than a group waits for its commit, or a small batch for its seal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One thing that goes wrong `at` seconds after the storm began."""
+
+    at: float
+    kind: Kind
+    target: int = 0  # which of the workers that run then
+    aim: str | None = None
+    mode: str = ""  # of an outage
+    seconds: float = 0.0  # that it lasts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inflicted:
+    """A fault as it happened: to which worker, and what that was doing. Times on CLOCK_MONOTONIC."""
+
+    kind: Kind
+    at: float
+    until: float | None = None  # when a stopped worker went on
+    worker: str | None = None
+    states: frozenset[str] = frozenset()  # of the batches that it held
+
+
+def make_schedule(seed: int, *, seconds: float, faults: int, outages: int) -> list[Fault]:
+    """Return that many faults on workers, some on the API and that many outages, over this time, in order."""
+    draw = random.Random(seed)  # noqa: S311 - it must be the same again
+    found: list[Fault] = []
+    for _ in range(faults):
+        kind = draw.choices(WORKER_FAULTS, weights=(60, 25, 15))[0]
+        aim = draw.choice(AIMS) if draw.random() < 0.25 else None
+        found.append(Fault(at=draw.uniform(0, seconds), kind=kind, target=draw.randrange(1 << 16), aim=aim))
+    found += [Fault(at=draw.uniform(0, seconds), kind=Kind.API_KILL) for _ in range(max(1, round(seconds / 8)))]
+    for number in range(outages - 1):
+        at = (number + draw.random()) * seconds / outages  # one in each part, so that they do not run into each other
+        mode = _OUTAGES[number % len(_OUTAGES)]
+        found.append(Fault(at=at, kind=Kind.OUTAGE, mode=mode, seconds=draw.uniform(2.0, 4.0)))
+    if not outages:
+        return sorted(found, key=lambda fault: fault.at)
+    # The last one outlives the storm: nobody is started afresh any more, so each worker must find back by itself.
+    found.append(Fault(at=seconds, kind=Kind.OUTAGE, mode=draw.choice(_OUTAGES), seconds=2.5))
+    return sorted(found, key=lambda fault: fault.at)
+
+
+@dataclass(slots=True)
+class Nemesis:
+    """Inflicts a schedule, and writes down what it did."""
+
+    fleet: Fleet
+    backend: Backend
+    database: Path
+    inflicted: list[Inflicted] = field(default_factory=list)
+    unled: int = 0  # workers that did not end within their drain, and were killed
+    _later: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
+    _armed: list[tuple[float, Fault]] = field(default_factory=list)
+    _counted: int = 0
+
+    def storm(self, schedule: Sequence[Fault], *, tired: Callable[[], bool] = lambda: False) -> None:
+        """Inflict all of it; `tired` may end it early."""
+        begin = begun = time.monotonic()
+        due = list(reversed(schedule))
+        with closing(self._connect()) as rows:
+            while (due or self._later or self._armed) and not tired():
+                now = time.monotonic()
+                if due and now >= begin + due[-1].at:
+                    if len(self.fleet.begun) > 1:
+                        self._begin(due.pop(), rows)
+                        begun = now
+                    elif now < begun + _START_SECONDS:
+                        begin += _STEP_SECONDS  # on a busy machine the storm takes longer: nobody is there to be hit
+                    else:
+                        raise RuntimeError("the workers do not begin: their log says why")
+                while self._later and now >= self._later[0][0]:
+                    heapq.heappop(self._later)[2]()
+                if self._armed:
+                    self._aim(rows, now)
+                self.fleet.keep()
+                time.sleep(_STEP_SECONDS)
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=30, isolation_level=None)
+
+    def _at(self, at: float, call: Callable[[], None]) -> None:
+        self._counted += 1
+        heapq.heappush(self._later, (at, self._counted, call))
+
+    def _begin(self, fault: Fault, rows: sqlite3.Connection) -> None:
+        now = time.monotonic()
+        if fault.kind is Kind.OUTAGE:
+            self.backend.tell(fault.mode)
+            self._at(now + fault.seconds, lambda: self.backend.tell("ok"))
+            self.inflicted.append(Inflicted(kind=fault.kind, at=now, until=now + fault.seconds))
+        elif fault.kind is Kind.API_KILL:
+            self.fleet.end(self.fleet.api, signal.SIGKILL)
+            self.inflicted.append(Inflicted(kind=fault.kind, at=now))
+        elif fault.aim == RECORDING:
+            self._hold_up(fault, None, rows)
+        elif fault.aim is not None:
+            self._armed.append((now + _AIM_SECONDS, fault))
+        else:
+            self._strike(fault, None, rows)
+
+    def _aim(self, rows: sqlite3.Connection, now: float) -> None:
+        """Strike the holder of a batch in the state that a fault waits for, or anyone once it has waited enough."""
+        held = rows.execute("SELECT status, owner FROM batch WHERE owner IS NOT NULL").fetchall()
+        for entry in list(self._armed):
+            until, fault = entry
+            slot = next((s for state, o in held if state == fault.aim and (s := self.fleet.slot_of(o))), None)
+            if slot is not None or now >= until:
+                self._armed.remove(entry)
+                (self._hold_up if fault.kind is Kind.STOP else self._strike)(fault, slot, rows)
+
+    def _hold_up(self, fault: Fault, slot: Slot | None, rows: sqlite3.Connection) -> None:
+        """Let every write wait for the database's lock for a while, then strike; without a slot one that has Slices."""
+        lock = sqlite3.connect(self.database, timeout=0, isolation_level=None)
+        try:
+            lock.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:  # a stopped worker has it, perhaps, and only we let that go on
+            lock.close()
+            self._at(time.monotonic() + _STEP_SECONDS, lambda: self._hold_up(fault, slot, rows))
+            return
+
+        def let_go() -> None:
+            self._strike(fault, slot or self._holder(fault, rows), rows)
+            lock.execute("ROLLBACK")
+            lock.close()
+
+        self._at(time.monotonic() + _LOCK_SECONDS, let_go)
+
+    def _holder(self, fault: Fault, rows: sqlite3.Connection) -> Slot | None:
+        sql = "SELECT DISTINCT slice.owner FROM slice JOIN batch ON id = batch_id WHERE status = 'in_progress'"
+        slots = [slot for (owner,) in rows.execute(sql) if owner and (slot := self.fleet.slot_of(owner))]
+        return slots[fault.target % len(slots)] if slots else None
+
+    def _strike(self, fault: Fault, slot: Slot | None, rows: sqlite3.Connection) -> None:
+        running = self.fleet.begun
+        if slot is None or slot not in running:
+            if not running:
+                self._at(time.monotonic() + _STEP_SECONDS, lambda: self._strike(fault, None, rows))
+                return
+            slot = running[fault.target % len(running)]
+        now = time.monotonic()
+        if fault.kind is Kind.STOP:
+            self._stop(slot, now)
+        elif fault.kind is Kind.TERM:
+            self.fleet.end(slot, signal.SIGTERM)
+            self._at(now + _DRAIN_SECONDS, lambda pid=slot.pid: self._give_up(slot, pid))  # type: ignore[misc]
+        else:
+            self.fleet.end(slot, signal.SIGKILL)
+        worker = self.fleet.worker_id(slot)
+        until = now + STOP_LEASES * LEASE if fault.kind is Kind.STOP else None
+        self.inflicted.append(
+            Inflicted(kind=fault.kind, at=now, until=until, worker=worker, states=_states(rows, worker))
+        )
+        if fault.kind is not Kind.STOP:
+            slot.stopped = True  # no target any more
+
+    def _stop(self, slot: Slot, now: float) -> None:
+        self.fleet.signal(slot, signal.SIGSTOP)
+        slot.stopped = True
+        self._at(now + STOP_LEASES * LEASE, lambda pid=slot.pid: self._go_on(slot, pid))  # type: ignore[misc]
+
+    def _go_on(self, slot: Slot, pid: int | None) -> None:
+        if slot.pid == pid:
+            slot.stopped = False
+            self.fleet.signal(slot, signal.SIGCONT)
+
+    def _give_up(self, slot: Slot, pid: int | None) -> None:
+        if slot.pid == pid and pid is not None:
+            self.unled += 1
+            self.fleet.end(slot, signal.SIGKILL)
+
+
+def _states(rows: sqlite3.Connection, worker: str | None) -> frozenset[str]:
+    """Return the states of the batches that a worker holds, in whole or a Slice of them."""
+    sql = (
+        "SELECT status FROM batch WHERE owner = :worker AND status != 'in_progress' UNION"
+        " SELECT status FROM slice JOIN batch ON batch.id = batch_id"
+        " WHERE slice.owner = :worker AND status = 'in_progress'"
+    )
+    return frozenset(status for (status,) in rows.execute(sql, {"worker": worker}))

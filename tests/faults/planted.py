@@ -1,0 +1,302 @@
+"""Known bugs, put into a process of the harness by name, to see that the harness finds them.
+
+Nothing in the product knows of this: each bug replaces functions in the process that was told to have it. A bug that
+cannot be planted any more, since what it replaces has gone, fails loudly with an AttributeError.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
+from typing import Any
+
+from sqlalchemy import select, update
+
+import batchmill.api.batches as api_batches
+from batchmill.backends.backend import Call, Reply
+from batchmill.backends.http import HttpBackend
+from batchmill.engine import feed, finalizer, sender, sweeper, validation
+from batchmill.ledger import ledger, merge
+from batchmill.schedule.pace import Pace
+from batchmill.schedule.retry import Fault, GaveUp, Later
+from batchmill.spec.lines import Envelope, RawLine
+from batchmill.spec.states import STAMP, Status, next_status
+from batchmill.store.database import Transaction
+from batchmill.store.tables import batch, slice_
+
+_POISON = re.compile(rb'"content" ?: ?"poison-')
+
+
+def plant(name: str) -> None:
+    """Put this bug into the present process; "" is none."""
+    if name:
+        PLANTED[name]()
+
+
+def _taken(room: Any, name: str) -> Any:  # noqa: ANN401 - any module or class
+    """Return what is about to be replaced: a room's imports are not for others, save here."""
+    return getattr(room, name)
+
+
+def _replace(room: Any, name: str, new: Callable[..., Any]) -> None:  # noqa: ANN401 - any module or class
+    if not hasattr(room, name):
+        raise AttributeError(f"{room} has no {name} any more: this bug must be planted elsewhere")
+    setattr(room, name, new)
+
+
+def _write_unfenced(tx: Transaction, *, batch_id: str, ordinal: int, done: bytes, closed: bool) -> bool:
+    values: dict[str, object] = {"done": done}
+    if closed:
+        values |= {"open": False, "owner": None, "lease_until": None}
+    mine = (slice_.c.batch_id == batch_id, slice_.c.ordinal == ordinal)
+    return tx.connection.execute(update(slice_).where(*mine).values(values)).rowcount == 1
+
+
+def no_fence() -> None:
+    """Whoever has Results writes them, whatever the epoch."""
+
+    def record_done(tx: Transaction, *, epoch: int, **held: Any) -> bool:  # noqa: ANN401, ARG001
+        return _write_unfenced(tx, **held)
+
+    _replace(ledger, "record_done", record_done)
+
+
+def fence_in_python() -> None:
+    """The epoch is looked at before the group commit, not by the statement that writes."""
+    commit = ledger.Ledger.commit
+
+    async def checked(self: Any, portions: Any) -> Any:  # noqa: ANN401
+        def epochs(tx: Transaction) -> dict[tuple[str, int], int]:
+            rows = tx.connection.execute(select(slice_.c.batch_id, slice_.c.ordinal, slice_.c.epoch))
+            return {(row.batch_id, row.ordinal): row.epoch for row in rows}
+
+        now = await self._database.read(epochs)
+        stand = [p for p in portions if now.get((p.slice.batch_id, p.slice.ordinal)) == p.slice.epoch]
+        fallen = {(p.slice.batch_id, p.slice.ordinal) for p in portions} - {
+            (p.slice.batch_id, p.slice.ordinal) for p in stand
+        }
+        return await commit(self, stand) | fallen
+
+    no_fence()
+    _replace(ledger.Ledger, "commit", checked)
+
+
+def two_transactions() -> None:
+    """The Results are written in one transaction, what they add up to in the next."""
+    commit, counted, pending = ledger.Ledger.commit, ledger._count, []
+
+    def postponed(tx: Transaction, standing: Any, *, now: int) -> dict[str, int]:  # noqa: ANN401
+        pending.append((standing, now))
+        ids = {portion.slice.batch_id for portion in standing}
+        rows = tx.connection.execute(select(batch.c.id, batch.c.seq).where(batch.c.id.in_(ids)))
+        return {row.id: row.seq + 1 for row in rows}
+
+    async def in_two(self: Any, portions: Any) -> Any:  # noqa: ANN401
+        fallen = await commit(self, portions)
+        while pending:
+            standing, now = pending.pop()
+            await self._database.write(lambda tx, s=standing, n=now: counted(tx, s, now=n))
+        return fallen
+
+    _replace(ledger, "_count", postponed)
+    _replace(ledger.Ledger, "commit", in_two)
+
+
+def recorded_lines_sent_again() -> None:
+    """The bitmap of a Slice that is taken over is not looked at."""
+    work = feed.Work.__init__
+
+    def forgetful(self: Any, *, claim: Any, once: bool) -> None:  # noqa: ANN401
+        held = claim.slice
+        work(self, claim=_changed(claim, slice=_changed(held, done=bytes(len(held.done)))), once=once)
+
+    _replace(feed.Work, "__init__", forgetful)
+
+
+def _changed(frozen: Any, **values: Any) -> Any:  # noqa: ANN401
+    return type(frozen)(**{name: getattr(frozen, name) for name in frozen.__slots__} | values)
+
+
+def record_skipped() -> None:
+    """Every other group commit forgets its bitmaps."""
+    kept, turns = _taken(ledger, "record_done"), count()
+
+    def record_done(tx: Transaction, **held: Any) -> bool:  # noqa: ANN401
+        return bool(next(turns) % 2 == 0 and not held["closed"]) or bool(kept(tx, **held))
+
+    _replace(ledger, "record_done", record_done)
+
+
+def cancel_overwrites() -> None:
+    """A cancel moves a batch from wherever it is."""
+
+    def move(tx: Transaction, mine: str, batch_id: str, *, now: int) -> Any:  # noqa: ANN401
+        this = update(batch).where(batch.c.id == batch_id)
+        tx.connection.execute(this.values(status=Status.CANCELLING.value, cancelling_at=now))
+        return _taken(api_batches, "find_batch")(tx, organisation_id=mine, batch_id=batch_id)
+
+    _replace(api_batches, "_cancel", move)
+
+
+def finalize_once_only() -> None:
+    """The keys of result files do not carry the Finalizer's epoch: a second one finds the first one's."""
+    _replace(finalizer, "_key", lambda batch_, kind: f"{batch_.id}-{finalizer._KINDS[kind]}")
+
+
+def sealed_twice() -> None:
+    """The seal expects no status and no epoch: two Finalizers publish two pairs of Files."""
+
+    def advance(tx: Transaction, *, batch_id: str, status: Any, event: Any, now: int, values: Any, **_: Any) -> bool:  # noqa: ANN401
+        target = next_status(status, event)
+        if target is None:
+            raise ValueError(event)
+        changed = {**values, "status": target.value, STAMP[target]: now}
+        tx.connection.execute(update(batch).where(batch.c.id == batch_id).values(changed))
+        return True
+
+    _replace(finalizer, "advance", advance)
+
+
+def expiry_drops_results() -> None:
+    """What was done before the window closed is written as expired."""
+    written = _taken(finalizer, "merge_results")
+
+    def merge_results(*, slices: Any, segments: Any, rest: Any, **of: Any) -> Iterator[Any]:  # noqa: ANN401
+        if rest.code == "batch_expired" and any(not _is_whole(held) for held in slices):
+            slices = [_changed(held, done=bytes(len(held.done))) for held in slices]
+            segments = []
+        yield from written(slices=slices, segments=segments, rest=rest, **of)
+
+    _replace(finalizer, "merge_results", merge_results)
+
+
+def _is_whole(held: Any) -> bool:  # noqa: ANN401
+    return sum(byte.bit_count() for byte in held.done) == int(held.lines)
+
+
+def done_line_expired() -> None:
+    """The last Result of each Slice that is not whole is written as its rest, too late to be the line's."""
+    found = merge._results_of_slice
+
+    def short(*, held: Any, **of: Any) -> dict[int, Any]:  # noqa: ANN401
+        results = found(held=held, **of)
+        if 0 < len(results) < held.lines:
+            results.popitem()
+        return results
+
+    _replace(merge, "_results_of_slice", short)
+
+
+def cancel_drops_open_lines() -> None:
+    """A line that was in flight when its batch was cancelled is in neither file."""
+    written = _taken(finalizer, "merge_results")
+
+    def merge_results(*, rest: Any, **of: Any) -> Iterator[Any]:  # noqa: ANN401
+        for result in written(rest=rest, **of):
+            if result.attempts or rest.code != "batch_cancelled" or result.index % 16:
+                yield result
+
+    _replace(finalizer, "merge_results", merge_results)
+
+
+def finalizer_does_not_fence() -> None:
+    """A commit may slip in after the Finalizer has read."""
+    _replace(finalizer, "fence_slices", lambda tx, **of: None)  # noqa: ARG005
+
+
+def sweeper_takes_the_living() -> None:
+    """Bytes without a row are removed although they may be on their way."""
+    _replace(sweeper, "_STALE_SECONDS", -60)  # type: ignore[arg-type]
+    _replace(sweeper, "_ORPHAN_SECONDS", 0.5)  # type: ignore[arg-type]
+
+
+def body_written_anew() -> None:
+    """The body is read and written again on its way."""
+    split = _taken(sender, "split_envelope")
+
+    def split_envelope(text: bytes) -> Envelope:
+        envelope: Envelope = split(text)
+        return envelope._replace(body=json.dumps(json.loads(envelope.body)).encode())
+
+    _replace(sender, "split_envelope", split_envelope)
+
+
+def lines_of_text() -> None:
+    """Lines end wherever `str.splitlines` says, not at line feeds alone."""
+
+    def read_lines(readline: Callable[[int], bytes], max_line_bytes: int) -> Iterator[RawLine]:
+        at = 0
+        content = b"".join(iter(lambda: readline(max_line_bytes), b"")).decode()
+        for number, line in enumerate(content.splitlines(keepends=True), start=1):
+            size = len(line.encode())
+            if line.strip():
+                yield RawLine(number, at, line.rstrip("\r\n\u2028\u0085").encode(), over=False)
+            at += size
+
+    _replace(validation, "read_lines", read_lines)
+
+
+def outage_costs_attempts() -> None:
+    """A backend that is away is the line's own fault, and one try is enough."""
+    judged = _taken(sender, "judge")
+
+    def judge(*, status: int | None, fault: Fault | None, **of: Any) -> Any:  # noqa: ANN401
+        verdict = judged(status=status, fault=fault, **of)
+        if isinstance(verdict, Later) and verdict.unwell:
+            return GaveUp(code="upstream_unavailable", message="The model server gave no answer.")
+        return verdict
+
+    _replace(sender, "judge", judge)
+
+
+def circuit_stays_open() -> None:
+    """A probe that succeeds is not believed."""
+    _replace(Pace, "probed", lambda self, ok, now: None)  # noqa: ARG005
+
+
+def waiting_line_forgotten() -> None:
+    """A line that was answered 429 is not taken back."""
+    put_back = feed.Feed.put_back
+
+    def forgetful(self: Any, request: Any, *, at: float) -> None:  # noqa: ANN401
+        if request.attempts or request.doubted is not None or request.falls:
+            put_back(self, request, at=at)
+
+    _replace(feed.Feed, "put_back", forgetful)
+
+
+def poison() -> None:
+    """Not a bug of ours: the answer to a line whose prompt begins with `poison` ends its worker's process."""
+    sent = HttpBackend.send
+
+    async def send(self: HttpBackend, call: Call) -> Reply:
+        reply = await sent(self, call)
+        if _POISON.search(call.body):
+            os._exit(9)
+        return reply
+
+    _replace(HttpBackend, "send", send)
+
+
+BUGS: tuple[Callable[[], None], ...] = (
+    no_fence,
+    fence_in_python,
+    two_transactions,
+    recorded_lines_sent_again,
+    record_skipped,
+    cancel_overwrites,
+    finalize_once_only,
+    sealed_twice,
+    expiry_drops_results,
+    done_line_expired,
+    cancel_drops_open_lines,
+    finalizer_does_not_fence,
+    sweeper_takes_the_living,
+    body_written_anew,
+    lines_of_text,
+    outage_costs_attempts,
+    circuit_stays_open,
+    waiting_line_forgotten,
+)
+PLANTED: Mapping[str, Callable[[], None]] = {bug.__name__: bug for bug in (*BUGS, poison)}
