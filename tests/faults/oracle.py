@@ -141,8 +141,8 @@ class Oracle:
             for stamp in _STAMPS:
                 hold(before[stamp] in (None, row[stamp]), f"{batch_id}: {stamp} was written twice")
 
-    def sends(self, worker_id: str, call: Call, *, woke: bool) -> None:
-        """Look at a send; `woke` if its process just went on after a stop: it cannot know what happened since."""
+    def sends(self, worker_id: str, call: Call, *, awake: float) -> None:
+        """Look at a send; `awake` is the time since its process last went on: it cannot know what happened before."""
         line = self.lines[call.idempotency_key]
         account = self.batches[line.batch_id]
         line.sends += 1
@@ -157,11 +157,11 @@ class Oracle:
         )
         mine = bool(found) and found[0]["epoch"] == int(attempt[1])
         hold(not (mine and line.text is not None), f"{line.custom_id} is sent again by the owner who knows its Result")
-        hold(woke or self.clock.now() < account.expires_at, f"{line.custom_id} is sent after its window")
+        hold(awake == 0.0 or self.clock.now() < account.expires_at, f"{line.custom_id} is sent after its window")
         assert account.seen is not None
-        idle = self.clock.boot() - account.status_at
+        late = min(awake, self.clock.boot() - account.status_at)
         closing = account.seen["status"] != Status.IN_PROGRESS
-        hold(woke or not mine or not closing or idle < _STOPS_SENDING, f"{line.custom_id} is sent {idle} s after the end")
+        hold(not closing or late < _STOPS_SENDING, f"{line.custom_id} is sent {late} s after its batch closed")
 
     def excuse_sent(self, worker_id: str) -> None:
         """A worker died: what it sent and nobody recorded may be sent once more (R5)."""
@@ -210,7 +210,10 @@ class Oracle:
         places = {line.custom_id: line for line in lines}
         for kind, entries in found.items():
             ids = [entry["custom_id"] for entry in entries]
-            hold(ids == [i for i in places if i in set(ids)], f"{batch_id}: {kind} is not in input order, or has too much")
+            hold(
+                ids == [i for i in places if i in set(ids)],
+                f"{batch_id}: {kind} is not in input order, or has too much",
+            )
         ids = [entry["custom_id"] for entries in found.values() for entry in entries]
         hold(sorted(ids) == sorted(places), f"{batch_id}: lines are missing or doubled")
         self._check_texts(batch_id, places, [t for texts in files.values() for t in texts])

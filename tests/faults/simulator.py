@@ -11,15 +11,19 @@ import asyncio
 import gc
 import json
 import logging
+import os
 import random
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from contextvars import Context
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +33,7 @@ from sqlalchemy import delete
 
 from batchmill.backends.backend import Call
 from batchmill.backends.router import Router
+from batchmill.blobs.blobs import BlobMissing
 from batchmill.blobs.disk import DiskBlobs
 from batchmill.engine.finalizer import Finalizer
 from batchmill.engine.group import GroupBounds
@@ -60,17 +65,19 @@ _RATES = {
     "kill before": 0.0015,
     "kill after": 0.0015,
     "kill inside": 0.003,
-    "stop": 0.0015,
+    "stop": 0.002,
     "delay": 0.15,
     "long delay": 0.004,
-    "lost answer": 0.002,
+    "lost answer": 0.004,
     "reset": 0.03,
     "timeout": 0.01,
     "garbled": 0.02,
     "pressure": 0.03,
     "bad gateway": 0.02,
 }
+_PART = 25  # seeds that a process is handed at once
 _TIMED = ("kill", "stop", "term", "outage", "disk", "clock")
+_CANCELLED_IN = (Status.VALIDATING, Status.IN_PROGRESS, Status.FINALIZING)
 # What may end a worker while faults are active: our own errors, and its own insight.
 _EXPECTED = (OSError, LeaseLost)
 
@@ -83,7 +90,7 @@ class Hand:
     worker_id: str
     stopping: asyncio.Event
     over: asyncio.Future[None]
-    woke_at: float = -1.0
+    woke_at: float = float("-inf")
 
 
 class World:
@@ -143,6 +150,7 @@ class Simulation:
         self._processes: list[Process] = []
         self._clients: list[Client] = []
         self._wrong: list[str] = []
+        self._commit: asyncio.Future[None] = loop.create_future()  # the next one
         loop.thread_delay = self._fate.delay
 
     # What the seams ask for.
@@ -177,13 +185,15 @@ class Simulation:
         """Look at the rows; what is wrong is kept, since a worker would take it for a fault of its own."""
         with self._judging():
             self.oracle.committed()
+        if not self._commit.done():
+            self._commit.set_result(None)
 
     def sends(self, process: Process, call: Call) -> None:
         """The witness."""
         hand = self._hands[process.name]
         self.trace.note("send", process.name, call.request_id)
         with self._judging():
-            self.oracle.sends(hand.worker_id, call, woke=hand.woke_at == self._loop.time())
+            self.oracle.sends(hand.worker_id, call, awake=self._loop.time() - hand.woke_at)
 
     def bad_reply(self, call: Call) -> None:
         """It may be sent once more."""
@@ -210,9 +220,7 @@ class Simulation:
             self._hands[process.name] = hand
             self.trace.note("start", process.name)
             worker = self._build(process, worker_id)
-            life = self._loop.create_task(
-                worker.run(stopping=stopping, drain=DRAIN), context=context_of(process)
-            )
+            life = self._loop.create_task(worker.run(stopping=stopping, drain=DRAIN), context=context_of(process))
             life.add_done_callback(lambda done, hand=hand: self._ended(hand, done), context=_no_process())
             await over
             await asyncio.sleep(self._rng.uniform(0.1, 2.0))
@@ -226,7 +234,8 @@ class Simulation:
         self.trace.note("exit", hand.process.name, type(fault).__name__)
         if fault is not None:
             self.oracle.excuse_sent(hand.worker_id)
-            if not isinstance(fault, _EXPECTED):
+            zombie = isinstance(fault, BlobMissing) and hand.woke_at > 0  # it went on with what was cleared meanwhile
+            if not zombie and not isinstance(fault, _EXPECTED):
                 self._wrong.append(f"a worker ended with {fault!r}")
         hand.over.set_result(None)
 
@@ -301,10 +310,26 @@ class Simulation:
             if rng.random() < 0.3:
                 await asyncio.sleep(rng.uniform(0.0, 10.0))
                 self.trace.note("delete", "", await client.delete(file.object.id))
-            if rng.random() < 0.3:
-                await asyncio.sleep(rng.uniform(0.0, 15.0))
+            if rng.random() < 0.4:
+                await self._until_status(batch_id, rng.choice(_CANCELLED_IN))
+                await asyncio.sleep(rng.choice((0.0, 0.1, 5.0)) * rng.random())
                 self.trace.note("cancel", "", f"{batch_id} {await client.cancel(batch_id)}")
                 self.committed()
+                if "stop" in self._timed and rng.random() < 0.5:
+                    self._strike("stop")  # whoever holds a closing batch's Slices must not come back with Results
+
+    async def _until_status(self, batch_id: str, status: Status) -> None:
+        """Return when somebody works on a batch in this status, at the latest after a while."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(15.0):
+                while not self._is_worked_on(batch_id, status):
+                    self._commit = self._loop.create_future() if self._commit.done() else self._commit
+                    await asyncio.shield(self._commit)
+
+    def _is_worked_on(self, batch_id: str, status: Status) -> bool:
+        seen = self.oracle.batches[batch_id].seen
+        assert seen is not None
+        return seen["status"] == status and (status is Status.IN_PROGRESS or seen["owner"] is not None)
 
     async def _nemesis(self) -> None:
         """Let the timed faults happen, and end."""
@@ -413,7 +438,10 @@ def run_seed(world: World, seed: int) -> Outcome:
     simulation = Simulation(world=world, loop=loop, seed=seed)
     violation: str | None = None
     letters = random.Random(seed)
-    true_secrets, ids.secrets = ids.secrets, SimpleNamespace(token_hex=lambda n: f"{letters.getrandbits(8 * n):0{2 * n}x}")  # type: ignore[assignment] # the same seed mints the same ids
+    true_secrets, ids.secrets = (
+        ids.secrets,
+        SimpleNamespace(token_hex=lambda n: f"{letters.getrandbits(8 * n):0{2 * n}x}"),
+    )  # type: ignore[assignment] # the same seed mints the same ids
     gc.disable()  # the dead wait for ever: collected in the middle of a run, they would run their `finally`
     try:
         loop.run_until_complete(simulation.run())
@@ -445,43 +473,56 @@ def _input(rng: random.Random, number: int, lines: int, *, valid: bool) -> tuple
     return "\n".join(texts).encode() + b"\n", names
 
 
-def _no_process() -> Any:  # noqa: ANN401 - a Context, empty: nobody's
-    from contextvars import Context
-
+def _no_process() -> Context:
+    """Return an empty context: its callbacks are nobody's."""
     return Context()
 
 
-def quiet_logs() -> None:
-    """Let the loops say nothing: thousands of seeds would say a lot."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL), cache_logger_on_first_use=False)
+@contextmanager
+def a_world() -> Iterator[World]:
+    """Make a world in memory, in which the loops say nothing: thousands of seeds would say a lot."""
+    memory = Path("/dev/shm")  # noqa: S108 - a folder of its own is made there
+    folder = Path(tempfile.mkdtemp(prefix="batchmill-simulator-", dir=memory if memory.is_dir() else None))
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    try:
+        world = World(folder)
+        yield world
+        world.close()
+    finally:
+        structlog.reset_defaults()
+        shutil.rmtree(folder)
+
+
+def run_seeds(seeds: Sequence[int]) -> list[Outcome]:
+    """Run these seeds in one process."""
+    with a_world() as world:
+        return [run_seed(world, seed) for seed in seeds]
+
+
+def run_in_processes(seeds: Sequence[int], processes: int) -> list[Outcome]:
+    """Run these seeds in so many processes."""
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        parts = pool.map(run_seeds, [seeds[at : at + _PART] for at in range(0, len(seeds), _PART)])
+        return [outcome for part in parts for outcome in part]
 
 
 def main() -> int:
     """Run the seeds that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0:1000", help="A:B, from A up to but not B")
-    first, _, last = parser.parse_args().seeds.partition(":")
-    quiet_logs()
-    folder = Path(tempfile.mkdtemp(prefix="batchmill-simulator-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
-    counts: Counter[str] = Counter()
-    failed: list[Outcome] = []
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    first, _, last = options.seeds.partition(":")
     began = time.monotonic()
-    try:
-        world = World(folder)
-        for seed in range(int(first), int(last)):
-            outcome = run_seed(world, seed)
-            counts += outcome.counts
-            if outcome.violation is not None:
-                failed.append(outcome)
-                print(f"seed {seed}: {outcome.violation}", flush=True)
-        world.close()
-    finally:
-        shutil.rmtree(folder)
+    outcomes = run_in_processes(range(int(first), int(last)), options.processes)
+    failed = [outcome for outcome in outcomes if outcome.violation is not None]
     for line in failed[0].last if failed else []:
         print(line)
-    took = time.monotonic() - began
-    print(f"{int(last) - int(first)} seeds in {took:.0f} s, {len(failed)} failed")
+    for outcome in failed:
+        print(f"seed {outcome.seed}: {outcome.violation}")
+    counts = sum((outcome.counts for outcome in outcomes), Counter[str]())
     print(", ".join(f"{kind}: {count}" for kind, count in sorted(counts.items())))
+    print(f"{len(outcomes)} seeds in {time.monotonic() - began:.0f} s, {len(failed)} failed")
     return 1 if failed else 0
 
 

@@ -87,7 +87,13 @@ class _OwnedTimer(asyncio.TimerHandle):
     """A timer of a process."""
 
     def __init__(
-        self, owner: Process, when: float, callback: Callable[..., Any], args: Any, loop: Any, context: Context  # noqa: ANN401
+        self,
+        owner: Process,
+        when: float,
+        callback: Callable[..., Any],
+        args: Any,
+        loop: Any,
+        context: Context,  # noqa: ANN401
     ) -> None:
         super().__init__(when, callback, args, loop, context)
         self._owner = owner
@@ -149,13 +155,21 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return handle
 
     def call_later(
-        self, delay: float, callback: Callable[..., Any], *args: Any, context: Context | None = None  # noqa: ANN401 - as asyncio
+        self,
+        delay: float,
+        callback: Callable[..., Any],
+        *args: Any,
+        context: Context | None = None,  # noqa: ANN401 - as asyncio
     ) -> asyncio.TimerHandle:
         """See `asyncio`."""
         return self.call_at(self._seconds + delay, callback, *args, context=context)
 
     def call_at(
-        self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None  # noqa: ANN401 - as asyncio
+        self,
+        when: float,
+        callback: Callable[..., Any],
+        *args: Any,
+        context: Context | None = None,  # noqa: ANN401 - as asyncio
     ) -> asyncio.TimerHandle:
         """See `asyncio`; the timer belongs to the process of its context."""
         context = copy_context() if context is None else context
