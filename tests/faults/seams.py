@@ -12,13 +12,14 @@ from typing import BinaryIO, Protocol, TypeVar
 from batchmill.backends.backend import Call, Reply, Unreachable
 from batchmill.blobs.blobs import Blobs, BlobWriter, Written
 from batchmill.schedule.retry import Fault
-from batchmill.store.database import Database, Statements, Transaction
+from batchmill.store.database import Database, DiskFull, Statements, Transaction
 from faults.virtual import Killed, Process, VirtualClock, VirtualLoop
 
 T = TypeVar("T")
 
 LONGEST_DELAY = 1.0  # seconds
 _DELAY = 0.1
+_NO_ROOM_FOR_ROWS = 0.3  # the reserve is dropped for them, but not always in time
 _LAST = 400  # events kept for people
 
 
@@ -153,6 +154,9 @@ class SeamDatabase:
             return found
 
         await seam.cross("write", "kill before")
+        if seam.fate.disk_full and seam.fate.rng.random() < _NO_ROOM_FOR_ROWS:
+            seam.fate.trace.note("rows full", seam.process.name)
+            raise DiskFull
         found = await self._database.write(all_but_commit, before=blob_then_nothing)
         seam.fate.trace.note("commit", seam.process.name)
         seam.nemesis.committed()
@@ -230,6 +234,24 @@ class SeamBlobs:
         """See `Blobs`; the files' own times are the real world's."""
         present = self._blobs.keys(before=float("inf"))
         return iter(sorted(key for key in present if self._begun.at.get(key, 0.0) < before))
+
+
+class SeamRoom:
+    """A process's look at the space on the disk: not always in time."""
+
+    def __init__(self, *, seam: Seam) -> None:
+        self._seam = seam
+
+    def short(self) -> str | None:
+        """See `Room`."""
+        fate = self._seam.fate
+        return "the disk is full" if fate.disk_full and fate.rng.random() < 0.5 else None
+
+    def keep(self) -> None:
+        """See `Room`."""
+
+    def give(self) -> None:
+        """See `Room`."""
 
 
 class SeamBackend:

@@ -15,7 +15,7 @@ from batchmill.spec.states import STAMP, Status, next_status
 from batchmill.store.database import Transaction
 from batchmill.store.slice import Slice, claim_slice
 from batchmill.store.tables import batch, slice_, worker
-from faults.simulator import World, a_world, run_in_processes, run_seed, run_seeds
+from faults.simulator import World, a_world, run_in_processes, run_seed
 
 SEEDS = range(400)  # CI's; tens of thousands are run by hand, see simulator.py
 PROCESSES = 2

@@ -13,10 +13,15 @@ from typing import Any
 
 _EPOCH = 1_800_000_000.0  # Unix seconds when a loop begins
 _BOOT = 1_000.0  # and its boot clock
+_MOST_TURNS = 20_000  # of the loop at one moment
 
 
 class Killed(BaseException):
     """The process dies inside a blocking call: what it had not done by now is never done."""
+
+
+class StandStill(Exception):  # noqa: N818 - it states what is so
+    """Time does not go on."""
 
 
 class Process:
@@ -93,7 +98,7 @@ class _OwnedTimer(asyncio.TimerHandle):
         callback: Callable[..., Any],
         args: Any,
         loop: Any,
-        context: Context,  # noqa: ANN401
+        context: Context,
     ) -> None:
         super().__init__(when, callback, args, loop, context)
         self._owner = owner
@@ -111,10 +116,15 @@ class _Skip(selectors.SelectSelector):
     def __init__(self, move: Callable[[float], None]) -> None:
         super().__init__()
         self._move = move
+        self._turns = 0
 
     def select(self, timeout: float | None = None) -> list[Any]:
         if timeout is None:
-            raise RuntimeError("nothing will ever happen again")
+            raise StandStill("nothing will ever happen again")
+        self._turns = self._turns + 1 if timeout == 0 else 0
+        if self._turns > _MOST_TURNS:
+            self._turns = 0
+            raise StandStill("somebody is busy for ever")
         self._move(timeout)
         return []
 
@@ -159,7 +169,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         delay: float,
         callback: Callable[..., Any],
         *args: Any,
-        context: Context | None = None,  # noqa: ANN401 - as asyncio
+        context: Context | None = None,
     ) -> asyncio.TimerHandle:
         """See `asyncio`."""
         return self.call_at(self._seconds + delay, callback, *args, context=context)
@@ -169,7 +179,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         when: float,
         callback: Callable[..., Any],
         *args: Any,
-        context: Context | None = None,  # noqa: ANN401 - as asyncio
+        context: Context | None = None,
     ) -> asyncio.TimerHandle:
         """See `asyncio`; the timer belongs to the process of its context."""
         context = copy_context() if context is None else context
