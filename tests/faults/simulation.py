@@ -109,7 +109,7 @@ class Simulation:
         self._world = world
         self._loop = loop
         self._clock = world.clock
-        self._rng = random.Random(seed)
+        self._rng = random.Random(seed)  # noqa: S311 - drawn again from the same seed
         self.trace = Trace(loop)
         rates = {kind: rate * self._rng.choice((0, 1, 1, 3)) for kind, rate in _RATES.items()}
         self._fate = Fate(rng=self._rng, rates=rates, trace=self.trace)
@@ -118,7 +118,7 @@ class Simulation:
         self._workers = self._rng.choice((1, 2, 2, 3))
         self._once = self._rng.random() < 0.2  # on_unknown_outcome = fail
         self.begun = Begun()
-        self.oracle = Oracle(world.path, world.blobs, world.clock)
+        self.oracle = Oracle(world.path, world.blobs, world.clock, once=self._once)
         self._hands: dict[str, Hand] = {}
         self._processes: list[Process] = []
         self._clients: list[Client] = []
@@ -170,7 +170,7 @@ class Simulation:
 
     def bad_reply(self, call: Call) -> None:
         """It may be sent once more."""
-        self.oracle.lines[call.idempotency_key].excused += 1
+        self.oracle.lines[call.idempotency_key].bad_replies += 1
 
     @contextmanager
     def _judging(self) -> Iterator[None]:

@@ -17,12 +17,13 @@ from batchmill.store.slice import Slice, claim_slice
 from batchmill.store.tables import batch, slice_, worker
 from faults.simulator import World, a_world, run_in_processes, run_seed
 
-SEEDS = range(400)  # CI's; tens of thousands are run by hand, see simulator.py
+SEEDS = range(300)  # CI's; tens of thousands are run by hand, see simulator.py
 PROCESSES = 2
 
 # Seeds that failed once, and what was wrong then.
 REGRESSIONS = {
-    449: "a Slice whose lease lapsed in its owner's hands and was claimed again by it was held twice, then by nobody",
+    3: "with on_unknown_outcome = fail a Runner with a free slot and nothing new to send stepped for ever",
+    69: "the same, over lines that no lane may send",
 }
 
 HAPPENED = (

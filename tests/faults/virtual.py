@@ -69,21 +69,14 @@ def context_of(process: Process) -> Context:
     return context
 
 
-def current_process() -> Process | None:
-    """Return the process that is running now."""
-    return _PROCESS.get()
-
-
 class _Owned(asyncio.Handle):
     """A callback of a process."""
 
-    def __init__(self, owner: Process, callback: Callable[..., Any], args: Any, loop: Any, context: Context) -> None:  # noqa: ANN401 - as asyncio
-        super().__init__(callback, args, loop, context)
-        self._owner = owner
+    owner: Process
 
     def _run(self) -> None:
-        if self._owner.frozen:
-            self._owner.hold(self)
+        if self.owner.frozen:
+            self.owner.hold(self)
         else:
             super()._run()  # type: ignore[misc] - typeshed leaves it out
 
@@ -91,21 +84,11 @@ class _Owned(asyncio.Handle):
 class _OwnedTimer(asyncio.TimerHandle):
     """A timer of a process."""
 
-    def __init__(
-        self,
-        owner: Process,
-        when: float,
-        callback: Callable[..., Any],
-        args: Any,
-        loop: Any,
-        context: Context,
-    ) -> None:
-        super().__init__(when, callback, args, loop, context)
-        self._owner = owner
+    owner: Process
 
     def _run(self) -> None:
-        if self._owner.frozen:
-            self._owner.hold(self)
+        if self.owner.frozen:
+            self.owner.hold(self)
         else:
             super()._run()  # type: ignore[misc] - typeshed leaves it out
 
@@ -160,7 +143,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         owner = context.get(_PROCESS)
         if owner is None:
             return super().call_soon(callback, *args, context=context)
-        handle = _Owned(owner, callback, args, self, context)
+        handle = _Owned(callback, args, self, context)
+        handle.owner = owner
         self.put_ready(handle)
         return handle
 
@@ -168,7 +152,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self,
         delay: float,
         callback: Callable[..., Any],
-        *args: Any,
+        *args: Any,  # noqa: ANN401 - as asyncio
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
         """See `asyncio`."""
@@ -178,7 +162,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self,
         when: float,
         callback: Callable[..., Any],
-        *args: Any,
+        *args: Any,  # noqa: ANN401 - as asyncio
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
         """See `asyncio`; the timer belongs to the process of its context."""
@@ -186,7 +170,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         owner = context.get(_PROCESS)
         if owner is None:
             return super().call_at(when, callback, *args, context=context)
-        timer = _OwnedTimer(owner, when, callback, args, self, context)
+        timer = _OwnedTimer(when, callback, args, self, context)
+        timer.owner = owner
         heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined] - BaseEventLoop's queue
         timer._scheduled = True  # type: ignore[attr-defined]
         return timer
