@@ -244,18 +244,31 @@ class Oracle:
                 hold(code is None or code in given_up, f"{line.custom_id}: {code} was recorded")
         hold(status is not Status.EXPIRED or rest or not places, f"{batch_id}: expired, and every line is done")
 
-    def check_blobs(self) -> None:
-        """References are the rows that point; each blob has its bytes, and no bytes are left over (R17)."""
+    def check_bitmaps(self) -> None:
+        """A Slice's bitmap says of just those lines that they are done that are recorded."""
+        for row in self.query("SELECT batch_id, first, lines, done FROM slice"):
+            lines = self.batches[row["batch_id"]].lines[row["first"] : row["first"] + row["lines"]]
+            bits = sum(1 << at for at, line in enumerate(lines) if line.text is not None)
+            hold(int.from_bytes(row["done"], "little") == bits, f"{row['batch_id']}: a bitmap is not what is recorded")
+
+    def check_refs(self) -> None:
+        """References are the rows that point, and what is ready has its bytes."""
         pointing = self.query(
             "SELECT key, COUNT(*) AS n FROM (SELECT blob_key AS key FROM file UNION ALL SELECT blob_key FROM segment"
             " UNION ALL SELECT input_key FROM batch WHERE input_key IS NOT NULL"
             " UNION ALL SELECT plan_key FROM batch WHERE plan_key IS NOT NULL) GROUP BY key"
         )
         refs = {row["key"]: row["n"] for row in pointing}
-        rows = {row["key"]: row for row in self.query("SELECT * FROM blob")}
-        hold({key: row["refs"] for key, row in rows.items()} == refs, f"references are not the rows: {refs}, {rows}")
-        for key, row in rows.items():
-            hold(row["state"] == "ready", f"{key} is {row['state']} for ever")
-            self.blobs.read(key, offset=0, length=row["bytes"])
+        for row in self.query("SELECT * FROM blob"):
+            hold(row["refs"] == refs.pop(row["key"], 0), f"{row['key']} has {row['refs']} references")
+            if row["state"] == "ready":
+                self.blobs.read(row["key"], offset=0, length=row["bytes"])
+        hold(not refs, f"rows point at nothing: {sorted(refs)}")
+
+    def check_blobs(self) -> None:
+        """When all is swept, each blob is ready, and no bytes are left over (R17)."""
+        self.check_refs()
+        rows = {row["key"]: row["state"] for row in self.query("SELECT key, state FROM blob")}
+        hold(set(rows.values()) <= {"ready"}, f"bytes on their way for ever: {rows}")
         present = set(self.blobs.keys(before=float("inf")))
         hold(present == set(rows), f"orphans or holes: {sorted(present ^ set(rows))}")

@@ -272,7 +272,7 @@ class Simulation:
             await asyncio.sleep(rng.uniform(0.0, 5.0))
             lines = rng.choice((1, 3, 10, 25, 50))
             valid = rng.random() < 0.9
-            content, ids_ = _input(rng, len(self.oracle.batches), lines, valid=valid)
+            content, ids_ = an_input(rng.getrandbits(32), len(self.oracle.batches), lines, valid=valid)
             file = await client.upload(content)
             window = rng.randint(2, 40) if rng.random() < 0.25 else 3_600
             batch_id = await client.create(file, window=window)
@@ -409,8 +409,9 @@ class Simulation:
         self.oracle.close()
 
 
-def _input(rng: random.Random, number: int, lines: int, *, valid: bool) -> tuple[bytes, list[str]]:
-    """Return an input File and its custom_ids."""
+def an_input(seed: int, number: int, lines: int, *, valid: bool) -> tuple[bytes, list[str]]:
+    """Return an input File, with a bad line in it unless it is valid, and its custom_ids."""
+    rng = random.Random(seed)  # noqa: S311 - drawn again from the same seed
     texts, names = [], []
     model = rng.choice(MODELS)
     for index in range(lines):
