@@ -127,8 +127,10 @@ class Mill(RuleBasedStateMachine):
         self.do(database.write(lambda tx: add_models(tx, names=MODELS, now=1)))
 
     def do(self, call: Coroutine[Any, Any, T]) -> T:
-        """Run something to its end."""
-        return self.loop.run_until_complete(call)
+        """Run something to its end, and look at what it committed."""
+        found = self.loop.run_until_complete(call)
+        self.oracle.committed()
+        return found
 
     @rule(seed=st.integers(0, 99), lines=st.integers(1, 12), valid=st.booleans())
     def upload(self, seed: int, lines: int, valid: bool) -> None:
@@ -308,6 +310,13 @@ class Mill(RuleBasedStateMachine):
         """Drive everything to its end: each accepted line is once in one file, as it was recorded."""
         if not hasattr(self, "hands"):
             return
+        try:
+            self._end()
+        finally:
+            self.oracle.close()
+            self.loop.close()
+
+    def _end(self) -> None:
         for number in range(HANDS):
             self.wake(number)
         for _ in range(40 * (1 + len(self.statuses))):
@@ -319,8 +328,6 @@ class Mill(RuleBasedStateMachine):
             assert account.seen is not None
             files = [self.do(self.client.read(account.seen[f"{kind}_file_id"])) for kind in ("output", "error")]
             self.oracle.check_files(batch_id, *files)
-        self.oracle.close()
-        self.loop.close()
 
     def _drive(self) -> None:
         hand = self.hands[0]
