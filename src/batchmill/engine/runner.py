@@ -264,9 +264,13 @@ class Runner:
 
     async def _mark_sent(self, work: Work, count: int) -> bool:
         sent = work.announce(count)
-        self._starved &= sent is None  # only what is new can be sent now and could not before
-        stands = sent is None or await self._ledger.mark_sent(work.claim.slice, sent)
-        if not stands:
+        if sent is None:
+            return True
+        stands = await self._ledger.mark_sent(work.claim.slice, sent)
+        if stands:
+            work.announced(sent)
+            self._starved = False  # what is new can be sent now and could not before
+        else:
             await self._lose(work)
         return stands
 
