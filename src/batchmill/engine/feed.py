@@ -108,9 +108,14 @@ class Work:
         if self._sent is None:
             return None
         new = [r.index for r in islice(self._pending, count) if not _has(self._sent, r.index)]
+        sent = bytearray(self._sent)
         for index in new:
-            _set(self._sent, index)
-        return bytes(self._sent) if new else None
+            _set(sent, index)
+        return bytes(sent) if new else None
+
+    def announced(self, sent: Bitmap) -> None:
+        """Let these lines go: the row says durably by now that they may have been sent."""
+        self._sent = bytearray(sent)
 
     def take(self) -> Request | None:
         """Take the next line to send, if it may be sent."""

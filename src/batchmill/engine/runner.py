@@ -261,12 +261,16 @@ class Runner:
             if free > 0 and work.text is not None and not work.suspect:
                 await self._mark_sent(work, free)
                 free -= min(free, work.pending)
-                self._starved = False
 
     async def _mark_sent(self, work: Work, count: int) -> bool:
         sent = work.announce(count)
-        stands = sent is None or await self._ledger.mark_sent(work.claim.slice, sent)
-        if not stands:
+        if sent is None:
+            return True
+        stands = await self._ledger.mark_sent(work.claim.slice, sent)
+        if stands:
+            work.announced(sent)
+            self._starved = False  # what is new can be sent now and could not before
+        else:
             await self._lose(work)
         return stands
 
