@@ -168,7 +168,7 @@ def run(plan: Plan, folder: Path) -> Verdict:
     began = time.monotonic()
     with _built(plan, folder) as running:
         schedule = make_schedule(plan.seed, seconds=plan.seconds, faults=plan.faults, outages=plan.outages)
-        running.nemesis.storm(schedule)
+        running.nemesis.storm(schedule, seconds=plan.seconds)
         running.start_anew()
         stormed = time.monotonic() - began
         quiet = running.quiesce()
