@@ -37,7 +37,7 @@ from faults.clients import Client
 from faults.evidence import Evidence, read_sends
 from faults.fleet import API, Backend, Fleet, Slot
 from faults.journal import Journal
-from faults.launcher import STALE_SECONDS, Launcher, Site
+from faults.launcher import LEASE, STALE_SECONDS, Launcher, Site
 from faults.nemesis import WORKER_FAULTS, Kind, Nemesis, make_schedule
 from faults.trail import Trail, lay_trail, read_trail
 
@@ -62,6 +62,7 @@ class Plan:
     workers: int = 4
     most_lines: int = 1500
     planted: str = ""
+    lease: float = LEASE
 
 
 @dataclass(slots=True, kw_only=True)
@@ -168,7 +169,7 @@ def run(plan: Plan, folder: Path) -> Verdict:
     began = time.monotonic()
     with _built(plan, folder) as running:
         schedule = make_schedule(plan.seed, seconds=plan.seconds, faults=plan.faults, outages=plan.outages)
-        running.nemesis.storm(schedule)
+        running.nemesis.storm(schedule, seconds=plan.seconds)
         running.start_anew()
         stormed = time.monotonic() - began
         quiet = running.quiesce()
@@ -197,7 +198,14 @@ def _built(plan: Plan, folder: Path) -> Iterator[Run]:
     log.touch()
     listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
     backend = Backend(log=folder / "witness.log", padding=PADDING, latency_ms=4)
-    site = Site(data=str(data), log=str(log), backend=backend.url, listening=listening.fileno(), planted=plan.planted)
+    site = Site(
+        data=str(data),
+        log=str(log),
+        backend=backend.url,
+        listening=listening.fileno(),
+        planted=plan.planted,
+        lease=plan.lease,
+    )
     launcher = Launcher(site)
     keys = asyncio.run(_write(site, _make))
     lay_trail(data / "batchmill.sqlite3")
@@ -248,7 +256,8 @@ async def _write(site: Site, statements: Statements[T]) -> T:
 
 def _log(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the processes' log; what is no JSON is a traceback or another library's warning."""
-    for line in path.read_text(errors="replace").splitlines():
+    text = path.read_text(errors="replace").replace("}{", "}\n{")  # two threads' lines may meet
+    for line in text.splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             entry = json.loads(line)
             if isinstance(entry, dict):
@@ -348,6 +357,7 @@ def _main() -> None:
     options.add_argument("--workers", type=int, default=4)
     options.add_argument("--most-lines", type=int, default=1500)
     options.add_argument("--planted", default="")
+    options.add_argument("--lease", type=float, default=LEASE)
     given = vars(options.parse_args())
     folder = given.pop("folder")
     _raise_loopback()

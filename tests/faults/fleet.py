@@ -1,6 +1,5 @@
 """The processes of a run, each started again when it ends: some workers on one data directory, one API, the witness."""
 
-import json
 import os
 import re
 import signal
@@ -18,6 +17,7 @@ from faults.launcher import Death, Launcher
 _WITNESS = Path(__file__).parents[1] / "witness.py"
 _BREATH_SECONDS = 0.2  # before a process is started again that ended by itself: it may do so at once again
 API = "api"
+_STARTED = re.compile(rb'\{"worker": "(\w+)", [^{}]*"event": "worker started", "process": "([\w.]+)"')
 
 
 @dataclass(slots=True, kw_only=True)
@@ -126,10 +126,7 @@ class Fleet:
             log.seek(self._read)
             whole, _, _ = log.read().rpartition(b"\n")
         self._read += len(whole)
-        for line in whole.splitlines():
-            if b"worker started" in line:
-                said = json.loads(line)
-                self.names[said["worker"]] = said["process"]
+        self.names |= {worker.decode(): name.decode() for worker, name in _STARTED.findall(whole)}
 
 
 @dataclass(slots=True, kw_only=True)

@@ -96,12 +96,12 @@ class Nemesis:
     _armed: list[tuple[float, Fault]] = field(default_factory=list)
     _counted: int = 0
 
-    def storm(self, schedule: Sequence[Fault], *, tired: Callable[[], bool] = lambda: False) -> None:
-        """Inflict all of it; `tired` may end it early."""
+    def storm(self, schedule: Sequence[Fault], *, seconds: float) -> None:
+        """Inflict all of it, over at least so long."""
         begin = begun = time.monotonic()
         due = list(reversed(schedule))
         with closing(self._connect()) as rows:
-            while (due or self._later or self._armed) and not tired():
+            while due or self._later or self._armed or time.monotonic() < begin + seconds:
                 now = time.monotonic()
                 if due and now >= begin + due[-1].at:
                     if len(self.fleet.begun) > 1:
