@@ -62,6 +62,22 @@ def test_damage_ends_with_1_and_is_named(processes: Processes) -> None:
     assert (said["sound"], said["blobs"], said["lines"]) == (False, 2, 50)
 
 
+def test_the_state_of_a_run_is_checked_with_its_input(processes: Processes, tmp_path: Path) -> None:
+    """A `run` keeps its input outside: named, it is a part of what is checked; and `backup` leaves such a state."""
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(joined(plain_lines(5, model="echo")))
+    assert processes.batchmill("run", source, "-o", output, "--backend", "echo:").code == 0
+    state = ("--data", f"{output}.run")
+    ended = processes.batchmill("verify", *state)
+    assert (ended.code, "--input" in ended.err) == (2, True)
+    ended = processes.batchmill("verify", *state, "--input", source)
+    assert (ended.code, ended.out.startswith("Sound: ")) == (0, True)
+    source.write_bytes(b"changed")
+    assert processes.batchmill("verify", *state, "--input", source).code == 1
+    ended = processes.batchmill("backup", tmp_path / "copy", *state)
+    assert (ended.code, "batchmill run" in ended.err) == (2, True)
+
+
 @pytest.mark.parametrize("command", [("verify",), ("backup", "copy")])
 def test_where_no_store_is_it_ends_with_2_and_makes_none(
     processes: Processes, tmp_path: Path, command: tuple[str, ...]

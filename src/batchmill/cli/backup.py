@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from batchmill.assemble import Storage, build_clock, rows_path
 from batchmill.cli import data_directory
 from batchmill.cli.exit import Exit, Stop
-from batchmill.cli.verify import audit, open_store, refuse_other_version
+from batchmill.cli.verify import audit, input_outside, open_store, refuse_other_version
 from batchmill.ledger.copy import TooBusy, copy_store
 from batchmill.settings import Settings
 from batchmill.store.copy import settle_copy
@@ -46,6 +46,11 @@ async def _backup(source: Storage, target: Settings, say: Callable[[str], None])
     rows = target.data / "rows.part"
     try:
         await refuse_other_version(source)
+        if await input_outside(source) is not None:
+            raise Stop(
+                "This is the state of a `batchmill run`: copy the folder itself, and its input, while nobody runs it.",
+                Exit.USAGE,
+            )
         copied = await copy_store(database=source.database, blobs=source.blobs, into=storage.blobs, rows=rows, tell=say)
         rows.rename(rows_path(target))
         await storage.database.write(settle_copy)

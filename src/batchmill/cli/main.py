@@ -106,12 +106,13 @@ def verify(
     *,
     data: DataOption = None,
     settings: FileOption = None,
+    source: Annotated[Path | None, typer.Option("--input", help="The input of a `run` whose state is checked.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check all rows and bytes, with or without a running server: 0 if sound, 1 if something is damaged."""
     from batchmill.cli.verify import run_verify  # noqa: PLC0415 - as above
 
-    if not run_verify(_settings({"data": data, "settings": settings}), as_json=as_json, say=_say):
+    if not run_verify(_settings({"data": data, "settings": settings}), source=source, as_json=as_json, say=_say):
         raise typer.Exit(Exit.FAULT)
 
 

@@ -5,11 +5,14 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
 from sqlalchemy.exc import DatabaseError
 
 from batchmill.assemble import Storage, build_clock, rows_path
+from batchmill.blobs.in_place import FileChanged, OutsideFile, measure
 from batchmill.cli.exit import Exit, Stop
+from batchmill.cli.run_state import find_run
 from batchmill.ledger.audit import Audit
 from batchmill.ledger.finding import Finding
 from batchmill.settings import BadSettings, Settings
@@ -30,19 +33,24 @@ def open_store(settings: Settings) -> Storage:
         raise Stop(str(fault), Exit.USAGE) from fault
 
 
-def run_verify(settings: Settings, *, as_json: bool, say: Callable[[str], None]) -> bool:
-    """Check a data directory and tell what is found; return whether it is sound.
+def run_verify(settings: Settings, *, source: Path | None, as_json: bool, say: Callable[[str], None]) -> bool:
+    """Check a data directory and tell what is found; return whether it is sound. `source` is the input of a `run`.
 
     Raises:
         Stop: there is nothing to check, or it is another version's.
     """
     storage = open_store(settings)
-    return asyncio.run(_verify(storage, as_json=as_json, say=say))
+    return asyncio.run(_verify(storage, source=source, as_json=as_json, say=say))
 
 
-async def _verify(storage: Storage, *, as_json: bool, say: Callable[[str], None]) -> bool:
+async def _verify(storage: Storage, *, source: Path | None, as_json: bool, say: Callable[[str], None]) -> bool:
     try:
         await refuse_other_version(storage)
+        key = await input_outside(storage)
+        if key is not None:
+            if source is None:
+                raise Stop("This is the state of a `batchmill run`: name its input with --input.", Exit.USAGE)
+            storage.read_in_place(key=key, file=_measure(source))
         return await audit(storage, as_json=as_json, say=say)
     finally:
         await storage.database.close()
@@ -59,6 +67,22 @@ async def refuse_other_version(storage: Storage) -> None:
             "The data directory was last used by another version of Batchmill: start `batchmill serve` on it first.",
             Exit.DATA_UNUSABLE,
         )
+
+
+async def input_outside(storage: Storage) -> str | None:
+    """Return the key of the input that lies outside, if this is the state of a `batchmill run`."""
+    try:
+        known = await storage.database.read(find_run)
+    except DatabaseError:
+        return None
+    return None if known is None else known.key
+
+
+def _measure(source: Path) -> OutsideFile:
+    try:
+        return measure(source)
+    except (OSError, FileChanged) as fault:
+        raise Stop(f"The input {source} cannot be read: {fault}.", Exit.USAGE) from fault
 
 
 async def audit(storage: Storage, *, as_json: bool, say: Callable[[str], None]) -> bool:
