@@ -240,7 +240,10 @@ class Simulation:
             once=once,
         )
         sweeping = Sweeper(database=database, blobs=blobs, room=room, router=router, clock=self._clock)
-        scouting = Scout(database=database, lanes=lanes, router=router, clock=self._clock, learned=(run, validate))
+        learned = (run, validate)
+        scouting = Scout(
+            database=database, lanes=lanes, router=router, clock=self._clock, learned=learned, metrics=metrics
+        )
         return Worker(
             **mine,
             lease=lease,

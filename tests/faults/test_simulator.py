@@ -24,6 +24,7 @@ PROCESSES = 2
 REGRESSIONS = {
     3: "with on_unknown_outcome = fail a Runner with a free slot and nothing new to send stepped for ever",
     69: "the same, over lines that no lane may send",
+    40: "with on_unknown_outcome = fail a line went although the row that was to say so had found no room",
 }
 
 HAPPENED = (
@@ -89,18 +90,19 @@ def _without_fence(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, 
     return tx.connection.execute(named.values(values)).rowcount == 1
 
 
-def _claim_with_old_epoch(tx: Transaction, **claim: Any) -> Slice | None:  # noqa: ANN401 - as `claim_slice`
+def _claim_with_old_epoch(tx: Transaction, **claim: Any) -> tuple[Slice, bool] | None:  # noqa: ANN401 - as `claim_slice`
     claimed = claim_slice(tx, **claim)
     if claimed is None:
         return None
-    named = update(slice_).where(slice_.c.batch_id == claimed.batch_id, slice_.c.ordinal == claimed.ordinal)
+    held, taken_over = claimed
+    named = update(slice_).where(slice_.c.batch_id == held.batch_id, slice_.c.ordinal == held.ordinal)
     tx.connection.execute(named.values(epoch=0))
-    return replace(claimed, epoch=0)
+    return replace(held, epoch=0), taken_over
 
 
-def _claim_with_no_bitmap(tx: Transaction, **claim: Any) -> Slice | None:  # noqa: ANN401 - as `claim_slice`
+def _claim_with_no_bitmap(tx: Transaction, **claim: Any) -> tuple[Slice, bool] | None:  # noqa: ANN401 - as `claim_slice`
     claimed = claim_slice(tx, **claim)
-    return None if claimed is None else replace(claimed, done=bytes(len(claimed.done)))
+    return None if claimed is None else (replace(claimed[0], done=bytes(len(claimed[0].done))), claimed[1])
 
 
 def _renew_only_itself(tx: Transaction, *, worker_id: str, lease: float) -> bool:
@@ -149,10 +151,15 @@ PLANTED = {
     "a batch without a reference": ("faults.client.refer", lambda *_, **__: None),
 }
 
+# The worker's own look at its lease stands before these walls, and hides nearly always that they are gone.
+BEHIND_THE_LEASE = ("a commit without its fence", "a claim that raises no epoch", "a Finalizer that takes no Slices")
+
 
 @pytest.mark.parametrize("bug", PLANTED)
 def test_a_planted_bug_is_found(world: World, monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
     """Each bug is found within CI's seeds."""
     where, planted = PLANTED[bug]
     monkeypatch.setattr(where, planted)
+    if bug in BEHIND_THE_LEASE:
+        monkeypatch.setattr("batchmill.engine.lease.Lease.holds", True)
     assert any(run_seed(world, seed).violation is not None for seed in SEEDS)
