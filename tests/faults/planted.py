@@ -145,17 +145,17 @@ def record_skipped() -> None:
 def cancel_overwrites() -> None:
     """A cancel moves a batch from wherever it is."""
 
-    def move(tx: Transaction, mine: str, caller: str, batch_id: str, *, now: int) -> Any:  # noqa: ANN401, ARG001
+    def move(tx: Transaction, organisation_id: str, caller: str, batch_id: str, *, now: int) -> Any:  # noqa: ANN401, ARG001
         this = update(batch).where(batch.c.id == batch_id)
         tx.connection.execute(this.values(status=Status.CANCELLING.value, cancelling_at=now))
-        return _taken(api_batches, "find_batch")(tx, organisation_id=mine, batch_id=batch_id)
+        return _taken(api_batches, "find_batch")(tx, organisation_id=organisation_id, batch_id=batch_id)
 
     _replace(api_batches, "_cancel", move)
 
 
 def finalize_once_only() -> None:
     """The keys of result files do not carry the Finalizer's epoch: a second one finds the first one's."""
-    _replace(finalizer, "_key", lambda batch_, kind: f"{batch_.id}-{finalizer._KINDS[kind]}")
+    _replace(finalizer, "_key", lambda batch, kind: f"{batch.id}-{finalizer._KINDS[kind]}")
 
 
 def sealed_twice() -> None:
