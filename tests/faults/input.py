@@ -82,7 +82,7 @@ def make_order(name: str, draw: random.Random, *, most_lines: int, poisoned: boo
     A poisoned one holds a line that kills its worker, and is left to run.
     """
     count = max(5, int(most_lines ** draw.uniform(0.55, 1.0)))
-    fate = draw.choices(list(Fate), weights=(5, 3, 2))[0]
+    fate = draw.choices(list(Fate), weights=(4, 4, 2))[0]
     behaviours = _behaviours(draw, count)
     if poisoned:
         behaviours[draw.randrange(count)] = "poison"

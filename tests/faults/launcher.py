@@ -225,7 +225,9 @@ async def _worker(site: Site) -> None:
     )
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
-    await worker.run(stopping=stopping, drain=settings.drain)
-    for backend, _ in backends:
-        await backend.close()
-    await storage.database.close()
+    try:
+        await worker.run(stopping=stopping, drain=settings.drain)
+        for backend, _ in backends:
+            await backend.close()
+    finally:  # an interpreter that ends waits for the writer's thread: a write that is under way comes, too late or not
+        await storage.database.close()

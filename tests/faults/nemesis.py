@@ -15,7 +15,7 @@ from faults.fleet import Backend, Fleet, Slot
 from faults.launcher import LEASE
 
 STOP_LEASES = 1.6  # so long a stopped worker sleeps: its leases have lapsed when it wakes
-_AIM_SECONDS = 1.5  # after which a fault that waits for a state takes whom it finds
+_AIM_SECONDS = 3.0  # after which a fault that waits for a state takes whom it finds
 _DRAIN_SECONDS = 5.0  # a worker that was told to end and has not by then is killed
 _STEP_SECONDS = 0.002
 _START_SECONDS = 30.0

@@ -4,6 +4,7 @@ Nothing in the product knows of this: each bug replaces functions in the process
 cannot be planted any more, since what it replaces has gone, fails loudly with an AttributeError.
 """
 
+import inspect
 import json
 import os
 import re
@@ -43,6 +44,12 @@ def _taken(room: Any, name: str) -> Any:  # noqa: ANN401 - any module or class
 def _replace(room: Any, name: str, new: Any) -> None:  # noqa: ANN401 - any module or class, and what it holds
     if not hasattr(room, name):
         raise AttributeError(f"{room} has no {name} any more: this bug must be planted elsewhere")
+    old = getattr(room, name)
+    if inspect.isfunction(old) and inspect.isfunction(new):
+        took, takes = (inspect.signature(each).parameters.values() for each in (old, new))
+        others = {parameter.name for parameter in took} - {parameter.name for parameter in takes}
+        if others and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes):
+            raise AttributeError(f"{room}.{name} takes {others} now: this bug must be planted anew")
     setattr(room, name, new)
 
 
@@ -138,17 +145,17 @@ def record_skipped() -> None:
 def cancel_overwrites() -> None:
     """A cancel moves a batch from wherever it is."""
 
-    def move(tx: Transaction, mine: str, batch_id: str, *, now: int) -> Any:  # noqa: ANN401
+    def move(tx: Transaction, organisation_id: str, caller: str, batch_id: str, *, now: int) -> Any:  # noqa: ANN401, ARG001
         this = update(batch).where(batch.c.id == batch_id)
         tx.connection.execute(this.values(status=Status.CANCELLING.value, cancelling_at=now))
-        return _taken(api_batches, "find_batch")(tx, organisation_id=mine, batch_id=batch_id)
+        return _taken(api_batches, "find_batch")(tx, organisation_id=organisation_id, batch_id=batch_id)
 
     _replace(api_batches, "_cancel", move)
 
 
 def finalize_once_only() -> None:
     """The keys of result files do not carry the Finalizer's epoch: a second one finds the first one's."""
-    _replace(finalizer, "_key", lambda batch_, kind: f"{batch_.id}-{finalizer._KINDS[kind]}")
+    _replace(finalizer, "_key", lambda batch, kind: f"{batch.id}-{finalizer._KINDS[kind]}")
 
 
 def sealed_twice() -> None:
