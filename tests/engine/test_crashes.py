@@ -7,6 +7,7 @@ from batchmill.backends.echo import EchoBackend
 from batchmill.schedule.retry import Fault
 from batchmill.spec.states import Status
 from batchmill.store.worker import void_leases
+from engine.faulty import FaultyDatabase
 from engine.mill import LEASE, Hand, Mill, Watched, lines
 from fakeclock import settle
 
@@ -202,6 +203,47 @@ async def test_a_drained_worker_leaves_no_line_in_doubt(mill: Mill) -> None:
     assert await mill.finish(mill.hand(second, once=True), batch_id) is Status.COMPLETED
     assert await mill.results(batch_id, "error") == []
     assert len(first.calls) + len(second.calls) == 40
+
+
+@pytest.mark.parametrize("once", [False, True])
+async def test_a_database_without_space_ends_no_worker(mill: Mill, *, once: bool) -> None:
+    """Claims, marks, commits and releases that find no space are tried again, and no line is lost or sent twice."""
+    mill.database = database = FaultyDatabase(mill.database)
+    echo = mill.echo(latency=1.0)
+    hand = mill.hand(echo, window=4, once=once)
+    batch_id = await mill.batch(lines(40))
+    await _accept(hand)
+    for full in (True, False, True, False, True):
+        database.full = full
+        for _ in range(15):  # nobody can take a lease over while nothing can be written
+            await hand.runner.step()
+            await settle()
+            hand.lease.renewed(mill.clock.boot())
+            await mill.clock.advance(0.1)
+    database.full = False
+    assert await mill.finish(hand, batch_id) is Status.COMPLETED
+    assert len(echo.calls) == 40
+
+
+async def test_a_lone_line_is_not_lost_where_its_mark_finds_no_space(mill: Mill) -> None:
+    """A suspect line goes only with its mark: without space for that it waits, and goes later."""
+    batch_id = await mill.batch(lines(5))
+    await _accept(mill.hand(mill.echo()))
+    for _ in range(3):
+        await _die(mill, mill.hand(mill.echo(latency=1e6)))
+    mill.database = database = FaultyDatabase(mill.database)
+    echo = mill.echo()
+    hand = mill.hand(echo)
+    await hand.scout.step()
+    await hand.runner._claim()
+    database.full = True
+    for _ in range(5):
+        await hand.runner.step()
+        await settle()
+    assert echo.calls == []
+    database.full = False
+    assert await mill.finish(hand, batch_id) is Status.COMPLETED
+    assert len(echo.calls) == 5
 
 
 async def test_results_wait_in_memory_while_the_disk_is_full(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:

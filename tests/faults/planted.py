@@ -25,6 +25,7 @@ from batchmill.schedule.retry import Fault, GaveUp, Later
 from batchmill.spec.lines import Envelope, RawLine
 from batchmill.spec.states import STAMP, Status, next_status
 from batchmill.store.database import Transaction
+from batchmill.store.slice import Fence
 from batchmill.store.tables import batch, slice_
 
 _POISON = re.compile(rb'"content" ?: ?"poison-')
@@ -75,16 +76,13 @@ def fence_in_python() -> None:
     commit = ledger.Ledger.commit
 
     async def checked(self: Any, portions: Any) -> Any:  # noqa: ANN401
-        def epochs(tx: Transaction) -> dict[tuple[str, int], int]:
+        def fences(tx: Transaction) -> set[Fence]:
             rows = tx.connection.execute(select(slice_.c.batch_id, slice_.c.ordinal, slice_.c.epoch))
-            return {(row.batch_id, row.ordinal): row.epoch for row in rows}
+            return {(row.batch_id, row.ordinal, row.epoch) for row in rows}
 
-        now = await self._database.read(epochs)
-        stand = [p for p in portions if now.get((p.slice.batch_id, p.slice.ordinal)) == p.slice.epoch]
-        fallen = {(p.slice.batch_id, p.slice.ordinal) for p in portions} - {
-            (p.slice.batch_id, p.slice.ordinal) for p in stand
-        }
-        return await commit(self, stand) | fallen
+        now = await self._database.read(fences)
+        stand = [portion for portion in portions if portion.slice.fence in now]
+        return await commit(self, stand) | {portion.slice.fence for portion in portions} - now
 
     no_fence()
     _replace(ledger.Ledger, "commit", checked)

@@ -201,7 +201,7 @@ class Mill(RuleBasedStateMachine):
             hand.database.breaks = False
         assert not breaks
         stands = self.latest[name] is claim
-        assert fallen == (frozenset() if stands else frozenset({name}))
+        assert fallen == (frozenset() if stands else frozenset({claim.slice.fence}))
         done |= set(fresh)
         if not stands or len(done) == claim.slice.lines:
             hand.held.remove((claim, done))

@@ -145,7 +145,7 @@ async def test_a_slice_that_was_taken_over_is_dropped_and_the_others_stand(
     await database.write(lambda tx: void_leases(tx, worker_id="w2"))
     (stolen,) = await claim(other, slices=1)
     assert stolen.slice.ordinal == 0
-    assert await late.commit([portion(held, [result(5)]) for held in claims]) == {("batch_1", 0)}
+    assert await late.commit([portion(held, [result(5)]) for held in claims]) == {("batch_1", 0, 1)}
     kept = await database.read(lambda tx: list_slices(tx, batch_id="batch_1"))
     assert [held.done for held in kept] == [b"\x00", b"\x20", b"\x20"]
     segments = await database.read(lambda tx: list_segments(tx, batch_id="batch_1"))
@@ -157,6 +157,18 @@ async def test_a_slice_that_was_taken_over_is_dropped_and_the_others_stand(
     assert (await database.read(get_batch)).object.counts.completed == 2
 
 
+async def test_a_claim_that_fell_does_not_take_its_successor_along(
+    ledger_of: Callable[..., Ledger], database: Database, blobs: Blobs
+) -> None:
+    """Of two claims of one Slice by one worker, the later one stands, also in the same group."""
+    await add_work(database, blobs, slices=1)
+    worker = ledger_of("w1", lease=LAPSED)
+    (first,), (second,) = await claim(worker), await claim(worker)
+    fallen = await worker.commit([portion(first, [result(1)]), portion(second, [result(2)])])
+    assert fallen == {first.slice.fence}
+    assert [held.done for held in await database.read(lambda tx: list_slices(tx, batch_id="batch_1"))] == [b"\x04"]
+
+
 async def test_a_commit_of_which_nothing_stands_writes_no_row(
     ledger_of: Callable[..., Ledger], database: Database, blobs: Blobs
 ) -> None:
@@ -166,7 +178,7 @@ async def test_a_commit_of_which_nothing_stands_writes_no_row(
     (held,) = await claim(late)
     await claim(ledger_of("w2"))
     before = await database.read(rows)
-    assert await late.commit([whole(held)]) == {("batch_1", 0)}
+    assert await late.commit([whole(held)]) == {("batch_1", 0, 1)}
     assert await database.read(rows) == before
 
 

@@ -10,7 +10,7 @@ from batchmill.ledger.ledger import Claim, Portion
 from batchmill.ledger.segment import Result
 from batchmill.schedule.pace import Pace
 from batchmill.schedule.plan import Record
-from batchmill.store.slice import Bitmap
+from batchmill.store.slice import Bitmap, Slice
 
 SUSPECT_CRASHES = 3  # owners that died in a row without a commit: one of the Slice's lines may be what kills them
 
@@ -59,6 +59,10 @@ class Work:
         self._pending = deque(sendable)
         self._left = len(holes)
         self._results: list[Result] = []
+
+    def is_of(self, held: Slice) -> bool:
+        """Say whether it is a claim of this Slice."""
+        return (self.claim.slice.batch_id, self.claim.slice.ordinal) == (held.batch_id, held.ordinal)
 
     @property
     def batch_id(self) -> str:

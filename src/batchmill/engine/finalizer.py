@@ -132,11 +132,11 @@ class Finalizer:
     def _write_files(self, closing: _Closing) -> tuple[dict[bool, _ResultFile], int]:
         """Stream the Results into the two files; return those, and how many lines were never answered."""
         batch = closing.batch
-        files = {
-            kind: _ResultFile(key=_key(batch, kind), writer=self._blobs.writer(_key(batch, kind))) for kind in _KINDS
-        }
+        files: dict[bool, _ResultFile] = {}
         unanswered = 0
         try:
+            for kind in _KINDS:
+                files[kind] = _ResultFile(key=_key(batch, kind), writer=self._blobs.writer(_key(batch, kind)))
             for merged in merge_results(
                 blobs=self._blobs,
                 batch=batch,

@@ -1,8 +1,9 @@
 """Sends the lines of batches in progress, and makes what became of them durable in group commits."""
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import structlog
 
@@ -24,6 +25,8 @@ from batchmill.store.batch import statuses_of
 from batchmill.store.database import Database
 from batchmill.store.slice import Slice
 from batchmill.telemetry import Metrics
+
+T = TypeVar("T")
 
 _WATCH_SECONDS = 0.5  # how often held batches are looked at: sends stop within a second of a cancel
 _CLOSING_SECONDS = 30.0  # open calls of a closing batch may end so long
@@ -182,17 +185,18 @@ class Runner:
             return
         if pending < max(window, self._rate * _AHEAD_SECONDS / 2):
             wanted = max(2 * window, self._rate * _AHEAD_SECONDS) - pending
-            claims = await self._ledger.claim(
-                slices=max(1, min(_SLICES_A_CLAIM, round(wanted / SLICE_LINES))), models=models
-            )
+            slices = max(1, min(_SLICES_A_CLAIM, round(wanted / SLICE_LINES)))
+            claiming = self._ledger.claim(slices=slices, models=models)
         elif self._looked != self._watched and self._feed.batches < window:
             # Enough is in hand, but of how many batches? A small one must not wait behind a large one's Slice.
             self._looked = self._watched
             held = {work.batch_id for work in self._feed}
-            claims = await self._ledger.claim(slices=window - len(held), models=models, besides=held)
+            claiming = self._ledger.claim(slices=window - len(held), models=models, besides=held)
         else:
             return
-        for claim in claims:
+        for claim in await self._with_room(claiming, otherwise=[]):
+            for work in [work for work in self._feed if work.is_of(claim.slice)]:
+                await self._lose(work)  # its lease had lapsed; this very worker took it anew
             self._feed.add(Work(claim=claim, once=self._once))
             self._starved = False
 
@@ -245,12 +249,30 @@ class Runner:
         elif await self._mark_alone(suspect, request.index):
             self._lone = suspect
             self._start(lane, request, self._clock.boot())
+        else:  # the Slice is lost, or there was no space for the mark
+            suspect.came_back(request)
+            suspect.put_back(request)
 
     async def _mark_alone(self, work: Work, line: int | None) -> bool:
-        stands = await self._ledger.mark_alone(work.claim.slice, line)
-        if not stands:
+        return await self._mark(work, self._ledger.mark_alone(work.claim.slice, line))
+
+    async def _mark(self, work: Work, writing: Awaitable[bool]) -> bool:
+        """Write something of a Slice before a line of it is sent; False where that may not be sent."""
+        stands = await self._with_room(writing, otherwise=None)
+        if stands is False:
             await self._lose(work)
-        return stands
+        return stands is True
+
+    async def _with_room(self, writing: Awaitable[T], *, otherwise: T) -> T:
+        """Return what a write of rows returns; `otherwise` where there is no space for it, and nothing was written."""
+        try:
+            return await writing
+        except OSError as fault:
+            if not is_full(fault):
+                raise
+            await asyncio.to_thread(self._room.give)
+            await self._look_for_room()
+            return otherwise
 
     async def _announce(self) -> None:
         """Let the rows say which lines may have been sent, for as many as could go now."""
@@ -266,12 +288,10 @@ class Runner:
         sent = work.announce(count)
         if sent is None:
             return True
-        stands = await self._ledger.mark_sent(work.claim.slice, sent)
+        stands = await self._mark(work, self._ledger.mark_sent(work.claim.slice, sent))
         if stands:
             work.announced(sent)
             self._starved = False  # what is new can be sent now and could not before
-        else:
-            await self._lose(work)
         return stands
 
     def _free_lane(self, model: str) -> Lane | None:
@@ -287,7 +307,7 @@ class Runner:
         now, wall = self._clock.boot(), self._clock.now()
         self._feed.wake(now)
         # A worker that was asleep for a lease must not send a line: others may have taken its Slices.
-        started = not self._halted and not self._is_solo and self._short is None and self._lease.holds
+        started = self._fault is None and not (self._halted or self._is_solo or self._short) and self._lease.holds
         while started:
             started = False
             for lane in self._lanes:
@@ -348,30 +368,25 @@ class Runner:
             return
         self._group.start(now)
         handed = [(work, portion) for work in self._feed if (portion := work.portion()) is not None]
-        try:
-            fallen = await self._ledger.commit([portion for _, portion in handed])
-        except OSError as fault:
-            if not is_full(fault):
-                raise
-            await self._keep(handed, str(fault))
+        fallen = await self._with_room(self._ledger.commit([portion for _, portion in handed]), otherwise=None)
+        if fallen is None:
+            self._keep(handed)
             return
         self._group.stood()
         for work, portion in handed:
-            if (portion.slice.batch_id, portion.slice.ordinal) in fallen:
+            if portion.slice.fence in fallen:
                 await self._lose(work)
             elif portion.closed:
                 self._feed.remove(work)
             else:
                 work.suspect = False
 
-    async def _keep(self, handed: Collection[tuple[Work, Portion]], reason: str) -> None:
+    def _keep(self, handed: Collection[tuple[Work, Portion]]) -> None:
         """Keep Results for which there was no space: the reserve makes some, and the next commit is tried soon."""
-        self._log.warning("results wait in memory", reason=reason, results=sum(len(p.results) for _, p in handed))
+        self._log.warning("results wait in memory", results=sum(len(portion.results) for _, portion in handed))
         for work, portion in handed:
             work.keep(portion)
         self._group.failed(self._clock.boot())
-        await asyncio.to_thread(self._room.give)
-        await self._look_for_room()
 
     async def _lose(self, work: Work) -> None:
         """Let go of a Slice that is another's by now: its calls are in vain."""
@@ -382,11 +397,11 @@ class Runner:
     async def _release(self) -> None:
         """Give back the Slices of closing batches once nothing of them is out."""
         released = [work for work in self._feed if work.closing_since is not None and work.idle]
-        if released:
-            await self._give_back(released)
-        for work in released:
-            self._feed.remove(work)
+        if released and await self._give_back(released):
+            for work in released:
+                self._feed.remove(work)
 
-    async def _give_back(self, works: Collection[Work]) -> None:
+    async def _give_back(self, works: Collection[Work]) -> bool:
+        """Let go of Slices; False where there was no space to say so: their leases lapse, or it is said later."""
         slices: list[Slice] = [replace(work.claim.slice, sent=work.uncertain()) for work in works]
-        await self._ledger.release(slices)
+        return await self._with_room(self._ledger.release(slices), otherwise=False)

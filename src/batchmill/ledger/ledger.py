@@ -21,6 +21,7 @@ from batchmill.store.blob import insert_ready
 from batchmill.store.database import Database, Transaction
 from batchmill.store.slice import (
     Bitmap,
+    Fence,
     Segment,
     Slice,
     claim_slice,
@@ -98,10 +99,10 @@ class Ledger:
             lambda: [Claim(slice=s, batch=b, records=self._records(b, s)) for s, _, b in claimed]
         )
 
-    async def commit(self, portions: Sequence[Portion]) -> frozenset[tuple[str, int]]:
+    async def commit(self, portions: Sequence[Portion]) -> frozenset[Fence]:
         """Make the Results durable: one immutable blob, one transaction.
 
-        Returns the Slices, as (batch, ordinal), that were dropped from the group since their fence fell; the others
+        Returns the claims that were dropped from the group since their fence fell; the others
         stand. After a fault nothing of the group is recorded.
         """
         if not portions:
@@ -120,7 +121,7 @@ class Ledger:
             finally:
                 writer.discard()
 
-        def statements(tx: Transaction) -> frozenset[tuple[str, int]]:
+        def statements(tx: Transaction) -> frozenset[Fence]:
             stands = [_record(tx, portion) for portion in portions]
             standing = list(compress(portions, stands))
             if standing:
@@ -135,8 +136,7 @@ class Ledger:
                 )
                 seqs = _count(tx, standing, now=int(now))
                 insert_segments(tx, [replace(e, seq=seqs[e.batch_id]) for e in compress(extents, stands)])
-            fallen = [portion.slice for portion, stood in zip(portions, stands, strict=True) if not stood]
-            return frozenset((held.batch_id, held.ordinal) for held in fallen)
+            return frozenset(p.slice.fence for p, stood in zip(portions, stands, strict=True) if not stood)
 
         with self._metrics.commit_seconds.time():
             try:
@@ -148,11 +148,11 @@ class Ledger:
         self._tell(portions, fallen)
         return fallen
 
-    def _tell(self, portions: Sequence[Portion], fallen: frozenset[tuple[str, int]]) -> None:
+    def _tell(self, portions: Sequence[Portion], fallen: frozenset[Fence]) -> None:
         """Count what a commit did."""
         self._metrics.stale_writes.inc(len(fallen))
         for portion in portions:
-            if (portion.slice.batch_id, portion.slice.ordinal) not in fallen:
+            if portion.slice.fence not in fallen:
                 succeeded = sum(result.succeeded for result in portion.results)
                 self._metrics.lines.labels("succeeded").inc(succeeded)
                 self._metrics.lines.labels("failed").inc(len(portion.results) - succeeded)
@@ -169,14 +169,15 @@ class Ledger:
             lambda tx: mark_sent(tx, batch_id=held.batch_id, ordinal=held.ordinal, epoch=held.epoch, sent=sent)
         )
 
-    async def release(self, slices: Iterable[Slice]) -> None:
-        """Give Slices back with their holes, for any worker to claim; `sent` of each is kept."""
+    async def release(self, slices: Iterable[Slice]) -> bool:
+        """Give Slices back with their holes, for any worker to claim; `sent` of each is kept. True once it is done."""
 
-        def statements(tx: Transaction) -> None:
+        def statements(tx: Transaction) -> bool:
             for held in slices:
                 release_slice(tx, batch_id=held.batch_id, ordinal=held.ordinal, epoch=held.epoch, sent=held.sent)
+            return True
 
-        await self._database.write(statements)
+        return await self._database.write(statements)
 
     def _records(self, batch: Batch, claimed: Slice) -> tuple[Record, ...]:
         if batch.plan_key is None:

@@ -15,6 +15,8 @@ from batchmill.spec.states import Status
 from batchmill.store.database import Transaction
 from batchmill.store.tables import batch, segment, slice_
 
+Fence = tuple[str, int, int]  # batch, ordinal and epoch: one claim of one Slice
+
 Bitmap = bytes  # a bit a line: bit `i % 8` of byte `i // 8` is a Slice's i-th line
 
 # What the death of an owner does to the row.
@@ -43,6 +45,11 @@ class Slice:
     alone: int | None = None  # the line that its last owner was sending with nothing else in flight
     alone_crashes: int = 0  # owners that died over that very line
     sent: Bitmap | None = None  # lines that may have been sent; None where nobody keeps account of that
+
+    @property
+    def fence(self) -> Fence:
+        """What tells this claim of the Slice from every other."""
+        return self.batch_id, self.ordinal, self.epoch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
