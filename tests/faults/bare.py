@@ -32,7 +32,7 @@ from batchmill.store.migrate import migrate
 from batchmill.store.organisation import find_organisation, insert_key, insert_organisation
 from batchmill.store.tables import batch, metadata
 from batchmill.store.worker import insert_worker, void_leases
-from engine.mill import LEASE, Hand, Mill, lines
+from engine.mill import LEASE, Mill, lines
 from fakeclock import FakeClock
 from faults.sound import check_clean, check_sound
 
@@ -169,7 +169,7 @@ async def ask(mill: Mill, method: str, path: str, body: bytes = b"", content_typ
         NotAcknowledged: the answer is another.
     """
     status, answer = await call(mill, method, path, body, content_type)
-    if status != 200:  # noqa: PLR2004 - OK
+    if status != 200:
         raise NotAcknowledged(status)
     return dict(json.loads(answer))
 
@@ -362,18 +362,18 @@ async def _check_cancel(mill: Mill, facts: Facts, acknowledged: Facts | None) ->
 async def _check_delete(mill: Mill, facts: Facts, acknowledged: Facts | None) -> None:
     status, _ = await call(mill, "GET", f"/v1/files/{facts['file']['id']}")
     assert status in ((404,) if acknowledged else (200, 404))
-    if status == 200:  # noqa: PLR2004 - it is there still, and whole
+    if status == 200:
         await _check_file(mill, facts["file"])
         assert await _act_delete(mill, facts)
     status, _ = await call(mill, "DELETE", f"/v1/files/{facts['file']['id']}")
-    assert status == 404  # noqa: PLR2004 - said once, it stays gone
+    assert status == 404
 
 
 async def _check_record(mill: Mill, facts: Facts, acknowledged: Facts | None) -> None:
     counts = (await mill.look(facts["batch"])).object.counts
     done = counts.completed + counts.failed
     assert done in ((562,) if acknowledged else (356, 562)), "half of a group is recorded"
-    if done == 356:  # noqa: PLR2004 - nothing of it is
+    if done == 356:
         await _act_record(mill, facts)
         await mill.database.write(_void)
     assert await mill.finish(mill.hand(mill.echo(), window=256), facts["batch"]) is Status.COMPLETED

@@ -5,7 +5,7 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, Float, event, literal
 
 from batchmill.blobs.blobs import Written
 from batchmill.blobs.disk import DiskWriter
@@ -34,11 +34,17 @@ def _no_folder_fsync() -> None:
 
 def _normal() -> None:
     """SQLite's popular recipe: a write-ahead log with `synchronous=NORMAL`."""
+    honest = SqliteDatabase.__init__
 
     def on_connect(connection: Any, _record: object) -> None:  # noqa: ANN401 - the driver's
         connection.execute("PRAGMA synchronous=NORMAL")
 
-    event.listen(Engine, "connect", on_connect)  # after the database's own
+    def init(self: SqliteDatabase, **rest: Any) -> None:  # noqa: ANN401 - whatever it takes
+        honest(self, **rest)
+        for engine in (self._writer, self._reader):
+            event.listen(engine, "connect", on_connect)  # after the database's own
+
+    SqliteDatabase.__init__ = init  # type: ignore[method-assign]
 
 
 def _row_before_bytes() -> None:
@@ -70,11 +76,6 @@ def _answer_before_commit() -> None:
         begun = engine.begin()
         connection = begun.__enter__()
         _later.append(lambda: begun.__exit__(None, None, None))
-        return honest_statements(self, connection, statements)
-
-    def honest_statements(self: SqliteDatabase, connection: Any, statements: Callable[[Transaction], Any]) -> Any:  # noqa: ANN401 - the same
-        from sqlalchemy import Float, literal  # noqa: PLC0415 - as the database's own
-
         return statements(Transaction(connection=connection, lease_now=literal(self._clock.boot(), Float)))
 
     SqliteDatabase._transact = transact  # type: ignore[method-assign]

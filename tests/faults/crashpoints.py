@@ -8,19 +8,14 @@ for each kind one more run must go untouched.
 """
 
 import argparse
-import asyncio
 import json
 import os
-import re
-import select
-import signal
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +23,17 @@ import structlog
 
 from faults.bare import OPERATIONS, Facts, NotAcknowledged, Operation, open_store, recover, run_alone, season
 from faults.careless import CARELESS, after_answer
+from faults.held import CALL, Bare, Traced
 from faults.sandbox import FILESYSTEMS, Disk, fast_folder, loopback
 
-KINDS = (
-    *("write", "pwrite64", "pwritev", "fsync", "fdatasync", "sync_file_range", "openat", "ftruncate", "fallocate"),
-    *("rename", "renameat", "renameat2", "unlink", "unlinkat", "mkdir", "mkdirat", "rmdir", "link", "linkat"),
+KINDS = (  # the most telling ones first
+    *("fdatasync", "fsync", "sync_file_range", "rename", "renameat", "renameat2", "unlink", "unlinkat", "rmdir"),
+    *("mkdir", "mkdirat", "link", "linkat", "ftruncate", "fallocate", "write", "pwritev", "pwrite64", "openat"),
 )
+SYNCS = ("fsync", "fdatasync")
+_MANY = ("pwrite64", "openat")  # the kinds of which there are dozens
+_MODES = {"kill": "kill", "power": "power cut", "eio": "failed sync"}
 _HELD = 600_000_000  # microseconds: longer than anything here lasts
-_PATIENCE = 20  # seconds for one process
-_CALL = re.compile(r"^(?:\[pid +\d+\] )?(\w+)\(", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,86 +51,16 @@ class Point:
     violation: str | None
 
 
-@dataclass(slots=True)
-class Bare:
-    """A forked process that does one operation: it says `ready`, waits for a byte, and says what it acknowledges."""
-
-    pid: int
-    said: int
-    go: int
-
-    @classmethod
-    def fork(cls, work: Callable[[Callable[[Any], None], Callable[[], None]], None]) -> "Bare":
-        """Fork; `work` is given a way to say something, and one to wait for the start."""
-        said_r, said_w = os.pipe()
-        go_r, go_w = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                signal.alarm(_PATIENCE)
-                work(lambda value: _say(said_w, value), lambda: _wait_for_byte(go_r))
-                code = 0
-            except BaseException as fault:  # noqa: BLE001 - this process ends here, and says why
-                _say(said_w, {"fault": f"{type(fault).__name__}: {fault} at {_place(fault)}"})
-            finally:
-                os._exit(code)
-        os.close(said_w)
-        os.close(go_r)
-        return cls(pid=pid, said=said_r, go=go_w)
-
-    def line(self) -> Any:  # noqa: ANN401 - what it said
-        """Return the next thing that it says."""
-        text = b""
-        while not text.endswith(b"\n"):
-            byte = os.read(self.said, 1)
-            assert byte, "it died before it said anything"
-            text += byte
-        return json.loads(text)
-
-    def start(self) -> None:
-        """Let it begin."""
-        os.write(self.go, b".")
-
-    def kill(self) -> None:
-        """End it, whatever it does."""
-        os.kill(self.pid, signal.SIGKILL)
-
-    def reap(self) -> list[Any]:
-        """Wait for its end and return what else it said; whoever traces it must have gone."""
-        os.waitpid(self.pid, 0)
-        with os.fdopen(self.said, "rb") as said:
-            rest = said.read()
-        os.close(self.go)
-        return [json.loads(line) for line in rest.splitlines()]
-
-
-def _say(descriptor: int, value: object) -> None:
-    os.write(descriptor, json.dumps(value).encode() + b"\n")
-
-
-def _wait_for_byte(descriptor: int) -> None:
-    os.read(descriptor, 1)
-
-
-def _place(fault: BaseException) -> str:
-    frame = fault.__traceback__
-    places = []
-    while frame is not None:
-        places.append(f"{Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}")
-        frame = frame.tb_next
-    return " > ".join(places[-3:])
-
-
 def act(folder: Path, operation: Operation, facts: Facts, careless: str | None) -> Callable[..., None]:
     """Return the work of a bare process: the operation, its acknowledgement, what follows, and a clean end."""
 
     async def work(say: Callable[[Any], None], wait: Callable[[], None]) -> None:
+        if careless is not None:
+            CARELESS[careless]()
         mill = await open_store(folder)
         if operation.seasoned:
             await season(mill)
-        if careless is not None:
-            CARELESS[careless]()
+            after_answer()
         say("ready")
         wait()
         try:
@@ -146,48 +73,6 @@ def act(folder: Path, operation: Operation, facts: Facts, careless: str | None) 
         await mill.database.close()
 
     return lambda say, wait: run_alone(work(say, wait))
-
-
-class Traced:
-    """strace on a bare process; it is held where the tampering says so, until it is killed."""
-
-    def __init__(self, bare: Bare, *, kinds: Sequence[str], inject: str | None = None) -> None:
-        command = ["strace", "-f", "-y", "-s", "0", "-p", str(bare.pid), "-e", f"trace={','.join(f'?{k}' for k in kinds)}"]
-        if inject is not None:
-            command += ["-e", f"inject={inject}"]
-        self._strace = subprocess.Popen(command, stderr=subprocess.PIPE)
-        assert self._strace.stderr is not None
-        self._output = self._strace.stderr
-        assert b"attached" in self._output.readline(), "strace cannot attach"
-        self.text = ""
-
-    def until(self, k: int | None) -> str | None:
-        """Read on until the k-th call has been entered, and return it; None if the process ends before."""
-        while data := self._read():
-            self.text += data.decode(errors="replace")
-            entered = [match.start() for match in _CALL.finditer(self.text)]
-            if k is not None and len(entered) >= k:
-                return self.text[entered[k - 1] :].splitlines()[0]
-        return None
-
-    def _read(self) -> bytes:
-        if not select.select([self._output], [], [], _PATIENCE)[0]:
-            raise TimeoutError(f"strace has said nothing for {_PATIENCE} s, and last: {self.text[-500:]}")
-        return os.read(self._output.fileno(), 1 << 16)
-
-    def end(self) -> None:
-        """End strace, once the process is killed: it would sleep on, and the dead would stay its own."""
-        self._strace.kill()
-        self._strace.wait()
-        self._output.close()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Template:
-    """A disk on which an operation can begin, and what the operation must know of it."""
-
-    disk: Disk
-    facts: Facts
 
 
 class Trial:
@@ -218,26 +103,54 @@ class Trial:
         assert "[pid" not in traced.text, "a second thread: its calls would be counted by themselves"
         calls: dict[str, list[str]] = {}
         for line in traced.text.splitlines():
-            if found := _CALL.match(line):
+            if found := CALL.match(line):
                 calls.setdefault(found[1], []).append(line if str(self._disk.mount) in line else "")
-        return {kind: lines for kind, lines in calls.items() if any(lines)}
+        return {kind: calls[kind] for kind in KINDS if any(calls.get(kind, ()))}
 
-    def points(self, stride: int) -> Iterator[tuple[str, int]]:
-        """Yield kind and k of every n-th call on the disk, and for each kind one k that is never reached."""
+    def points(self, mode: str, stride: int) -> Iterator[Point]:
+        """Try the calls on the disk (of the frequent kinds every n-th), and for each kind one that is never reached."""
         for kind, lines in self.calls.items():
-            yield from [(kind, k) for k, line in enumerate(lines, 1) if line][::stride]
-            yield kind, len(lines) + 1
+            there = [k for k, line in enumerate(lines, 1) if line]
+            there = there[::stride] if kind in _MANY else there
+            if mode != "eio":
+                yield from (self.hold(kind, k, mode) for k in [*there, len(lines) + 1])
+            elif kind in SYNCS:
+                yield from (self.fail_sync(kind, k) for k in there)
 
-    def try_point(self, kind: str, k: int, mode: str) -> Point:
-        """Hold the process there, kill it or cut the power, and look."""
-        said: list[Any]
-        with self._begun(kinds=[kind], inject=f"{kind}:delay_enter={_HELD}:when={k}", cut=mode == "power") as (bare, traced):
+    def hold(self, kind: str, k: int, mode: str) -> Point:
+        """Hold the process at its k-th call of a kind and kill it, or cut the power and kill it."""
+        inject = f"{kind}:delay_enter={_HELD}:when={k}"
+        with self._begun(kinds=[kind], inject=inject, cut=mode == "power") as (said, traced):
             call = traced.until(k)
-            said = bare
-        acknowledged = next((line["acknowledged"] for line in said if "acknowledged" in line), None)
+        point = self._point(kind, k, mode, call, said)
         odd = [line for line in said if "acknowledged" not in line]
+        return replace(point, violation=f"the process itself failed: {odd}") if odd else point
+
+    def fail_sync(self, kind: str, k: int) -> Point:
+        """Let the k-th sync fail with EIO, and cut the power when the process has ended.
+
+        The bytes of a blob are never synced again: the kernel may have dropped them, and report success (reliability,
+        finding 4). SQLite does sync its log again, for frames that it has written anew: the power cut shows it.
+        """
+        with self._begun(kinds=SYNCS, inject=f"{kind}:error=EIO:when={k}", cut=True) as (said, traced):
+            traced.until(None)
+        text = traced.text[traced.text.rfind("\n", 0, traced.text.index("(INJECTED)")) + 1 :]
+        failed, *later = text.splitlines()
+        path = failed[failed.index("<") : failed.index(">") + 1]
+        again = [line for line in later if path in line and "/blobs/" in path]
+        point = self._point(kind, k, "eio", failed, said)
+        answers = [line.get("refused", 0) for line in said if "acknowledged" not in line and "fault" not in line]
+        if again:
+            return replace(point, violation=f"synced again after it had failed: {again[0]}")
+        if any(status < 500 for status in answers):
+            return replace(point, violation=f"answered as the client's fault: {answers}")
+        return point
+
+    def _point(self, kind: str, k: int, mode: str, call: str | None, said: list[Any]) -> Point:
+        """Look at what the process has left behind."""
+        acknowledged = next((line["acknowledged"] for line in said if "acknowledged" in line), None)
         with self._disk.mounted() as place:
-            violation = f"the process itself: {odd}" if odd else self._look(place, acknowledged)
+            violation = self._look(place, acknowledged)
         return Point(
             operation=self.name,
             kind=kind,
@@ -251,7 +164,9 @@ class Trial:
         )
 
     @contextmanager
-    def _begun(self, *, kinds: Sequence[str], inject: str | None = None, cut: bool = False) -> Iterator[tuple[list[Any], Traced]]:
+    def _begun(
+        self, *, kinds: Sequence[str], inject: str | None = None, cut: bool = False
+    ) -> Iterator[tuple[list[Any], Traced]]:
         """Run the operation on a fresh copy, traced; at the end it is cut off if so told, and killed.
 
         The list holds what it said once this is over.
@@ -286,11 +201,15 @@ def void_reasons(points: Sequence[Point], calls: dict[str, dict[str, list[str]]]
     """Say what a run did not try although it should have: such a run proves nothing."""
     reasons = []
     for name, kinds in calls.items():
-        mine = [point for point in points if point.operation == name]
+        mine = [point for point in points if point.operation == name and point.mode != "eio"]
+        if not mine:
+            continue
+        reasons += [f"{name}: held at no {kind}" for kind in kinds if not any(p.kind == kind and p.call for p in mine)]
         reasons += [
-            f"{name}: held at no {kind}" for kind in kinds if not any(p.kind == kind and p.call for p in mine)
+            f"{name}: {p.kind} {p.k} was reached, and is beyond the last"
+            for p in mine
+            if p.call and p.k > len(kinds[p.kind])
         ]
-        reasons += [f"{name}: {p.kind} {p.k} was reached, and is beyond the last" for p in mine if p.call and p.k > len(kinds[p.kind])]
         cut = {point.acknowledged for point in mine if point.mode == "power"}
         if cut and cut != {True, False}:
             reasons.append(f"{name}: the power was not cut both before and after the acknowledgement")
@@ -309,9 +228,9 @@ def run(arguments: argparse.Namespace) -> int:
                 trial = Trial(folder, name=name, filesystem=filesystem, careless=arguments.careless)
                 calls[name] = trial.calls
                 for mode in arguments.mode:
-                    for kind, k in trial.points(arguments.stride):
-                        points.append(trial.try_point(kind, k, mode))
-                        if points[-1].violation and arguments.first:
+                    for point in trial.points(mode, arguments.stride):
+                        points.append(point)
+                        if point.violation and arguments.first:
                             return _report(points, [], time.monotonic() - began, arguments.records)
         void += void_reasons([p for p in points if p.filesystem == filesystem], calls)
     return _report(points, void, time.monotonic() - began, arguments.records)
@@ -322,17 +241,17 @@ def _report(points: Sequence[Point], void: Sequence[str], seconds: float, record
         with records.open("a") as file:
             file.writelines(json.dumps(asdict(point)) + "\n" for point in points)
     bad = [point for point in points if point.violation]
-    for point in bad[:20]:
-        print(f"VIOLATION {point.operation} {point.kind} {point.k} ({point.mode}, {point.filesystem}"
-              f"{', acknowledged' if point.acknowledged else ''}) {point.call}: {point.violation}")
-    for reason in void:
-        print(f"VOID {reason}")
-    held = Counter(f"{p.mode if p.mode == 'kill' else 'power cut'}, {p.filesystem}" for p in points if p.call)
-    untouched = sum(point.call is None for point in points)
+    held = Counter(f"{_MODES[p.mode]}, {p.filesystem}" for p in points if p.call)
     totals = ", ".join(f"{count} ({where})" for where, count in sorted(held.items()))
+    untouched = sum(point.call is None for point in points)
     after = sum(point.acknowledged for point in points)
-    print(f"crash points: {totals}; {untouched} untouched; {after} after the acknowledgement; "
-          f"{len(bad)} violations; {seconds:.0f} s")
+    lines = [f"VIOLATION {point}" for point in bad[:20]]
+    lines += [f"VOID {reason}" for reason in void]
+    lines += [
+        f"crash points: {totals}; {untouched} untouched; {after} after the acknowledgement; "
+        f"{len(bad)} violations; {seconds:.0f} s"
+    ]
+    print("\n".join(lines))  # noqa: T201 - the report is what this is run for
     return 1 if bad else 3 if void else 0
 
 
@@ -340,13 +259,13 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--filesystem", nargs="+", default=["ext4"], choices=FILESYSTEMS)
-    parser.add_argument("--mode", nargs="+", default=["kill", "power"], choices=["kill", "power"])
+    parser.add_argument("--mode", nargs="+", default=["kill", "power"], choices=list(_MODES))
     parser.add_argument("--operation", nargs="+", default=list(OPERATIONS), choices=list(OPERATIONS))
-    parser.add_argument("--stride", type=int, default=1, help="try every n-th point of each kind only")
+    parser.add_argument("--stride", type=int, default=1, help="of the frequent kinds, try every n-th only")
     parser.add_argument("--careless", choices=list(CARELESS), help="plant this bug")
     parser.add_argument("--first", action="store_true", help="stop at the first violation")
     parser.add_argument("--records", type=Path, help="append a line of JSON for each point to this file")
-    structlog.configure(processors=[structlog.processors.JSONRenderer()], logger_factory=lambda *_: structlog.PrintLogger(open(os.devnull, "w")))
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # what the loops say is not for the report
     loopback()
     sys.exit(run(parser.parse_args()))
 
