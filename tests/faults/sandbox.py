@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ _IMAGES = {  # the smallest that each filesystem makes and a test fits in
     "ext4": ("96M", ("mkfs.ext4", "-q", "-F")),
     "xfs": ("320M", ("mkfs.xfs", "-q", "-f")),
 }
+_UNMOUNT_SECONDS = 10.0
 FILESYSTEMS = tuple(_IMAGES)
 
 
@@ -97,7 +99,14 @@ class Disk:
         try:
             yield self.mount
         finally:
-            run("umount", self.mount)
+            self._unmount()
+
+    def _unmount(self) -> None:
+        """Unmount; the kernel closes the files of the dead a moment after their death."""
+        until = time.monotonic() + _UNMOUNT_SECONDS
+        while subprocess.run(["umount", self.mount], stderr=subprocess.DEVNULL, check=False).returncode:
+            assert time.monotonic() < until, f"{self.mount} is in use"
+            time.sleep(0.01)
 
     def cut(self) -> None:
         """Cut the power: from now on nothing reaches the disk, and what had not reached it by now is gone.

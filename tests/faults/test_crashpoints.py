@@ -20,14 +20,14 @@ def _try(capsys: pytest.CaptureFixture[str], *options: object, code: int = 0) ->
 def test_the_power_may_be_cut_at_any_moment_of_an_upload_a_create_and_a_group_commit(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """At each sync, rename, unlink and the like, and at every third write: no acknowledged fact is lost."""
-    _try(capsys, "--mode", "power", "--operation", "upload", "create", "record", "--stride", 3)
+    """At each sync, rename, unlink and the like, and at every sixth write: no acknowledged fact is lost."""
+    _try(capsys, "--mode", "power", "--operation", "upload", "create", "record", "--stride", 6)
 
 
 @pytest.mark.timeout(600)
 def test_a_kill_may_come_at_any_moment(capsys: pytest.CaptureFixture[str]) -> None:
-    """At the first call of each kind, and at every twelfth: all operations are there in full or not at all."""
-    _try(capsys, "--mode", "kill", "--stride", 12)
+    """At the first call of each kind, and of writes and opens at every 24th: all operations are there in full or not at all."""
+    _try(capsys, "--mode", "kill", "--stride", 24)
 
 
 @pytest.mark.timeout(600)
