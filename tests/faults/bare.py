@@ -32,6 +32,7 @@ from batchmill.store.migrate import migrate
 from batchmill.store.organisation import find_organisation, insert_key, insert_organisation
 from batchmill.store.tables import batch, metadata
 from batchmill.store.worker import insert_worker, void_leases
+from batchmill.telemetry import Metrics
 from engine.mill import LEASE, Mill, lines
 from fakeclock import FakeClock
 from faults.sound import check_clean, check_sound
@@ -81,6 +82,7 @@ class Operation:
     check: Callable[[Mill, Facts, Facts | None], Awaitable[None]]
     rest: Callable[[Mill], Awaitable[object]] | None = None
     seasoned: bool = False
+    migrates: bool = False  # the tables are there only afterwards
 
 
 async def open_store(folder: Path) -> Mill:
@@ -101,9 +103,9 @@ async def season(mill: Mill) -> None:
 async def recover(folder: Path, operation: Operation, facts: Facts, acknowledged: Facts | None) -> None:
     """Open the store as the next worker does, and raise AssertionError unless all is as it must be."""
     mill = await open_store(folder)
-    if operation is not OPERATIONS["start"]:
+    check_sound(mill)
+    if not operation.migrates:
         await mill.database.write(_begin)
-        check_sound(mill)
     await operation.check(mill, facts, acknowledged)
     check_sound(mill)
     await mill.database.write(_void)  # what the checks have claimed ends as at a death
@@ -145,12 +147,19 @@ async def call(
     mill: Mill, method: str, path: str, body: bytes = b"", content_type: str = "application/json"
 ) -> tuple[int, bytes]:
     """Ask the API, in this process; return the status and the body of its answer."""
-    app = create_app(database=mill.database, blobs=mill.blobs, clock=mill.clock, limits=mill.limits, version="0")
-    asked = iter([{"type": "http.request", "body": body}])
+    app = create_app(
+        database=mill.database,
+        blobs=mill.blobs,
+        room=mill.room,
+        clock=mill.clock,
+        limits=mill.limits,
+        version="0",
+    )
+    asked = [{"type": "http.request", "body": body}]
     answered: list[Mapping[str, Any]] = []
 
     async def receive() -> Mapping[str, Any]:
-        return next(asked, {"type": "http.disconnect"})
+        return asked.pop() if asked else await asyncio.get_running_loop().create_future()  # the client stays
 
     async def send(message: Mapping[str, Any]) -> None:
         answered.append(message)
@@ -297,7 +306,14 @@ async def _act_migrate(mill: Mill, _facts: Facts) -> Facts:
 
 
 async def _claimed(mill: Mill) -> tuple[Ledger, list[Claim]]:
-    ledger = Ledger(database=mill.database, blobs=mill.blobs, clock=mill.clock, worker_id="w-before", lease=LEASE)
+    ledger = Ledger(
+        database=mill.database,
+        blobs=mill.blobs,
+        clock=mill.clock,
+        worker_id="w-before",
+        lease=LEASE,
+        metrics=Metrics(),
+    )
     return ledger, await ledger.claim(slices=9, models=["echo"])
 
 
@@ -427,6 +443,6 @@ OPERATIONS = {
     ),
     "record": Operation(prepare=_running, act=_act_record, check=_check_record, seasoned=True),
     "finalize": Operation(prepare=_drained, act=_act_finalize, check=_check_finalize, seasoned=True),
-    "start": Operation(prepare=_empty, act=_act_start, check=_check_start),
-    "migrate": Operation(prepare=_old, act=_act_migrate, check=_check_migrate),
+    "start": Operation(prepare=_empty, act=_act_start, check=_check_start, migrates=True),
+    "migrate": Operation(prepare=_old, act=_act_migrate, check=_check_migrate, migrates=True),
 }

@@ -26,7 +26,7 @@ def test_the_power_may_be_cut_at_any_moment_of_an_upload_a_create_and_a_group_co
 
 @pytest.mark.timeout(600)
 def test_a_kill_may_come_at_any_moment(capsys: pytest.CaptureFixture[str]) -> None:
-    """At the first call of each kind, and of writes and opens at every 24th: all operations are there in full or not at all."""
+    """At every call of each kind (every 24th write and open): an operation is there in full or not at all."""
     _try(capsys, "--mode", "kill", "--stride", 24)
 
 
