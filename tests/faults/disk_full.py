@@ -171,7 +171,8 @@ def cancelled(round_: Round, batch_id: str) -> bool:
     try:
         return round_.client.batches.cancel(batch_id).status in ("cancelling", "cancelled")
     except APIStatusError as answer:
-        assert answer.status_code == 507, answer
+        if answer.status_code != 507:
+            raise
         return False
 
 
