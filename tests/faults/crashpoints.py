@@ -1,10 +1,10 @@
 """Holds a bare process at its k-th system call of each kind and kills it, or cuts the power of its disk; then looks.
 
-    python -m faults.crashpoints --filesystem ext4 xfs --mode kill power --records points.jsonl
+    python -m faults.crashpoints --enter --filesystem ext4 xfs --mode kill power eio --records points.jsonl
 
-runs in the namespaces of `sandbox.enter`. This process imports everything once and forks: a point takes a fraction of
-a second. A first run, only watched, says which calls an operation makes on its disk; then each of them is a point, and
-for each kind one more run must go untouched.
+`--enter` gives it namespaces of its own first; the tests do that by themselves. This process imports everything once
+and forks: a point takes a fraction of a second. A first run, only watched, says which calls an operation makes on its
+disk; then each of them is a point, and for each kind one more run must go untouched.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import structlog
 from faults.bare import OPERATIONS, Facts, NotAcknowledged, Operation, open_store, recover, run_alone, season
 from faults.careless import CARELESS, after_answer
 from faults.held import CALL, Bare, Traced
-from faults.sandbox import FILESYSTEMS, Disk, fast_folder, loopback
+from faults.sandbox import FILESYSTEMS, Disk, enter, fast_folder, loopback
 
 KINDS = (  # the most telling ones first
     *("fdatasync", "fsync", "sync_file_range", "rename", "renameat", "renameat2", "unlink", "unlinkat", "rmdir"),
@@ -105,6 +105,10 @@ class Trial:
             if found := CALL.match(line):
                 calls.setdefault(found[1], []).append(line if str(self._disk.mount) in line else "")
         return {kind: calls[kind] for kind in KINDS if any(calls.get(kind, ()))}
+
+    def counts(self) -> str:
+        """Say how many calls of each kind the operation makes on its disk."""
+        return ", ".join(f"{sum(map(bool, lines))} {kind}" for kind, lines in self.calls.items())
 
     def points(self, mode: str, stride: int) -> Iterator[Point]:
         """Try the calls on the disk (of the frequent kinds every n-th), and for each kind one that is never reached."""
@@ -225,6 +229,7 @@ def run(arguments: argparse.Namespace) -> int:
         for name in arguments.operation:
             with fast_folder() as folder:
                 trial = Trial(folder, name=name, filesystem=filesystem, careless=arguments.careless)
+                print(f"{name} on {filesystem}: {trial.counts()}", file=sys.stderr, flush=True)  # noqa: T201 - it lasts
                 calls[name] = trial.calls
                 for mode in arguments.mode:
                     for point in trial.points(mode, arguments.stride):
@@ -262,8 +267,14 @@ def main() -> None:
     parser.add_argument("--first", action="store_true", help="stop at the first violation")
     parser.add_argument("--records", type=Path, help="append a line of JSON for each point to this file")
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # what the loops say is not for the report
+    parser.add_argument("--enter", action="store_true", help="run in namespaces of its own")
+    arguments = parser.parse_args()
+    if arguments.enter:
+        sys.exit(
+            enter("faults.crashpoints", *(word for word in sys.argv[1:] if word != "--enter"), quiet=False).returncode
+        )
     loopback()
-    sys.exit(run(parser.parse_args()))
+    sys.exit(run(arguments))
 
 
 if __name__ == "__main__":

@@ -30,13 +30,13 @@ _UNMOUNT_SECONDS = 10.0
 FILESYSTEMS = tuple(_IMAGES)
 
 
-def enter(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run `python -m MODULE ARGUMENTS` in namespaces of its own, and wait for its end."""
+def enter(module: str, *arguments: object, quiet: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run `python -m MODULE ARGUMENTS` in namespaces of its own, and wait for its end; `quiet` keeps what it says."""
     paths = [str(_TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
         [*_NAMESPACES, sys.executable, "-m", module, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
+        capture_output=quiet,
         text=True,
         check=False,
     )
