@@ -68,7 +68,7 @@ lock: ## Pin every package anew, to what the index gives today.
 
 # Crash points need small disks whose power can be cut, and a process held at a system call.
 .venv/faults: .venv/base
-	@for tool in xfs_io mkfs.xfs mkfs.ext4 strace ip unshare; do command -v $$tool >/dev/null || exit 1; done || { \
+	@(for tool in xfs_io mkfs.xfs mkfs.ext4 strace ip unshare; do command -v $$tool >/dev/null || exit 1; done) || { \
 	  [ "$$(id -u)" = 0 ] || { echo "Some fault tests will not run: they need root, and xfsprogs e2fsprogs strace iproute2 util-linux"; exit 0; }; \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends xfsprogs e2fsprogs strace iproute2 util-linux; }
 	@touch $@

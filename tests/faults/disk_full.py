@@ -35,7 +35,7 @@ _LINES = 6_000
 _PADDING = 3_000  # characters of reply: the result file takes long enough to be hit
 _RESUMES = 30.0  # seconds (invariant R11)
 _SOON = 60.0
-_PROMPT = 3.0  # seconds until the reserve is dropped: it is looked at once a second
+_PROMPT = 10.0  # seconds until the reserve is dropped: it is looked at once a second, on a machine that is not busy
 _PAUSED = 6.0  # seconds for which the disk stays full
 
 

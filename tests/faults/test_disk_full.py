@@ -1,4 +1,4 @@
-"""A disk that fills up: nothing acknowledged is lost; batches pause, say why, and go on by themselves (invariant R11)."""
+"""A disk that fills up: nothing acknowledged is lost; batches pause, say why, and go on by themselves (R11)."""
 
 import pytest
 
