@@ -6,17 +6,17 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check faults clean lock
+.PHONY: help setup demo test check faults faults-crashpoints clean lock
 
 help: ## Say what there is.
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
 setup: .venv/setup ## Make .venv with batchmill, the built-in engine and the openai client in it.
 
 demo: setup ## Run a real batch on the built-in model and print the results.
 	@$(BIN)/python examples/demo.py
 
-test: check .venv/postgres ## Install what the tests need, and run them all.
+test: check .venv/postgres .venv/faults ## Install what the tests need, and run them all.
 	$(BIN)/pytest tests/spec tests/schedule --cov=batchmill.spec --cov=batchmill.schedule --cov-branch \
 	  --cov-report=term:skip-covered --cov-fail-under=100
 	$(BIN)/pytest --ignore=tests/spec --ignore=tests/schedule
@@ -29,6 +29,9 @@ check: .venv/test ## Lint, types and walls; a part of `make test`.
 
 faults: .venv/test ## Storms of faults with fresh seeds, then planted bugs: SEED=… MINUTES=… (see tests/faults).
 	PYTHONPATH=tests $(BIN)/python -m faults --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+
+faults-crashpoints: .venv/test .venv/faults ## Every crash point on ext4 and XFS: a quarter of an hour.
+	PYTHONPATH=tests $(BIN)/python -m faults.crashpoints --enter --filesystem ext4 xfs --mode kill power eio
 
 clean: ## Remove what these commands made, but not batchmill-data.
 	rm -rf .venv demo-results .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage
@@ -61,4 +64,11 @@ lock: ## Pin every package anew, to what the index gives today.
 	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 && command -v curl >/dev/null || { \
 	  [ "$$(id -u)" = 0 ] || { echo "The tests need PostgreSQL's server and curl: apt-get install postgresql curl"; exit 1; }; \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql curl; }
+	@touch $@
+
+# Crash points need small disks whose power can be cut, and a process held at a system call.
+.venv/faults: .venv/base
+	@(for tool in xfs_io mkfs.xfs mkfs.ext4 strace ip unshare; do command -v $$tool >/dev/null || exit 1; done) || { \
+	  [ "$$(id -u)" = 0 ] || { echo "Some fault tests will not run: they need root, and xfsprogs e2fsprogs strace iproute2 util-linux"; exit 0; }; \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends xfsprogs e2fsprogs strace iproute2 util-linux; }
 	@touch $@

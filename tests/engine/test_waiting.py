@@ -48,7 +48,7 @@ ALL = Circumstances(ahead=2, short="the disk is full", outage="no backend serves
         (RUNNING, replace(ALL, outage=None), "the disk is full"),
         (RUNNING, Circumstances(ahead=2), "queued behind 2 batches"),
         (RUNNING, Circumstances(), None),
-        (replace(RUNNING, held=True), replace(ALL, outage=None), None),
+        (replace(RUNNING, held=True), replace(ALL, outage=None), "the disk is full"),
         (replace(RUNNING, held=True), ALL, "no backend serves m"),
         (RUNNING, replace(ALL, moved=True), None),
         (CLOSING, ALL, "the disk is full"),

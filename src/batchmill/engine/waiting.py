@@ -52,7 +52,7 @@ def why(standing: Standing, circumstances: Circumstances) -> str | None:
         return stuck(_DOING[standing.status], "its worker died")
     if standing.stuck or standing.put_off:
         return standing.waiting
-    if now.moved or (standing.held and not (running and now.outage)):
+    if now.moved or (standing.held and not (running and (now.outage or now.short))):
         return None
     reasons = (
         _NO_MODEL if standing.status is Status.VALIDATING and not now.any_model else None,
