@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from faults.chaos import Plan, not_permitted, run_enclosed
-from faults.planted import BUGS
+from faults.planted import BUGS, is_found
 
 _STORM_SECONDS = 155.0
 _FAULTS = 640
@@ -40,12 +40,11 @@ def _say(text: str) -> None:
 def _run(plan: Plan, totals: Counter[str]) -> bool:
     folder = Path(mkdtemp(prefix="batchmill-faults-"))
     verdict = run_enclosed(plan, folder)
-    found = bool(verdict.violations)
     if plan.planted:
-        well = found
+        well = is_found(plan.planted, verdict.violations)
         _say(f"{'found' if well else 'NOT FOUND'}: {plan.planted}: {', '.join(verdict.violations) or 'nothing'}")
     else:
-        well = not found and not verdict.void
+        well = not verdict.violations and not verdict.void
         _say(verdict.report())
         totals.update({name: int(figure) for name, figure in verdict.figures.items()})
     if well:
