@@ -328,4 +328,6 @@ BUGS: tuple[Callable[[], None], ...] = (
     circuit_stays_open,
     waiting_line_forgotten,
 )
+# To show these, a write must be under way as its worker is stopped, and what it writes be closed by another meanwhile.
+RARE = ("fence_in_python", "sealed_twice", "finalizer_does_not_fence")
 PLANTED: Mapping[str, Callable[[], None]] = {bug.__name__: bug for bug in (*BUGS, poison)}
