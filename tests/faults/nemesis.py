@@ -14,7 +14,8 @@ from pathlib import Path
 from faults.fleet import Backend, Fleet, Slot
 from faults.launcher import LEASE
 
-STOP_LEASES = 1.6  # so long a stopped worker sleeps: its leases have lapsed when it wakes
+_STOP_LEASES = 1.6  # so long a stopped worker sleeps: its leases have lapsed when it wakes
+_LONG_STOP_LEASES = 3.0  # or so long: what it held has been taken over, and may be closed and sealed
 _AIM_SECONDS = 3.0  # after which a fault that waits for a state takes whom it finds
 _DRAIN_SECONDS = 5.0  # a worker that was told to end and has not by then is killed
 _STEP_SECONDS = 0.002
@@ -49,7 +50,7 @@ class Fault:
     target: int = 0  # which of the workers that run then
     aim: str | None = None
     mode: str = ""  # of an outage
-    seconds: float = 0.0  # that it lasts
+    seconds: float = 0.0  # that an outage or a stop lasts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,16 @@ def make_schedule(seed: int, *, seconds: float, faults: int, outages: int) -> li
     for _ in range(faults):
         kind = draw.choices(WORKER_FAULTS, weights=(60, 25, 15))[0]
         aim = draw.choice(AIMS) if draw.random() < 0.25 else None
-        found.append(Fault(at=draw.uniform(0, seconds), kind=kind, target=draw.randrange(1 << 16), aim=aim))
+        leases = draw.choice((_STOP_LEASES, _LONG_STOP_LEASES)) if aim is not None else _STOP_LEASES
+        found.append(
+            Fault(
+                at=draw.uniform(0, seconds),
+                kind=kind,
+                target=draw.randrange(1 << 16),
+                aim=aim,
+                seconds=leases * LEASE,
+            )
+        )
     found += [Fault(at=draw.uniform(0, seconds), kind=Kind.API_KILL) for _ in range(max(1, round(seconds / 8)))]
     for number in range(outages - 1):
         at = (number + draw.random()) * seconds / outages  # one in each part, so that they do not run into each other
@@ -182,24 +192,24 @@ class Nemesis:
             slot = running[fault.target % len(running)]
         now = time.monotonic()
         if fault.kind is Kind.STOP:
-            self._stop(slot, now)
+            self._stop(slot, now + fault.seconds)
         elif fault.kind is Kind.TERM:
             self.fleet.end(slot, signal.SIGTERM)
             self._at(now + _DRAIN_SECONDS, lambda pid=slot.pid: self._give_up(slot, pid))  # type: ignore[misc]
         else:
             self.fleet.end(slot, signal.SIGKILL)
         worker = self.fleet.worker_id(slot)
-        until = now + STOP_LEASES * LEASE if fault.kind is Kind.STOP else None
+        until = now + fault.seconds if fault.kind is Kind.STOP else None
         self.inflicted.append(
             Inflicted(kind=fault.kind, at=now, until=until, worker=worker, states=_states(rows, worker))
         )
         if fault.kind is not Kind.STOP:
             slot.stopped = True  # no target any more
 
-    def _stop(self, slot: Slot, now: float) -> None:
+    def _stop(self, slot: Slot, until: float) -> None:
         self.fleet.signal(slot, signal.SIGSTOP)
         slot.stopped = True
-        self._at(now + STOP_LEASES * LEASE, lambda pid=slot.pid: self._go_on(slot, pid))  # type: ignore[misc]
+        self._at(until, lambda pid=slot.pid: self._go_on(slot, pid))  # type: ignore[misc]
 
     def _go_on(self, slot: Slot, pid: int | None) -> None:
         if slot.pid == pid:

@@ -8,7 +8,7 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import count
 from typing import Any
 
@@ -28,6 +28,7 @@ from batchmill.store.database import Transaction
 from batchmill.store.slice import Fence
 from batchmill.store.tables import batch, slice_
 
+_BLINDNESS = "R9 a worker learns that it lost its claim"
 _POISON = re.compile(rb'"content" ?: ?"poison-')
 
 
@@ -293,6 +294,17 @@ def poison() -> None:
     _replace(HttpBackend, "send", send)
 
 
+def lease_not_watched() -> None:
+    """A worker does not look at its own lease."""
+    _blind()
+
+
+def is_found(name: str, violations: Collection[str]) -> bool:
+    """Say whether a run has found this bug, and not only that its workers were blind for its sake."""
+    aside = {_BLINDNESS} if name in ("sealed_twice", "finalizer_does_not_fence") else set()
+    return bool(set(violations) - aside)
+
+
 BUGS: tuple[Callable[[], None], ...] = (
     no_fence,
     fence_in_python,
@@ -306,6 +318,7 @@ BUGS: tuple[Callable[[], None], ...] = (
     done_line_expired,
     cancel_drops_open_lines,
     finalizer_does_not_fence,
+    lease_not_watched,
     sweeper_takes_the_living,
     body_written_anew,
     lines_of_text,
@@ -313,4 +326,6 @@ BUGS: tuple[Callable[[], None], ...] = (
     circuit_stays_open,
     waiting_line_forgotten,
 )
+# To show these, a write must be under way as its worker is stopped, and what it writes be closed by another meanwhile.
+RARE = ("fence_in_python", "sealed_twice", "finalizer_does_not_fence")
 PLANTED: Mapping[str, Callable[[], None]] = {bug.__name__: bug for bug in (*BUGS, poison)}

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 
 from batchmill.spec.objects import Usage
@@ -36,6 +36,7 @@ from batchmill.store.batch import (
 )
 from batchmill.store.database import Database, Transaction
 from batchmill.store.slice import claim_slice, record_done, release_slice
+from batchmill.store.tables import batch as batch_table
 from store.rows import (
     LAPSED,
     LEASE,
@@ -393,6 +394,18 @@ async def test_final_batches_are_cleared_once(database: Database) -> None:
     assert {batch.object.status for batch in named} == FINAL - {Status.COMPLETED}
     cleared = await database.read(lambda tx: get_batch(tx, "batch_completed"))
     assert (cleared.input_key, cleared.plan_key) == (None, None)
+
+
+async def test_a_cleared_batch_has_no_owner(database: Database) -> None:
+    """A batch that expired while it was validated, and whose Validator died, is nobody's once it is cleared."""
+    await database.write(add_batch)
+    claimed = await database.write(claim)
+    assert claimed is not None
+    expire = {"status": Status.VALIDATING, "event": Event.WINDOW_PASSED, "now": 9}
+    assert await database.write(lambda tx: advance(tx, batch_id=claimed.id, **expire))
+    assert await database.write(lambda tx: clear_batch(tx, batch_id=claimed.id))
+    owners = await database.read(lambda tx: tx.connection.execute(select(batch_table.c.owner)).scalars().all())
+    assert owners == [None]
 
 
 async def test_an_owner_that_died_is_a_failure(database: Database) -> None:

@@ -305,10 +305,12 @@ def finished_uncleared(tx: Transaction, *, limit: int) -> Sequence[Batch]:
 def clear_batch(tx: Transaction, *, batch_id: str) -> bool:
     """Let a final batch refer to its input and its Plan no more; False if another Sweeper did that already.
 
+    Nobody owns it from then on: who died over it as it ended (expired while it was validated) has left its lease.
     Only whoever gets True may drop the references: dropped twice, they would be someone else's.
     """
     uncleared = update(batch).where(batch.c.id == batch_id, batch.c.input_key.is_not(None))
-    return tx.connection.execute(uncleared.values(input_key=None, plan_key=None)).rowcount == 1
+    nothing = dict.fromkeys(("input_key", "plan_key", "owner", "lease_until"))
+    return tx.connection.execute(uncleared.values(nothing)).rowcount == 1
 
 
 def _claimable(tx: Transaction, statuses: Sequence[Status], ready: ColumnElement[bool] | None) -> ColumnElement[bool]:
