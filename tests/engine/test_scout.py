@@ -48,7 +48,7 @@ async def test_a_circuit_that_opens_and_closes_is_told(mill: Mill) -> None:
     pace.answered(Later(after=1.0, unwell=True), mill.clock.boot(), why="it answered with status 401")
     await hand.scout.step()
     (state,) = await mill.database.read(list_backends)
-    assert (state.well, state.reason) == (False, "echo:: it answered with status 401")
+    assert (state.well, state.reason) == (False, "it answered with status 401")
     await mill.clock.advance(1)
     await hand.scout.step()
     pace.sent(mill.clock.boot())

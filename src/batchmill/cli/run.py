@@ -347,4 +347,4 @@ def _all_unwell(backends: Sequence[BackendState]) -> str | None:
     """Return what keeps every backend from working; None as long as one of them can."""
     if not backends or any(backend.well for backend in backends):
         return None
-    return "; ".join(f"backend unwell: {backend.reason}" for backend in backends)
+    return "; ".join(f"backend unwell: {backend.name}: {backend.reason}" for backend in backends)

@@ -11,6 +11,7 @@ from batchmill.backends.router import Router
 from batchmill.blobs.blobs import Blobs
 from batchmill.blobs.space import Room, is_full
 from batchmill.clock import Clock
+from batchmill.engine.ahead import Ahead
 from batchmill.engine.feed import Feed, Request, Work
 from batchmill.engine.group import Group, GroupBounds
 from batchmill.engine.lease import Lease
@@ -18,7 +19,6 @@ from batchmill.engine.loop import Bell
 from batchmill.engine.sender import Lane, Sender, give_up
 from batchmill.ledger.ledger import Ledger, Portion
 from batchmill.ledger.segment import Result
-from batchmill.schedule.plan import SLICE_LINES
 from batchmill.schedule.retry import OUTCOME_UNKNOWN, WORKER_CRASHED, Later
 from batchmill.spec.states import Status
 from batchmill.store.batch import statuses_of
@@ -30,9 +30,7 @@ T = TypeVar("T")
 
 _WATCH_SECONDS = 0.5  # how often held batches are looked at: sends stop within a second of a cancel
 _CLOSING_SECONDS = 30.0  # open calls of a closing batch may end so long
-_AHEAD_SECONDS = 20.0  # claimed ahead: about so much work
 _LOADED_BYTES = 64 << 20  # bodies in memory, over all claimed Slices; one Slice is always loaded
-_SLICES_A_CLAIM = 16
 _LONE_DEATHS = 3  # design, "Verdicts": a line that kills its worker three times alone in flight
 
 
@@ -81,9 +79,7 @@ class Runner:
         self._fault: BaseException | None = None
         self._watched = float("-inf")
         self._looked = float("-inf")
-        self._rate = 0.0  # lines a second, smoothed
-        self._ended = 0
-        self._rated = clock.boot()
+        self._ahead = Ahead(now=clock.boot())
         self._wakes_at = 0.0
         self._starved = False
         self._halted = False
@@ -171,9 +167,7 @@ class Runner:
         for lane in self._lanes:
             self._metrics.in_flight.labels(lane.backend.name).set(lane.pace.in_flight)
             self._metrics.window.labels(lane.backend.name).set(lane.pace.window)
-        elapsed = max(now - self._rated, 1e-3)
-        self._rate = 0.5 * self._rate + 0.5 * self._ended / elapsed
-        self._ended, self._rated = 0, now
+        self._ahead.measure(now)
 
     async def _claim(self) -> None:
         """Claim about twenty seconds of work for models that can be served, and a Slice of each batch that waits."""
@@ -183,9 +177,8 @@ class Runner:
         pending = self._feed.pending(models)
         if not models or self._short is not None or not self._lease.is_fresh:
             return
-        if pending < max(window, self._rate * _AHEAD_SECONDS / 2):
-            wanted = max(2 * window, self._rate * _AHEAD_SECONDS) - pending
-            slices = max(1, min(_SLICES_A_CLAIM, round(wanted / SLICE_LINES)))
+        slices = self._ahead.slices(pending=pending, window=window)
+        if slices:
             claiming = self._ledger.claim(slices=slices, models=models)
         elif self._looked != self._watched and self._feed.batches < window:
             # Enough is in hand, but of how many batches? A small one must not wait behind a large one's Slice.
@@ -341,7 +334,7 @@ class Runner:
     def _record(self, request: Request, result: Result) -> None:
         """Keep a Result for the next group commit."""
         request.work.record(result)
-        self._ended += 1
+        self._ahead.line_ended()
         self._group.add(size=len(result.text), slice_ended=request.work.ended, now=self._clock.boot())
 
     def _call_ended(self, call: asyncio.Task[None]) -> None:

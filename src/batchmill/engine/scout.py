@@ -74,7 +74,7 @@ class Scout:
         try:
             models = await lane.backend.models()
         except Unreachable as unreachable:
-            self._unreachable[name] = str(unreachable)
+            self._unreachable[name] = str(unreachable).removeprefix(name).lstrip(": ")  # the row has the name
         reached = name not in self._unreachable
         lane.pace.probed(reached, self._clock.boot())
         self._ask_at[name] = self._clock.boot() + (_ASK_SECONDS if reached else _ASK_AGAIN_SECONDS)
@@ -86,9 +86,8 @@ class Scout:
 
     def _reason(self, lane: Lane) -> str | None:
         """Return why a backend is unwell: it does not tell its models, or its circuit is not closed."""
-        name, pace = lane.backend.name, lane.pace
-        circuit = None if pace.unwell_since is None else f"{name}: {pace.unwell_why}"
-        return self._unreachable.get(name) or circuit
+        circuit = None if lane.pace.unwell_since is None else lane.pace.unwell_why
+        return self._unreachable.get(lane.backend.name) or circuit
 
     async def _save(self, lane: Lane, models: tuple[str, ...]) -> None:
         """Keep how a backend is and what it serves, if that says something new."""

@@ -1,0 +1,32 @@
+"""How much a worker claims ahead: about twenty seconds of work at its own rate, so that it never runs dry."""
+
+from batchmill.schedule.plan import SLICE_LINES
+
+_SECONDS = 20.0
+_SLICES_AT_ONCE = 16
+
+
+class Ahead:
+    """The smoothed rate at which lines end, and what follows from it. Times are seconds of the boot clock."""
+
+    def __init__(self, *, now: float) -> None:
+        self._rate = 0.0  # lines a second
+        self._ended = 0
+        self._measured_at = now
+
+    def line_ended(self) -> None:
+        """Count a line."""
+        self._ended += 1
+
+    def measure(self, now: float) -> None:
+        """Take what has ended since the last measuring into the rate."""
+        elapsed = max(now - self._measured_at, 1e-3)
+        self._rate = 0.5 * self._rate + 0.5 * self._ended / elapsed
+        self._ended, self._measured_at = 0, now
+
+    def slices(self, *, pending: int, window: int) -> int:
+        """Return how many Slices to claim beside `pending` lines in hand; 0 while those will do."""
+        if pending >= max(window, self._rate * _SECONDS / 2):
+            return 0
+        wanted = max(2 * window, self._rate * _SECONDS) - pending
+        return max(1, min(_SLICES_AT_ONCE, round(wanted / SLICE_LINES)))
