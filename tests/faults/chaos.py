@@ -300,7 +300,7 @@ def _what_did_not_bite(running: Run, figures: dict[str, float]) -> Iterator[str]
             yield f"no worker was killed over a batch in {state}"
     if not figures["slices taken over"]:
         yield "no lease was taken over"
-    if not figures["stale writes refused"]:
+    if not figures["stale writes refused"] + figures["stale seals refused"]:
         yield "no stale write was refused"
     if figures["outages survived"] < running.plan.outages:
         yield "not every outage was survived"

@@ -16,6 +16,7 @@ from faults.launcher import LEASE
 
 _STOP_LEASES = 1.6  # so long a stopped worker sleeps: its leases have lapsed when it wakes
 _LONG_STOP_LEASES = 3.0  # or so long: what it held has been taken over, and may be closed and sealed
+_DEATHS = 3
 _AIM_SECONDS = 3.0  # after which a fault that waits for a state takes whom it finds
 _DRAIN_SECONDS = 5.0  # a worker that was told to end and has not by then is killed
 _STEP_SECONDS = 0.002
@@ -153,7 +154,9 @@ class Nemesis:
 
     def _aim(self, rows: sqlite3.Connection, now: float) -> None:
         """Strike the holder of a batch in the state that a fault waits for, or anyone once it has waited enough."""
-        held = rows.execute("SELECT status, owner FROM batch WHERE owner IS NOT NULL").fetchall()
+        # Five deaths in a row would make a batch wait for the next start: that is not what an aim is for.
+        sql = f"SELECT status, owner FROM batch WHERE owner IS NOT NULL AND crashes < {_DEATHS}"  # noqa: S608 - a number
+        held = rows.execute(sql).fetchall()
         for entry in list(self._armed):
             until, fault = entry
             slot = next((s for state, o in held if state == fault.aim and (s := self.fleet.slot_of(o))), None)

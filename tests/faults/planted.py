@@ -327,5 +327,5 @@ BUGS: tuple[Callable[[], None], ...] = (
     waiting_line_forgotten,
 )
 # To show these, a write must be under way as its worker is stopped, and what it writes be closed by another meanwhile.
-RARE = ("fence_in_python", "sealed_twice", "finalizer_does_not_fence")
+RARE = ("fence_in_python", "sealed_twice", "finalizer_does_not_fence", "lease_not_watched")
 PLANTED: Mapping[str, Callable[[], None]] = {bug.__name__: bug for bug in (*BUGS, poison)}
