@@ -25,11 +25,12 @@ from batchmill.blobs.space import Space
 from batchmill.clock import Clock, SystemClock
 from batchmill.engine.finalizer import Finalizer
 from batchmill.engine.group import GroupBounds
+from batchmill.engine.lanes import Lane, Lanes
 from batchmill.engine.lease import Lease
 from batchmill.engine.loop import Bell
 from batchmill.engine.runner import Runner
 from batchmill.engine.scout import Scout
-from batchmill.engine.sender import Lane, Sender
+from batchmill.engine.sender import Sender
 from batchmill.engine.sweeper import Sweeper
 from batchmill.engine.validator import Validator
 from batchmill.engine.worker import Worker
@@ -177,8 +178,7 @@ def build_worker(
         database=database,
         blobs=blobs,
         room=storage.room,
-        lanes=lanes,
-        router=router,
+        lanes=Lanes(lanes=lanes, router=router),
         sender=Sender(clock=clock, draw=random.random, once=once, unwell=scout, metrics=metrics),
         lease=lease,
         clock=clock,

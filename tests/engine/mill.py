@@ -14,11 +14,12 @@ from batchmill.blobs.disk import DiskBlobs
 from batchmill.blobs.space import Boundless, Room
 from batchmill.engine.finalizer import Finalizer
 from batchmill.engine.group import GroupBounds
+from batchmill.engine.lanes import Lane, Lanes
 from batchmill.engine.lease import Lease
 from batchmill.engine.loop import Bell
 from batchmill.engine.runner import Runner
 from batchmill.engine.scout import Scout
-from batchmill.engine.sender import Lane, Sender
+from batchmill.engine.sender import Sender
 from batchmill.engine.sweeper import Sweeper
 from batchmill.engine.validator import Validator
 from batchmill.ledger.ledger import Ledger
@@ -135,8 +136,7 @@ class Mill:
             database=self.database,
             blobs=self.blobs,
             room=self.room,
-            lanes=lanes,
-            router=router,
+            lanes=Lanes(lanes=lanes, router=router),
             sender=Sender(clock=self.clock, draw=lambda: 0.5, once=once, unwell=bell, metrics=metrics),
             lease=lease,
             clock=self.clock,

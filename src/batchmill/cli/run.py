@@ -29,6 +29,7 @@ from batchmill.cli.run_files import RunFiles
 from batchmill.cli.run_state import Known, begin_run, find_run, result_keys
 from batchmill.cli.supervisor import Supervisor
 from batchmill.clock import Clock
+from batchmill.engine.worker import LeaseLost
 from batchmill.settings import BadSettings, Settings
 from batchmill.spec.lines import likely_endpoint, read_lines
 from batchmill.spec.states import FINAL, Status
@@ -229,6 +230,8 @@ class _Run:
                 elif fault is not None and is_full(fault):
                     structlog.get_logger("run").warning("the disk is full", exc_info=fault)
                     await self._wait_for_room()
+                elif isinstance(fault, LeaseLost):  # stopped, or asleep with the machine; the next worker takes over
+                    structlog.get_logger("run").warning("the run was asleep", reason=str(fault))
                 elif fault is not None:
                     raise fault
                 batch = await _batch(storage, known.batch.id)

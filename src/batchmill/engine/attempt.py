@@ -126,5 +126,5 @@ def stuck(doing: str, why: str) -> str:
     """Return the sentence of a batch that nobody takes any more."""
     return (
         f"stuck: {doing} failed {TRIES} times in a row: {why}; its results are kept, "
-        "and it is tried again when Batchmill is next started"
+        "and it is tried again every ten minutes"
     )

@@ -10,9 +10,9 @@ from batchmill.ledger.ledger import Claim, Portion
 from batchmill.ledger.segment import Result
 from batchmill.schedule.pace import Pace
 from batchmill.schedule.plan import Record
-from batchmill.store.slice import Bitmap, Slice
+from batchmill.store.slice import Bitmap
 
-SUSPECT_CRASHES = 3  # owners that died in a row without a commit: one of the Slice's lines may be what kills them
+SUSPECT_DEATHS = 3  # owners that died in a row without a commit: one of the Slice's lines may be what kills them
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -35,11 +35,14 @@ class Request:
 class Work:
     """A claimed Slice: which of its lines are to send, which are out, which Results are not durable yet.
 
+    `lone` lines go one by one, with nothing else in flight, if what killed its owners may be among them: so many as may
+    have been in flight then.
+
     With `once`, no line leaves before the row says that it may have been sent: see `announce`. `doubtful` are then the
     lines that an earlier owner may have sent and whose outcome nobody knows.
     """
 
-    def __init__(self, *, claim: Claim, once: bool = False) -> None:
+    def __init__(self, *, claim: Claim, lone: int, once: bool = False) -> None:
         self.claim = claim
         self.text: bytes | None = None  # the input's bytes from `text_from` on, once loaded
         self.text_from = 0
@@ -47,7 +50,8 @@ class Work:
         self.closing_since: float | None = None  # boot clock
         self.expires_at = _expires_at(claim)  # Unix seconds: no send starts later
         held = claim.slice
-        self.suspect = held.crashes >= SUSPECT_CRASHES  # its lines go alone until a commit stands
+        # Whose last owner died over a lone line goes on where that one was.
+        self._lone = lone if held.crashes >= SUSPECT_DEATHS or held.alone is not None else 0
         self._done = bytearray(held.done)
         self._sent = bytearray(held.sent or len(held.done)) if once else None
         self._uncertain: set[int] = set()  # sent, not answered
@@ -59,10 +63,6 @@ class Work:
         self._pending = deque(sendable)
         self._left = len(holes)
         self._results: list[Result] = []
-
-    def is_of(self, held: Slice) -> bool:
-        """Say whether it is a claim of this Slice."""
-        return (self.claim.slice.batch_id, self.claim.slice.ordinal) == (held.batch_id, held.ordinal)
 
     @property
     def batch_id(self) -> str:
@@ -78,6 +78,11 @@ class Work:
     def pending(self) -> int:
         """How many lines can be sent now."""
         return len(self._pending)
+
+    @property
+    def suspect(self) -> bool:
+        """Whether its next line is to go alone."""
+        return self._lone > 0
 
     @property
     def ended(self) -> bool:
@@ -129,9 +134,11 @@ class Work:
         self._uncertain.add(request.index)
         return request
 
-    def came_back(self, request: Request) -> None:
-        """Note that a sent line was answered, whatever the answer."""
+    def came_back(self, request: Request, *, undone: bool) -> None:
+        """Note that a sent line was answered; one that is `undone` has not run, and is announced anew when it goes."""
         self._uncertain.discard(request.index)
+        if undone and self._sent is not None:
+            self._sent[request.index >> 3] &= ~(1 << (request.index & 7))
 
     def put_back(self, request: Request) -> None:
         """Take a line back: to be sent before the others, or behind them if the backend fell over it."""
@@ -160,6 +167,10 @@ class Work:
         _set(self._done, result.index)
         self._left -= 1
         self._results.append(result)
+
+    def stood(self, portion: Portion) -> None:
+        """Note that Results are durable: lines that went alone and killed nobody clear those behind them."""
+        self._lone = max(0, self._lone - len(portion.results))
 
     def keep(self, portion: Portion) -> None:
         """Take Results back that could not be made durable yet."""
@@ -209,9 +220,10 @@ class Feed:
         """Return how many lines for these models could be sent now."""
         return sum(work.pending for work in self if work.model in models)
 
-    def suspect(self, *, wall: float) -> Work | None:
-        """Return a loaded Slice whose next line is to go alone, if there is one (`wall` as in `next`)."""
-        ready = (work for work in self if work.suspect and work.pending and work.text is not None)
+    def suspect(self, *, models: Collection[str], wall: float) -> Work | None:
+        """Return a loaded Slice whose next line is to go alone, if there is one (`models`, `wall` as in `next`)."""
+        suspects = (work for work in self if work.suspect and work.model in models)
+        ready = (work for work in suspects if work.pending and work.text is not None)
         return next((work for work in ready if wall < work.expires_at), None)
 
     @property

@@ -119,7 +119,7 @@ class Finalizer:
 
         def take(tx: Transaction) -> None:
             if holds_batch(tx, batch_id=batch.id, epoch=batch.epoch):
-                fence_slices(tx, batch_id=batch.id, worker_id=self._worker_id, lease=self._lease)
+                fence_slices(tx, batch_id=batch.id)
 
         def look(tx: Transaction) -> _Closing:
             return _Closing(

@@ -26,9 +26,14 @@ class Lease:
     @property
     def holds(self) -> bool:
         """Whether it has not lapsed: lines may be sent."""
-        return self._clock.boot() < self._renewed_at + self.seconds
+        return self.left > 0
+
+    @property
+    def left(self) -> float:
+        """How many seconds of it are left."""
+        return self._renewed_at + self.seconds - self._clock.boot()
 
     @property
     def is_fresh(self) -> bool:
         """Whether more than a third of it is left: more work may be claimed."""
-        return self._clock.boot() < self._renewed_at + self.seconds * 2 / 3
+        return self.left > self.seconds / 3

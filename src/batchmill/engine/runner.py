@@ -3,20 +3,21 @@
 import asyncio
 from collections.abc import Awaitable, Collection, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from functools import partial
 
 import structlog
 
-from batchmill.backends.router import Router
-from batchmill.blobs.blobs import Blobs
-from batchmill.blobs.space import Room, is_full
+from batchmill.blobs.blobs import BlobMissing, Blobs
+from batchmill.blobs.space import Room
 from batchmill.clock import Clock
 from batchmill.engine.ahead import Ahead
 from batchmill.engine.feed import Feed, Request, Work
 from batchmill.engine.group import Group, GroupBounds
+from batchmill.engine.lanes import Lane, Lanes
 from batchmill.engine.lease import Lease
 from batchmill.engine.loop import Bell
-from batchmill.engine.sender import Lane, Sender, give_up
+from batchmill.engine.sender import Sender, give_up
+from batchmill.engine.shortage import Shortage
 from batchmill.ledger.ledger import Ledger, Portion
 from batchmill.ledger.segment import Result
 from batchmill.schedule.retry import OUTCOME_UNKNOWN, WORKER_CRASHED, Later
@@ -25,8 +26,6 @@ from batchmill.store.batch import statuses_of
 from batchmill.store.database import Database
 from batchmill.store.slice import Slice
 from batchmill.telemetry import Metrics
-
-T = TypeVar("T")
 
 _WATCH_SECONDS = 0.5  # how often held batches are looked at: sends stop within a second of a cancel
 _CLOSING_SECONDS = 30.0  # open calls of a closing batch may end so long
@@ -51,8 +50,7 @@ class Runner:
         database: Database,
         blobs: Blobs,
         room: Room,
-        lanes: Sequence[Lane],
-        router: Router,
+        lanes: Lanes,
         sender: Sender,
         lease: Lease,
         clock: Clock,
@@ -64,9 +62,7 @@ class Runner:
         self._ledger = ledger
         self._database = database
         self._blobs = blobs
-        self._room = room
         self._lanes = lanes
-        self._router = router
         self._sender = sender
         self._lease = lease
         self._clock = clock
@@ -83,7 +79,7 @@ class Runner:
         self._wakes_at = 0.0
         self._starved = False
         self._halted = False
-        self._short: str | None = None  # why there is too little space to send
+        self._shortage = Shortage(room=room, metrics=metrics)
         self._is_solo = False  # a suspect Slice's line goes alone: nothing else is sent
         self._lone: Work | None = None  # whose line is out alone
         self._log = structlog.get_logger("runner")
@@ -104,10 +100,25 @@ class Runner:
 
     async def run(self) -> None:
         """Step until `halt`; between steps, calls end and others start."""
-        while not self._halted:
-            await self.step()
-            self._wakes_at = self._due_at()
-            await self._bell.wait(self._wakes_at - self._clock.boot())
+        watching = asyncio.create_task(self._keep_watch())
+        try:
+            while not self._halted:
+                await self.step()
+                self._wakes_at = self._due_at()
+                await self._bell.wait(self._wakes_at - self._clock.boot())
+        finally:
+            watching.cancel()
+            await asyncio.wait([watching])
+
+    async def _keep_watch(self) -> None:
+        """Watch while a step is held up, too: a commit may hang, and calls that end start others meanwhile."""
+        try:
+            while True:
+                await self._clock.sleep(_WATCH_SECONDS)
+                await self._watch()
+        except Exception as fault:  # noqa: BLE001 - the next step raises it
+            self._fault = self._fault or fault
+            self._bell.ring()
 
     def halt(self) -> None:
         """Send nothing more; `run` returns after its step, never in the middle of a commit."""
@@ -127,6 +138,11 @@ class Runner:
         if self._fault is not None:
             raise self._fault
 
+    async def abort(self) -> None:
+        """Give up what is out: `batchmill run` goes on with another worker in this process, on the same lines."""
+        self._halted = True
+        await self._cancel_calls(list(self._calls))
+
     def _due_at(self) -> float:
         """Return when a step has something to do, if nobody wakes it (boot clock)."""
         times = (self._watched + _WATCH_SECONDS, self._group.due(), self._feed.wakes_at())
@@ -139,7 +155,7 @@ class Runner:
             return
         self._watched = now
         self._measure(now)
-        await self._look_for_room()
+        await self._shortage.look()
         held = sorted({work.batch_id for work in self._feed})
         if not held:
             return
@@ -152,17 +168,6 @@ class Runner:
                 late += [call for call, request in self._calls.items() if request.work is work]
         await self._cancel_calls(late)
 
-    async def _look_for_room(self) -> None:
-        """Stop sending while the disk has too little space; what is out ends, and its Results wait in memory."""
-        short = await asyncio.to_thread(self._room.short)
-        if short is not None and self._short is None:
-            self._metrics.disk_pauses.inc()
-            self._log.warning("sending stops", reason=short)
-        elif short is None and self._short is not None:
-            self._log.info("sending goes on: there is space again")
-        self._short = short
-        self._metrics.disk_short.set(short is not None)
-
     def _measure(self, now: float) -> None:
         for lane in self._lanes:
             self._metrics.in_flight.labels(lane.backend.name).set(lane.pace.in_flight)
@@ -171,11 +176,9 @@ class Runner:
 
     async def _claim(self) -> None:
         """Claim about twenty seconds of work for models that can be served, and a Slice of each batch that waits."""
-        lanes = [lane for lane in self._lanes if not lane.pace.is_open]
-        models = frozenset[str]().union(*(self._router.served_by(lane.backend) for lane in lanes))
-        window = sum(lane.pace.window for lane in lanes)
+        models, window = self._lanes.open_models(), self._lanes.window()
         pending = self._feed.pending(models)
-        if not models or self._short is not None or not self._lease.is_fresh:
+        if not models or self._shortage.reason is not None or not self._lease.is_fresh:
             return
         slices = self._ahead.slices(pending=pending, window=window)
         if slices:
@@ -187,10 +190,8 @@ class Runner:
             claiming = self._ledger.claim(slices=window - len(held), models=models, besides=held)
         else:
             return
-        for claim in await self._with_room(claiming, otherwise=[]):
-            for work in [work for work in self._feed if work.is_of(claim.slice)]:
-                await self._lose(work)  # its lease had lapsed; this very worker took it anew
-            self._feed.add(Work(claim=claim, once=self._once))
+        for claim in await self._shortage.outlive(claiming, otherwise=[]):
+            self._feed.add(Work(claim=claim, lone=window, once=self._once))
             self._starved = False
 
     async def _load(self) -> None:
@@ -198,31 +199,39 @@ class Runner:
         loaded = sum(len(work.text) for work in self._feed if work.text is not None)
         for work in self._feed:
             if work.is_wanting and (loaded == 0 or loaded < _LOADED_BYTES):
-                key = work.claim.batch.input_key
-                if key is None:
-                    raise ValueError(f"{work.batch_id} is in progress and has no input")
-                offset, length = work.span()
-                work.text = await asyncio.to_thread(self._blobs.read, key, offset=offset, length=length)
-                work.text_from = offset
-                loaded += length
-                for request in work.doubtful:  # sent by an owner that died
-                    self._record(request, give_up(request, OUTCOME_UNKNOWN, attempts=1))
-                work.doubtful.clear()
+                try:
+                    loaded += await self._load_one(work)
+                except BlobMissing as missing:
+                    self._feed.remove(work)
+                    await self._ledger.put_aside(work.claim.slice, missing)
+
+    async def _load_one(self, work: Work) -> int:
+        key = work.claim.batch.input_key
+        if key is None:
+            raise ValueError(f"{work.batch_id} is in progress and has no input")
+        work.text_from, length = work.span()
+        work.text = await asyncio.to_thread(self._blobs.read, key, offset=work.text_from, length=length)
+        for request in work.doubtful:  # sent by an owner that died
+            self._record(request, give_up(request, OUTCOME_UNKNOWN, attempts=1))
+        work.doubtful.clear()
+        return length
 
     async def _go_alone(self) -> None:
         """Send the next line of a suspect Slice with nothing else in flight, and let the row say which it is.
 
         A Slice whose owners died again and again may hold a line that kills them. Sent alone, it is found out.
         """
-        suspect = None if self._halted else self._feed.suspect(wall=self._clock.now())
+        suspect = None if self._halted else self._feed.suspect(models=self._lanes.open_models(), wall=self._clock.now())
         self._is_solo = suspect is not None or self._lone is not None
         if not self._is_solo or self._calls:
             return
         await self._commit(force=True)
-        if self._lone is not None and self._lone.suspect and self._lone in list(self._feed):  # it came back undone
-            await self._mark_alone(self._lone, None)
+        lone = self._lone
+        # Where its line came back undone, the row must not say any more that it is out: a later death is not its own.
+        if lone is not None and lone.suspect and lone in list(self._feed) and not await self._mark_alone(lone, None):
+            return
         self._lone = None
-        suspect = self._feed.suspect(wall=self._clock.now())
+        suspect = self._feed.suspect(models=self._lanes.open_models(), wall=self._clock.now())
         lane = None if suspect is None else self._free_lane(suspect.model)
         self._is_solo = lane is not None
         if suspect is not None and lane is not None:
@@ -239,11 +248,14 @@ class Runner:
             self._log.error("a line killed its worker three times alone", batch=held.batch_id, line=request.record.line)
             self._record(request, give_up(request, WORKER_CRASHED, attempts=held.alone_crashes))
             await self._commit(force=True)
-        elif await self._mark_alone(suspect, request.index):
+            return
+        marked = await self._mark_alone(suspect, request.index)
+        # The write may have taken its time: the lease may have lapsed by now, the window closed, the lane gone.
+        if marked and self._free_lane(suspect.model) is lane and self._clock.now() < suspect.expires_at:
             self._lone = suspect
             self._start(lane, request, self._clock.boot())
-        else:  # the Slice is lost, or there was no space for the mark
-            suspect.came_back(request)
+        else:
+            suspect.came_back(request, undone=True)
             suspect.put_back(request)
 
     async def _mark_alone(self, work: Work, line: int | None) -> bool:
@@ -251,31 +263,21 @@ class Runner:
 
     async def _mark(self, work: Work, writing: Awaitable[bool]) -> bool:
         """Write something of a Slice before a line of it is sent; False where that may not be sent."""
-        stands = await self._with_room(writing, otherwise=None)
+        stands = await self._shortage.outlive(writing, otherwise=None)
         if stands is False:
             await self._lose(work)
         return stands is True
-
-    async def _with_room(self, writing: Awaitable[T], *, otherwise: T) -> T:
-        """Return what a write of rows returns; `otherwise` where there is no space for it, and nothing was written."""
-        try:
-            return await writing
-        except OSError as fault:
-            if not is_full(fault):
-                raise
-            await asyncio.to_thread(self._room.give)
-            await self._look_for_room()
-            return otherwise
 
     async def _announce(self) -> None:
         """Let the rows say which lines may have been sent, for as many as could go now."""
         if not self._once or self._is_solo or self._halted:
             return
-        free = sum(max(0, lane.pace.window - lane.pace.in_flight) for lane in self._lanes)
+        free: dict[str, int] = {}
         for work in list(self._feed):
-            if free > 0 and work.text is not None and not work.suspect:
-                await self._mark_sent(work, free)
-                free -= min(free, work.pending)
+            left = free.setdefault(work.model, self._lanes.free_slots(work.model))
+            if left > 0 and work.text is not None and not work.suspect:
+                await self._mark_sent(work, left)
+                free[work.model] = left - min(left, work.pending)
 
     async def _mark_sent(self, work: Work, count: int) -> bool:
         sent = work.announce(count)
@@ -289,24 +291,24 @@ class Runner:
 
     def _free_lane(self, model: str) -> Lane | None:
         """Return a lane for this model that may send now, if anything may be sent at all."""
-        if self._halted or self._short is not None or not self._lease.holds:
+        if self._halted or self._shortage.reason is not None or not self._lease.holds:
             return None
-        now = self._clock.boot()
-        serving = (lane for lane in self._lanes if model in self._router.served_by(lane.backend))
-        return next((lane for lane in serving if lane.pace.may_send(now)), None)
+        return self._lanes.free_lane(model, self._clock.boot())
 
     def _dispatch(self) -> None:
         """Start as many calls as the paces allow, the Backends in turns."""
         now, wall = self._clock.boot(), self._clock.now()
         self._feed.wake(now)
         # A worker that was asleep for a lease must not send a line: others may have taken its Slices.
-        started = self._fault is None and not (self._halted or self._is_solo or self._short) and self._lease.holds
+        started = (
+            self._fault is None and not (self._halted or self._is_solo or self._shortage.reason) and self._lease.holds
+        )
         while started:
             started = False
             for lane in self._lanes:
                 if self._group.is_full or not lane.pace.may_send(now):
                     continue
-                request = self._feed.next(models=self._router.served_by(lane.backend), wall=wall)
+                request = self._feed.next(models=self._lanes.served_by(lane), wall=wall)
                 if request is not None:
                     self._start(lane, request, now)
                     started = True
@@ -320,11 +322,11 @@ class Runner:
         trial = lane.pace.sent(now)
         call = asyncio.create_task(self._call(lane, request, trial=trial, sent_at=now))
         self._calls[call] = request
-        call.add_done_callback(self._call_ended)
+        call.add_done_callback(partial(self._call_ended, lane, now))
 
     async def _call(self, lane: Lane, request: Request, *, trial: bool, sent_at: float) -> None:
         outcome = await self._sender.send(lane, request, trial=trial, sent_at=sent_at)
-        request.work.came_back(request)
+        request.work.came_back(request, undone=isinstance(outcome, Later))
         if isinstance(outcome, Later):
             self._feed.put_back(request, at=self._clock.boot() + outcome.after)
         else:
@@ -337,11 +339,13 @@ class Runner:
         self._ahead.line_ended()
         self._group.add(size=len(result.text), slice_ended=request.work.ended, now=self._clock.boot())
 
-    def _call_ended(self, call: asyncio.Task[None]) -> None:
+    def _call_ended(self, lane: Lane, sent_at: float, call: asyncio.Task[None]) -> None:
         """Take a call off the list, and wake the loop if there is something for it to do."""
         work = self._calls.pop(call).work
         work.out -= 1
-        if not call.cancelled():
+        if call.cancelled():  # maybe before it began: nobody but this callback hears of that
+            lane.pace.withdrawn(sent_at)
+        else:
             self._fault = self._fault or call.exception()
         is_due = self._is_solo or work.closing_since is not None or self._due_at() < self._wakes_at
         if self._fault is not None or is_due:
@@ -361,7 +365,7 @@ class Runner:
             return
         self._group.start(now)
         handed = [(work, portion) for work in self._feed if (portion := work.portion()) is not None]
-        fallen = await self._with_room(self._ledger.commit([portion for _, portion in handed]), otherwise=None)
+        fallen = await self._shortage.outlive(self._ledger.commit([portion for _, portion in handed]), otherwise=None)
         if fallen is None:
             self._keep(handed)
             return
@@ -372,7 +376,7 @@ class Runner:
             elif portion.closed:
                 self._feed.remove(work)
             else:
-                work.suspect = False
+                work.stood(portion)
 
     def _keep(self, handed: Collection[tuple[Work, Portion]]) -> None:
         """Keep Results for which there was no space: the reserve makes some, and the next commit is tried soon."""
@@ -384,8 +388,8 @@ class Runner:
     async def _lose(self, work: Work) -> None:
         """Let go of a Slice that is another's by now: its calls are in vain."""
         self._log.warning("stale write refused", batch=work.batch_id, slice=work.claim.slice.ordinal)
+        self._feed.remove(work)  # first: a call of another Slice that ends meanwhile sends the next line
         await self._cancel_calls([call for call, request in self._calls.items() if request.work is work])
-        self._feed.remove(work)
 
     async def _release(self) -> None:
         """Give back the Slices of closing batches once nothing of them is out."""
@@ -397,4 +401,4 @@ class Runner:
     async def _give_back(self, works: Collection[Work]) -> bool:
         """Let go of Slices; False where there was no space to say so: their leases lapse, or it is said later."""
         slices: list[Slice] = [replace(work.claim.slice, sent=work.uncertain()) for work in works]
-        return await self._with_room(self._ledger.release(slices), otherwise=False)
+        return await self._shortage.outlive(self._ledger.release(slices), otherwise=False)

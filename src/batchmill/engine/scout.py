@@ -9,8 +9,8 @@ from batchmill.backends.backend import Unreachable
 from batchmill.backends.router import Router
 from batchmill.blobs.space import is_full
 from batchmill.clock import Clock
+from batchmill.engine.lanes import Lane
 from batchmill.engine.loop import Bell
-from batchmill.engine.sender import Lane
 from batchmill.store.database import Database, Transaction
 from batchmill.store.model import BackendState, add_models, keep_backends, save_backend
 from batchmill.telemetry import Metrics
@@ -70,11 +70,12 @@ class Scout:
     async def _ask(self, lane: Lane) -> None:
         name = lane.backend.name
         models: tuple[str, ...] = ()
-        self._unreachable.pop(name, None)
         try:
             models = await lane.backend.models()
         except Unreachable as unreachable:
             self._unreachable[name] = str(unreachable).removeprefix(name).lstrip(": ")  # the row has the name
+        else:
+            self._unreachable.pop(name, None)  # only now: while it is asked it is as it was
         reached = name not in self._unreachable
         lane.pace.probed(reached, self._clock.boot())
         self._ask_at[name] = self._clock.boot() + (_ASK_SECONDS if reached else _ASK_AGAIN_SECONDS)
@@ -94,12 +95,9 @@ class Scout:
         now = int(self._clock.now())
         name, reason = lane.backend.name, self._reason(lane)
         before = self._saved.get(name)
-        same = before is not None and before.reason == reason
-        state = (
-            before
-            if before is not None and same
-            else BackendState(name=name, well=reason is None, reason=reason, since=now)
-        )
+        well, same = reason is None, before is not None and before.reason == reason
+        since = before.since if before is not None and before.well == well else now
+        state = BackendState(name=name, well=well, reason=reason, since=since)
         self._metrics.backend_well.labels(name).set(state.well)
 
         def statements(tx: Transaction) -> tuple[str, ...]:

@@ -1,30 +1,21 @@
 """One attempt at one line: sent as it was written, judged, and what became of it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import structlog
 
-from batchmill.backends.backend import Backend, Call, Reply
+from batchmill.backends.backend import Call, Reply
 from batchmill.clock import Clock
 from batchmill.engine.feed import Request
+from batchmill.engine.lanes import Lane
 from batchmill.engine.loop import Bell
 from batchmill.ledger.segment import Result
-from batchmill.schedule.pace import Pace
 from batchmill.schedule.retry import Done, GaveUp, Later, Verdict, judge
 from batchmill.spec.lines import split_envelope
 from batchmill.spec.results import answered, result_id, unanswered, usage_of
 from batchmill.telemetry import Metrics
 
 _EXCERPT = 500  # characters of a reply that is no usable answer, for the one who has to find out why
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lane:
-    """A Backend and how much it gets."""
-
-    backend: Backend
-    pace: Pace
 
 
 class Sender:
@@ -63,11 +54,7 @@ class Sender:
             once=self._once,
         )
         self._metrics.sends.labels(lane.backend.name).inc()
-        try:
-            reply = await lane.backend.send(call)
-        except BaseException:
-            lane.pace.withdrawn(sent_at)
-            raise
+        reply = await lane.backend.send(call)
         verdict = self._judge(lane, request, reply, trial=trial, sent_at=sent_at)
         if isinstance(verdict, Later):
             return verdict

@@ -18,6 +18,7 @@ from batchmill.store.batch import (
     batches_past_window,
     clear_batch,
     finished_uncleared,
+    retry_stuck,
 )
 from batchmill.store.blob import delete_blobs, doom_stale, doomed_keys, drop_refs, known_keys
 from batchmill.store.database import Database, Transaction
@@ -29,6 +30,7 @@ _AT_ONCE = 100  # rows a step: no step holds the writer for long
 _SLICES_AT_ONCE = 32  # with their Segments; a million lines have some four thousand
 _STALE_SECONDS = 3600  # bytes without a row, and writings that nobody ended, are garbage after an hour
 _ORPHAN_SECONDS = 600  # how often the bytes are compared with the rows
+_STUCK_SECONDS = 600  # how often a stuck batch is tried again: what was wrong may have been mended
 
 
 class Sweeper:
@@ -41,6 +43,7 @@ class Sweeper:
         self._clock = clock
         self._waiting = Waiting(database=database, room=room, router=router, clock=clock)
         self._orphans_at = clock.boot() + _ORPHAN_SECONDS
+        self._stuck_at = clock.boot() + _STUCK_SECONDS
         self._full = False
         self._log = structlog.get_logger("sweeper")
 
@@ -59,6 +62,7 @@ class Sweeper:
             self._forget_replays,
             self._remove_doomed,
             self._remove_orphans,
+            self._retry_stuck,
             self._tell,
         ):
             try:
@@ -138,6 +142,12 @@ class Sweeper:
             for key in set(keys) - known:
                 self._log.warning("orphaned bytes removed", key=key)
                 await asyncio.to_thread(self._blobs.delete, key)
+        return False
+
+    async def _retry_stuck(self) -> bool:
+        if self._clock.boot() >= self._stuck_at:
+            self._stuck_at = self._clock.boot() + _STUCK_SECONDS
+            await self._database.write(retry_stuck)
         return False
 
     async def _tell(self) -> bool:

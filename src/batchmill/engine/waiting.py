@@ -124,7 +124,7 @@ class Waiting:
         ]
 
     def _outage(self, standing: Standing, states: Mapping[str, BackendState]) -> str | None:
-        if standing.model is None:
+        if standing.model is None or not self._router.models():  # nobody has been heard since this process began
             return None
         return outage_of(standing.model, [b.name for b in self._router.serving(standing.model)], states)
 

@@ -64,9 +64,14 @@ class Worker:
             self._runner.halt()
             await sending
             await _cancel(running[2:], self._log)  # the lease is renewed to the end
-            await self._runner.drain(seconds=drain)
+            draining = asyncio.create_task(self._runner.drain(seconds=drain))
+            await asyncio.wait([running[0], draining], return_when=asyncio.FIRST_COMPLETED)
+            running.append(draining)
+            await _raise_first([running[0], draining])
         finally:
+            self._runner.halt()
             await _cancel([*running, stop], self._log)
+            await self._runner.abort()
         await self._database.write(self._end)
 
     async def _begin(self) -> None:
@@ -88,7 +93,7 @@ class Worker:
             if not self._lease.holds:  # this process was stopped, or starved: others may own its Slices by now
                 raise LeaseLost(f"the lease was not renewed for {self._lease.seconds} s")
             try:
-                known = await asyncio.wait_for(self._write_renewal(), timeout=self._lease.seconds)
+                known = await asyncio.wait_for(self._write_renewal(), timeout=self._lease.left)
             except TimeoutError as late:
                 raise LeaseLost(f"the lease could not be renewed for {self._lease.seconds} s") from late
             if not known:

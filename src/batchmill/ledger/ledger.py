@@ -7,7 +7,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, compress
 
-from batchmill.blobs.blobs import Blobs
+import structlog
+
+from batchmill.blobs.blobs import BlobMissing, Blobs
 from batchmill.blobs.space import is_full
 from batchmill.clock import Clock
 from batchmill.ledger.segment import Result, pack_results
@@ -16,7 +18,7 @@ from batchmill.schedule.plan import RECORD_BYTES, Record, unpack
 from batchmill.spec.ids import mint_id
 from batchmill.spec.objects import Usage
 from batchmill.spec.states import Event, Status
-from batchmill.store.batch import Batch, advance, batches_by_id, record_progress
+from batchmill.store.batch import Batch, advance, batches_by_id, hold_back, record_progress, set_waiting
 from batchmill.store.blob import insert_ready
 from batchmill.store.database import Database, Transaction
 from batchmill.store.slice import (
@@ -35,6 +37,7 @@ from batchmill.store.slice import (
 from batchmill.telemetry import Metrics
 
 _CANDIDATES = 256  # batches looked at for one claim
+_ASIDE_SECONDS = 60.0  # a batch whose bytes are missing is left alone for so long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +72,7 @@ class Ledger:
         self._lease = lease
         self._metrics = metrics
         self._turn = 0
+        self._log = structlog.get_logger("ledger")
 
     async def claim(self, *, slices: int, models: Collection[str], besides: Collection[str] = ()) -> list[Claim]:
         """Claim at most so many Slices for these models, shared fairly between organisations and batches.
@@ -77,7 +81,7 @@ class Ledger:
         """
 
         def candidates(tx: Transaction) -> Sequence[Candidate]:
-            found = list_candidates(tx, models=models, limit=_CANDIDATES)
+            found = list_candidates(tx, models=models, worker_id=self._worker_id, limit=_CANDIDATES)
             others = [replace(c, open_slices=1) for c in found if c.batch_id not in besides]
             return others if besides else found
 
@@ -95,9 +99,27 @@ class Ledger:
         self._turn += 1
         claimed = await self._database.write(statements)
         self._metrics.takeovers.inc(sum(taken_over for _, taken_over, _ in claimed))
-        return await asyncio.to_thread(
-            lambda: [Claim(slice=s, batch=b, records=self._records(b, s)) for s, _, b in claimed]
-        )
+        claims: list[Claim] = []
+        for held, _, batch in claimed:
+            try:
+                records = await asyncio.to_thread(self._records, batch, held)
+            except BlobMissing as missing:
+                await self.put_aside(held, missing)
+            else:
+                claims.append(Claim(slice=held, batch=batch, records=records))
+        return claims
+
+    async def put_aside(self, held: Slice, missing: BlobMissing) -> None:
+        """Give a Slice back whose bytes are gone, and leave its batch alone for a while: the others go on."""
+        waiting = "stored bytes are missing; it is tried again every minute"
+
+        def statements(tx: Transaction) -> None:
+            release_slice(tx, batch_id=held.batch_id, ordinal=held.ordinal, epoch=held.epoch, sent=held.sent)
+            hold_back(tx, batch_id=held.batch_id, seconds=_ASIDE_SECONDS)
+            set_waiting(tx, batch_id=held.batch_id, waiting=waiting, now=int(self._clock.now()))
+
+        self._log.error("a Slice's bytes are missing", batch=held.batch_id, slice=held.ordinal, exc_info=missing)
+        await self._database.write(statements)
 
     async def commit(self, portions: Sequence[Portion]) -> frozenset[Fence]:
         """Make the Results durable: one immutable blob, one transaction.

@@ -12,11 +12,12 @@ Times are seconds of any one clock that does not step back; they are passed in, 
 
 from enum import StrEnum
 
-from batchmill.schedule.retry import Done, GaveUp, Later, Verdict
+from batchmill.schedule.retry import Done, Later, Verdict
 
 WINDOW = 8  # requests in flight
 FIRST_PROBE = 0.5  # seconds after the circuit opened; doubles with each failure
 SLOWEST_PROBE = 5.0  # seconds: a backend that is back is found within 10 s (reliability, targets)
+TRIAL_PATIENCE = 5.0  # seconds; then one more may go: the call on trial may be sound and take half an hour
 HALVING_PAUSE = 1.0  # seconds: the 429s of one burst count as one
 DOUBTS = 3  # in a row, without a success between: then it is not the lines
 
@@ -49,6 +50,7 @@ class Pace:
         self._wait = FIRST_PROBE
         self._probe_at = 0.0
         self._trial_out = False
+        self._trial_at = 0.0
 
     @property
     def window(self) -> int:
@@ -79,15 +81,17 @@ class Pace:
         """Say whether it has answered any line as a sound backend does since then."""
         return self._answered_at > moment
 
-    def may_send(self, now: float) -> bool:  # noqa: ARG002 - pacing by time comes through the same door
+    def may_send(self, now: float) -> bool:
         """Say whether one more request may be sent."""
         if self._circuit is _Circuit.HALF_OPEN:
-            return not self._trial_out
+            late = now >= self._trial_at + TRIAL_PATIENCE and self._in_flight < self._window
+            return late or not self._trial_out
         return self._circuit is _Circuit.WELL and self._in_flight < self._window
 
-    def sent(self, now: float) -> bool:  # noqa: ARG002 - as above
+    def sent(self, now: float) -> bool:
         """Count a request that was sent; say whether it is a trial and goes alone, so that a fall is its own."""
         self._trial_out = self._circuit is _Circuit.HALF_OPEN
+        self._trial_at = now
         self._in_flight += 1
         return self._trial_out and self._in_flight == 1
 
@@ -105,7 +109,7 @@ class Pace:
         """
         self._in_flight -= 1
         self._fit_window(verdict, now)
-        if isinstance(verdict, Done):
+        if isinstance(verdict, Done) and not verdict.doubt:
             self._answered_at = now
             self._doubts = 0
         if self._circuit is _Circuit.OPEN or self._is_old(sent_at):
@@ -122,7 +126,7 @@ class Pace:
 
     def _fells(self, verdict: Verdict) -> bool:
         """Say whether this verdict, after those before it, means that the backend is unwell."""
-        if isinstance(verdict, Later | GaveUp) and verdict.doubt:
+        if verdict.doubt:
             self._doubts += 1
             return self._circuit is _Circuit.HALF_OPEN or self._doubts >= DOUBTS
         return isinstance(verdict, Later) and verdict.unwell

@@ -31,9 +31,13 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """The reply is the Result: a line of the output file if it succeeded, else of the error file."""
+    """The reply is the Result: a line of the output file if it succeeded, else of the error file.
+
+    `doubt` as in `Later`: the last word came from a gateway, and says nothing good of the backend.
+    """
 
     succeeded: bool
+    doubt: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +179,8 @@ def judge(
             doubt = rule is _Rule.DOUBT
             return Later(after=_backoff(attempts, retry_after, draw), attempt_used=not doubt, doubt=doubt)
     # The last HTTP answer, if there is one, is the line (contract g-27).
-    return Done(succeeded=False) if fault is None and status is not None else _LAST_WORD[fault]
+    answer = Done(succeeded=False, doubt=rule is _Rule.DOUBT)
+    return answer if fault is None and status is not None else _LAST_WORD[fault]
 
 
 def _rule(status: int | None, fault: Fault | None) -> _Rule:

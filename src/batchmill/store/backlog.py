@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
-from batchmill.spec.states import FINAL, Status
-from batchmill.store.batch import TRIES, count_statuses, crashes, is_free
+from batchmill.spec.states import Status
+from batchmill.store.batch import count_statuses, is_stuck
 from batchmill.store.database import Transaction
 from batchmill.store.tables import batch
 
@@ -22,8 +22,7 @@ class Backlog:
 
 def read_backlog(tx: Transaction) -> Backlog:
     """Return what is left to do."""
-    live = batch.c.status.not_in([status.value for status in FINAL])
-    stuck = select(func.count()).select_from(batch).where(live, is_free(tx), crashes(tx) >= TRIES)
+    stuck = select(func.count()).select_from(batch).where(is_stuck(tx))
     left = func.coalesce(func.sum(batch.c.total - batch.c.completed - batch.c.failed), 0)
     running = select(left).where(batch.c.status == Status.IN_PROGRESS.value)
     return Backlog(

@@ -104,7 +104,8 @@ def advance(
     """Move a batch by an event from the status it is expected in; the only statement that writes a status.
 
     With `epoch`, only while that lease's fence stands. False means that someone was faster: read again. A batch that
-    enters another status waits for nothing and has no failure behind it.
+    enters another status waits for nothing and has no failure behind it; a cancel also takes it from whoever validates
+    or finalizes it, since that is in vain now.
 
     Raises:
         ValueError: the table of states knows no such event in that status.
@@ -118,6 +119,8 @@ def advance(
     changed: dict[str, object] = {**(values or {}), "status": target.value}
     if target is not status:
         changed |= {STAMP[target]: now, "crashes": 0, "retry_at": None, "waiting": None, "waiting_since": None}
+        if event is Event.CANCEL:
+            changed |= {"owner": None, "lease_until": None, "epoch": batch.c.epoch + 1}
     return tx.connection.execute(update(batch).where(*expected).values(changed)).rowcount == 1
 
 
@@ -181,11 +184,21 @@ def put_off(tx: Transaction, *, batch_id: str, epoch: int, crashed: bool, second
 
 def stuck_batches(tx: Transaction, *, limit: int) -> Sequence[Batch]:
     """Return batches whose validating or finalizing failed TRIES times in a row: nobody takes them any more."""
-    live = batch.c.status.not_in([status.value for status in FINAL])
-    rows = tx.connection.execute(
-        select(batch).where(live, is_free(tx), crashes(tx) >= TRIES).order_by(batch.c.id).limit(limit)
-    )
+    rows = tx.connection.execute(select(batch).where(is_stuck(tx)).order_by(batch.c.id).limit(limit))
     return [_batch(row) for row in rows]
+
+
+def retry_stuck(tx: Transaction) -> int:
+    """Give every stuck batch one more try; return how many there are."""
+    more = {"crashes": TRIES - 1, "retry_at": None, "owner": None, "lease_until": None}
+    silent = {"waiting": None, "waiting_since": None}
+    return tx.connection.execute(update(batch).where(is_stuck(tx)).values(more | silent)).rowcount
+
+
+def hold_back(tx: Transaction, *, batch_id: str, seconds: float) -> None:
+    """Let nobody claim a running batch's Slices for so long."""
+    running = update(batch).where(batch.c.id == batch_id, batch.c.status == Status.IN_PROGRESS.value)
+    tx.connection.execute(running.values(retry_at=tx.lease_now + seconds))
 
 
 def unstick(tx: Transaction) -> None:
@@ -209,6 +222,12 @@ def set_waiting(tx: Transaction, *, batch_id: str, waiting: str | None, now: int
 def is_free(tx: Transaction) -> ColumnElement[bool]:
     """Return the condition that nobody's lease on the batch holds."""
     return or_(batch.c.owner.is_(None), batch.c.lease_until < tx.lease_now)
+
+
+def is_stuck(tx: Transaction) -> ColumnElement[bool]:
+    """Return the condition that a batch failed TRIES times in a row: nobody takes it for a while."""
+    live = batch.c.status.not_in([status.value for status in FINAL])
+    return and_(live, is_free(tx), crashes(tx) >= TRIES)
 
 
 def crashes(tx: Transaction) -> ColumnElement[int]:

@@ -86,12 +86,13 @@ def insert_slices(tx: Transaction, slices: Iterable[Slice]) -> None:
     tx.connection.execute(insert(slice_), rows)
 
 
-def list_candidates(tx: Transaction, *, models: Collection[str], limit: int) -> Sequence[Candidate]:
+def list_candidates(tx: Transaction, *, models: Collection[str], worker_id: str, limit: int) -> Sequence[Candidate]:
     """Return batches in progress that have a Slice for one of these models, the nearest deadline first."""
-    claimable = exists().where(slice_.c.batch_id == batch.c.id, _claimable(tx, models))
+    claimable = exists().where(slice_.c.batch_id == batch.c.id, _claimable(tx, models, worker_id))
     query = (
         select(batch.c.id, batch.c.organisation_id, batch.c.open_slices, batch.c.expires_at, batch.c.created_at)
         .where(batch.c.status == Status.IN_PROGRESS.value, claimable)
+        .where(or_(batch.c.retry_at.is_(None), batch.c.retry_at <= tx.lease_now))
         .order_by(batch.c.expires_at, batch.c.id)
         .limit(limit)
     )
@@ -117,7 +118,7 @@ def claim_slice(
     running = exists().where(batch.c.id == batch_id, batch.c.status == Status.IN_PROGRESS.value)
     first = (
         select(slice_.c.ordinal, slice_.c.owner)
-        .where(slice_.c.batch_id == batch_id, _claimable(tx, models), running)
+        .where(slice_.c.batch_id == batch_id, _claimable(tx, models, worker_id), running)
         .order_by(slice_.c.ordinal)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -130,7 +131,9 @@ def claim_slice(
         values |= _CRASHED
     taken = (
         update(slice_)
-        .where(slice_.c.batch_id == batch_id, slice_.c.ordinal == found.ordinal, _claimable(tx, models), running)
+        .where(
+            slice_.c.batch_id == batch_id, slice_.c.ordinal == found.ordinal, _claimable(tx, models, worker_id), running
+        )
         .values(values)
         .returning(slice_)
     )
@@ -179,11 +182,13 @@ def release_slice(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, s
     return tx.connection.execute(mine.values(values)).rowcount == 1
 
 
-def fence_slices(tx: Transaction, *, batch_id: str, worker_id: str, lease: float) -> None:
-    """Take every open Slice of a closing batch: from now on no commit of a runner can slip in."""
+def fence_slices(tx: Transaction, *, batch_id: str) -> None:
+    """Take every open Slice of a closing batch from its runner: from now on no commit of it can slip in.
+
+    Nobody owns it then: a Finalizer that fails leaves a batch that is settled still.
+    """
     fenced = update(slice_).where(slice_.c.batch_id == batch_id, slice_.c.open)
-    values = {"owner": worker_id, "epoch": slice_.c.epoch + 1, "lease_until": tx.lease_now + lease}
-    tx.connection.execute(fenced.values(values))
+    tx.connection.execute(fenced.values(owner=None, epoch=slice_.c.epoch + 1, lease_until=None))
 
 
 def list_slices(tx: Transaction, *, batch_id: str) -> Sequence[Slice]:
@@ -251,8 +256,10 @@ def delete_slices(tx: Transaction, *, batch_id: str, limit: int) -> tuple[Sequen
     return sorted(refs.items()), until is not None
 
 
-def _claimable(tx: Transaction, models: Collection[str]) -> ColumnElement[bool]:
-    free = or_(slice_.c.owner.is_(None), slice_.c.lease_until < tx.lease_now)
+def _claimable(tx: Transaction, models: Collection[str], worker_id: str) -> ColumnElement[bool]:
+    # Not its own: a full disk lets a live worker's rows lapse, and what it holds of them would be in vain.
+    lapsed = and_(slice_.c.lease_until < tx.lease_now, slice_.c.owner != worker_id)
+    free = or_(slice_.c.owner.is_(None), lapsed)
     return and_(slice_.c.open, slice_.c.model.in_(models), free)
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import func, or_, select
 
 from batchmill.spec.states import FINAL, Status
-from batchmill.store.batch import TRIES, crashes, is_free
+from batchmill.store.batch import is_free, is_stuck
 from batchmill.store.database import Transaction
 from batchmill.store.tables import batch, slice_
 
@@ -43,7 +43,7 @@ def list_standings(tx: Transaction, *, limit: int) -> Sequence[Standing]:
             batch.c.waiting,
             or_(~is_free(tx), batch.c.id.in_(worked_on)).label("held"),
             (func.coalesce(batch.c.retry_at, tx.lease_now) > tx.lease_now).label("put_off"),
-            and_(is_free(tx), crashes(tx) >= TRIES).label("stuck"),
+            is_stuck(tx).label("stuck"),
             first_open.order_by(slice_.c.ordinal).limit(1).scalar_subquery().label("model"),
         )
         .where(batch.c.status.not_in([status.value for status in FINAL]))

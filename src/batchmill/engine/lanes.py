@@ -1,0 +1,53 @@
+"""The Backends of one worker, each with its pace: which of them can take a line for a model now."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from batchmill.backends.backend import Backend
+from batchmill.backends.router import Router
+from batchmill.schedule.pace import Pace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lane:
+    """A Backend and how much it gets."""
+
+    backend: Backend
+    pace: Pace
+
+
+class Lanes:
+    """All lanes; `router` knows what each of them serves."""
+
+    def __init__(self, *, lanes: Sequence[Lane], router: Router) -> None:
+        self._lanes = lanes
+        self._router = router
+
+    def __iter__(self) -> Iterator[Lane]:
+        """Yield every lane, in the order of the settings."""
+        return iter(self._lanes)
+
+    def served_by(self, lane: Lane) -> frozenset[str]:
+        """Return the models that a lane serves."""
+        return self._router.served_by(lane.backend)
+
+    def open_models(self) -> frozenset[str]:
+        """Return the models that some lane serves and, as far as its circuit goes, would take lines for."""
+        return frozenset[str]().union(*(self.served_by(lane) for lane in self._well()))
+
+    def window(self) -> int:
+        """Return the most requests in flight at all those lanes together."""
+        return sum(lane.pace.window for lane in self._well())
+
+    def free_slots(self, model: str) -> int:
+        """Return how many lines for this model could go now."""
+        paces = (lane.pace for lane in self._well() if model in self.served_by(lane))
+        return sum(max(0, pace.window - pace.in_flight) for pace in paces)
+
+    def free_lane(self, model: str, now: float) -> Lane | None:
+        """Return a lane that may send a line for this model at `now` (boot clock)."""
+        serving = (lane for lane in self._lanes if model in self.served_by(lane))
+        return next((lane for lane in serving if lane.pace.may_send(now)), None)
+
+    def _well(self) -> Iterator[Lane]:
+        return (lane for lane in self._lanes if not lane.pace.is_open)
