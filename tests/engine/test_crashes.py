@@ -81,22 +81,19 @@ async def test_a_line_that_kills_its_worker_three_times_alone_is_given_up(mill: 
     assert len(await mill.results(batch_id)) == 19
 
 
-async def test_lines_go_alone_only_until_one_of_them_is_durable(mill: Mill) -> None:
-    """A Slice whose owners died for other reasons costs one lone line; then its lines go side by side again."""
+async def test_lines_go_alone_only_as_long_as_they_are_suspects(mill: Mill) -> None:
+    """A Slice whose owners died for other reasons costs a window of lone lines; then they go side by side again."""
     batch_id = await mill.batch(lines(40))
     await _accept(mill.hand(mill.echo()))
     for _ in range(3):
         await _die(mill, mill.hand(mill.echo(latency=1e6)))
     echo = mill.echo(latency=1.0)
-    hand = mill.hand(echo)
+    hand = mill.hand(echo, window=4)
     await hand.scout.step()
-    await hand.runner.step()
-    await settle()
-    assert echo.most_open == 1
-    await mill.turn(hand, seconds=0.9)
-    assert len(echo.calls) == 1
+    await mill.turn(hand, seconds=3.5)
+    assert (echo.most_open, len(echo.calls)) == (1, 4)
     await mill.turn(hand, seconds=3)
-    assert echo.most_open == 8
+    assert echo.most_open == 4
     assert await mill.finish(hand, batch_id) is Status.COMPLETED
     assert len(echo.calls) == 40
 

@@ -18,11 +18,12 @@ from batchmill.blobs.blobs import BlobMissing
 from batchmill.blobs.disk import DiskBlobs
 from batchmill.engine.finalizer import Finalizer
 from batchmill.engine.group import GroupBounds
+from batchmill.engine.lanes import Lane, Lanes
 from batchmill.engine.lease import Lease
 from batchmill.engine.loop import Bell
 from batchmill.engine.runner import Runner
 from batchmill.engine.scout import Scout
-from batchmill.engine.sender import Lane, Sender
+from batchmill.engine.sender import Sender
 from batchmill.engine.sweeper import Sweeper
 from batchmill.engine.validator import Validator
 from batchmill.engine.worker import LeaseLost, Worker
@@ -229,8 +230,7 @@ class Simulation:
             database=database,
             blobs=blobs,
             room=room,
-            lanes=lanes,
-            router=router,
+            lanes=Lanes(lanes=lanes, router=router),
             sender=Sender(clock=self._clock, draw=self._rng.random, once=once, unwell=scout, metrics=metrics),
             lease=lease,
             clock=self._clock,

@@ -157,18 +157,6 @@ async def test_a_slice_that_was_taken_over_is_dropped_and_the_others_stand(
     assert (await database.read(get_batch)).object.counts.completed == 2
 
 
-async def test_a_claim_that_fell_does_not_take_its_successor_along(
-    ledger_of: Callable[..., Ledger], database: Database, blobs: Blobs
-) -> None:
-    """Of two claims of one Slice by one worker, the later one stands, also in the same group."""
-    await add_work(database, blobs, slices=1)
-    worker = ledger_of("w1", lease=LAPSED)
-    (first,), (second,) = await claim(worker), await claim(worker)
-    fallen = await worker.commit([portion(first, [result(1)]), portion(second, [result(2)])])
-    assert fallen == {first.slice.fence}
-    assert [held.done for held in await database.read(lambda tx: list_slices(tx, batch_id="batch_1"))] == [b"\x04"]
-
-
 async def test_a_commit_of_which_nothing_stands_writes_no_row(
     ledger_of: Callable[..., Ledger], database: Database, blobs: Blobs
 ) -> None:

@@ -473,8 +473,9 @@ async def test_another_status_begins_afresh(database: Database, status: Status, 
 
     def statements(tx: Transaction) -> Batch:
         add_batch(tx, status=status)
-        claim_batch(tx, worker_id="w1", statuses=[status], lease=LEASE)
-        put_off(tx, batch_id="batch_1", epoch=1, crashed=True, seconds=60.0)
+        claimed = claim_batch(tx, worker_id="w1", statuses=[status], lease=LEASE)
+        assert claimed is not None
+        put_off(tx, batch_id="batch_1", epoch=claimed.epoch, crashed=True, seconds=60.0)
         set_waiting(tx, batch_id="batch_1", waiting="it failed", now=NOW)
         assert advance(tx, batch_id="batch_1", status=status, event=event, now=NOW)
         return get_batch(tx)

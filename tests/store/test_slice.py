@@ -64,7 +64,7 @@ def record(tx: Transaction, *, epoch: int, ordinal: int = 0, done: bytes = b"\x0
 
 def candidates(tx: Transaction) -> list[Candidate]:
     """Return the batches that have a Slice to claim."""
-    return list(list_candidates(tx, models=["m"], limit=9))
+    return list(list_candidates(tx, models=["m"], worker_id="w0", limit=9))
 
 
 def a_segment(slice_: int = 0, seq: int = 1, *, batch_id: str = "batch_1", key: str = "commit_1") -> Segment:
@@ -101,13 +101,13 @@ async def test_an_owner_that_died_is_counted_until_a_commit_stands(database: Dat
     def statements(tx: Transaction) -> list[tuple[int, bool]]:
         add_running(tx, slices=1)
         counts = []
-        for lease in (LAPSED, LAPSED, LEASE):
-            taken = claim_slice(tx, batch_id="batch_1", models=["m"], worker_id="w1", lease=lease)
+        for worker, lease in (("w1", LAPSED), ("w2", LAPSED), ("w3", LEASE)):
+            taken = claim_slice(tx, batch_id="batch_1", models=["m"], worker_id=worker, lease=lease)
             assert taken is not None
             counts.append((taken[0].crashes, taken[1]))
         release_slice(tx, batch_id="batch_1", ordinal=0, epoch=3)
-        for _ in range(2):
-            taken = claim_slice(tx, batch_id="batch_1", models=["m"], worker_id="w2", lease=LAPSED)
+        for worker in ("w4", "w5"):
+            taken = claim_slice(tx, batch_id="batch_1", models=["m"], worker_id=worker, lease=LAPSED)
             assert taken is not None
             counts.append((taken[0].crashes, taken[1]))
             record(tx, epoch=taken[0].epoch)
@@ -123,14 +123,14 @@ async def test_deaths_over_a_lone_line_are_its_own(database: Database) -> None:
     def statements(tx: Transaction) -> list[tuple[int | None, int]]:
         add_running(tx, slices=1)
         lone: list[tuple[int | None, int]] = []
-        for line in (3, 3, 4, None, 4):
-            held = claim(tx, lease=LAPSED)
+        for number, line in enumerate((3, 3, 4, None, 4)):
+            held = claim(tx, worker_id=f"w{number}", lease=LAPSED)
             assert held is not None
             lone.append((held.alone, held.alone_crashes))
             assert mark_alone(tx, batch_id="batch_1", ordinal=0, epoch=held.epoch, line=line)
             assert not mark_alone(tx, batch_id="batch_1", ordinal=0, epoch=held.epoch - 1, line=7)
-        void_slices(tx, worker_id="w2")
-        held = claim(tx)
+        void_slices(tx, worker_id="w9")
+        held = claim(tx, worker_id="w9")
         assert held is not None
         lone.append((held.alone, held.alone_crashes))
         record(tx, epoch=held.epoch)
@@ -147,13 +147,13 @@ async def test_what_may_have_been_sent_outlives_its_sender(database: Database) -
     def statements(tx: Transaction) -> list[bytes | None]:
         add_running(tx, slices=1)
         seen: list[bytes | None] = []
-        for sent in (b"\x0f", b"\xff"):
-            held = claim(tx, lease=LAPSED)
+        for worker, sent in (("w1", b"\x0f"), ("w2", b"\xff")):
+            held = claim(tx, worker_id=worker, lease=LAPSED)
             assert held is not None
             seen.append(held.sent)
             assert mark_sent(tx, batch_id="batch_1", ordinal=0, epoch=held.epoch, sent=sent)
             assert not mark_sent(tx, batch_id="batch_1", ordinal=0, epoch=held.epoch - 1, sent=b"\0")
-        held = claim(tx)
+        held = claim(tx, worker_id="w3")
         assert held is not None
         seen.append(held.sent)
         release_slice(tx, batch_id="batch_1", ordinal=0, epoch=held.epoch, sent=b"\x01")
@@ -188,8 +188,8 @@ async def test_a_claim_names_its_models(database: Database) -> None:
     def statements(tx: Transaction) -> list[tuple[Slice, bool] | None]:
         add_running(tx, slices=0)
         insert_slices(tx, [a_slice("batch_1", 0, model="large"), a_slice("batch_1", 1, model="small")])
-        assert not list_candidates(tx, models=["none"], limit=9)
-        assert not list_candidates(tx, models=[], limit=9)
+        assert not list_candidates(tx, models=["none"], worker_id="w0", limit=9)
+        assert not list_candidates(tx, models=[], worker_id="w0", limit=9)
         return [
             claim_slice(tx, batch_id="batch_1", models=models, worker_id="w1", lease=LEASE)
             for models in (["none"], [], ["small", "none"])
@@ -275,7 +275,8 @@ async def test_a_closing_batch_is_fenced(database: Database) -> None:
         claim(tx)
         claim(tx)
         record(tx, epoch=1, closed=True)
-        fence_slices(tx, batch_id="batch_1", worker_id="f", lease=LEASE)
+        advance(tx, batch_id="batch_1", status=Status.IN_PROGRESS, event=Event.CANCEL, now=NOW)
+        fence_slices(tx, batch_id="batch_1")
         late = record(tx, epoch=1, ordinal=1)
         return [late, claim(tx), [held.epoch for held in list_slices(tx, batch_id="batch_1")]]
 

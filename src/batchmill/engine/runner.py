@@ -24,7 +24,6 @@ from batchmill.schedule.retry import OUTCOME_UNKNOWN, WORKER_CRASHED, Later
 from batchmill.spec.states import Status
 from batchmill.store.batch import statuses_of
 from batchmill.store.database import Database
-from batchmill.store.slice import Slice
 from batchmill.telemetry import Metrics
 
 _WATCH_SECONDS = 0.5  # how often held batches are looked at: sends stop within a second of a cancel
@@ -154,7 +153,10 @@ class Runner:
         if now < self._watched + _WATCH_SECONDS:
             return
         self._watched = now
-        self._measure(now)
+        self._ahead.measure(now)
+        for lane in self._lanes:
+            self._metrics.in_flight.labels(lane.backend.name).set(lane.pace.in_flight)
+            self._metrics.window.labels(lane.backend.name).set(lane.pace.window)
         await self._shortage.look()
         held = sorted({work.batch_id for work in self._feed})
         if not held:
@@ -167,12 +169,6 @@ class Runner:
             if work.closing_since is not None and now >= work.closing_since + _CLOSING_SECONDS:
                 late += [call for call, request in self._calls.items() if request.work is work]
         await self._cancel_calls(late)
-
-    def _measure(self, now: float) -> None:
-        for lane in self._lanes:
-            self._metrics.in_flight.labels(lane.backend.name).set(lane.pace.in_flight)
-            self._metrics.window.labels(lane.backend.name).set(lane.pace.window)
-        self._ahead.measure(now)
 
     async def _claim(self) -> None:
         """Claim about twenty seconds of work for models that can be served, and a Slice of each batch that waits."""
@@ -400,5 +396,5 @@ class Runner:
 
     async def _give_back(self, works: Collection[Work]) -> bool:
         """Let go of Slices; False where there was no space to say so: their leases lapse, or it is said later."""
-        slices: list[Slice] = [replace(work.claim.slice, sent=work.uncertain()) for work in works]
+        slices = [replace(work.claim.slice, sent=work.uncertain()) for work in works]
         return await self._shortage.outlive(self._ledger.release(slices), otherwise=False)

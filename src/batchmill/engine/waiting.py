@@ -63,7 +63,9 @@ def why(standing: Standing, circumstances: Circumstances) -> str | None:
     return next((reason for reason in reasons if reason), None)
 
 
-def outage_of(model: str, serving: Sequence[str], states: Mapping[str, BackendState]) -> str | None:
+def outage_of(
+    model: str, serving: Sequence[str], states: Mapping[str, BackendState], *, heard: bool = True
+) -> str | None:
     """Return why nobody takes lines for this model; None if a backend that serves it is well, or not yet heard of.
 
     A backend that has never answered may serve anything, so where nobody is known to serve the model, all that are
@@ -72,8 +74,8 @@ def outage_of(model: str, serving: Sequence[str], states: Mapping[str, BackendSt
     if any(name not in states or states[name].well for name in serving):
         return None
     unwell = [states[name] for name in serving] or [state for state in states.values() if not state.well]
-    if not unwell:
-        return f"no backend serves {model}"
+    if not unwell:  # a process that has just begun has heard nobody yet
+        return f"no backend serves {model}" if heard else None
     told = "; ".join(f"{state.name}: {state.reason} (since {_moment(state.since)})" for state in unwell)
     return f"no backend that serves {model} is well: {told}"
 
@@ -124,9 +126,10 @@ class Waiting:
         ]
 
     def _outage(self, standing: Standing, states: Mapping[str, BackendState]) -> str | None:
-        if standing.model is None or not self._router.models():  # nobody has been heard since this process began
+        if standing.model is None:
             return None
-        return outage_of(standing.model, [b.name for b in self._router.serving(standing.model)], states)
+        serving = [backend.name for backend in self._router.serving(standing.model)]
+        return outage_of(standing.model, serving, states, heard=bool(self._router.models()))
 
     def _keep(self, tx: Transaction, changed: Sequence[tuple[Standing, str | None]]) -> None:
         now = int(self._clock.now())
