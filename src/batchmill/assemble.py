@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -96,8 +96,8 @@ def limits_of(settings: Settings) -> Limits:
     return PROFILES[settings.limits]
 
 
-def build_api(*, settings: Settings, storage: Storage, clock: Clock) -> App:
-    """Build the API."""
+def build_api(*, settings: Settings, storage: Storage, clock: Clock, broken: Callable[[], None]) -> App:
+    """Build the API; `broken` is called when the disk fails beneath it."""
     return create_app(
         database=storage.database,
         blobs=storage.blobs,
@@ -105,6 +105,7 @@ def build_api(*, settings: Settings, storage: Storage, clock: Clock) -> App:
         clock=clock,
         limits=limits_of(settings),
         version=version("batchmill"),
+        broken=broken,
     )
 
 

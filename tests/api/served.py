@@ -76,6 +76,7 @@ class Served:
         migrated: bool = True,
     ) -> None:
         self.clock = FakeClock()
+        self.broken = threading.Event()
         self.database = SqliteDatabase(path=folder / "batchmill.sqlite3", clock=self.clock)
         self.folder = folder / "blobs"
         self.blobs = blobs or DiskBlobs(folder=self.folder)
@@ -88,6 +89,7 @@ class Served:
             clock=self.clock,
             limits=limits,
             version="0.0.1",
+            broken=self.broken.set,
         )
         self._server = uvicorn.Server(
             uvicorn.Config(

@@ -1,4 +1,5 @@
 import errno
+import os
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -7,10 +8,14 @@ import pytest
 
 from api.served import LINE, Answer, Served, Tenant, file_part, text_part
 from batchmill.api.fault import as_api_error
+from batchmill.api.reserve import write_on_reserve
 from batchmill.blobs.blobs import Written
 from batchmill.blobs.disk import DiskBlobs
-from batchmill.blobs.space import Space
+from batchmill.blobs.space import Boundless, Space
 from batchmill.spec.ids import mint_key
+from batchmill.store.database import DiskFull, SqliteDatabase
+from engine.faulty import FaultyDatabase
+from fakeclock import FakeClock
 from volume import fill, small_volume
 
 BATCH = text_part("purpose", "batch")
@@ -153,3 +158,58 @@ def test_a_read_only_disk_is_a_507() -> None:
     """A volume that has become read-only is no fault of ours either."""
     assert as_api_error(OSError(errno.EROFS, "Read-only file system")).status == 507
     assert as_api_error(OSError(errno.EIO, "Input/output error")).status == 500
+
+
+class FailedDisk(DiskBlobs):
+    """Blobs whose bytes never become durable: the disk fails."""
+
+    def writer(self, key: str) -> "FailedWriter":
+        """See `Blobs`."""
+        assert key
+        return FailedWriter(Path(os.devnull).open("wb", buffering=0))
+
+
+class FailedWriter(FullWriter):
+    """Bytes whose fsync is an I/O error."""
+
+    def finish(self) -> Written:
+        """See `BlobWriter`."""
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_failed_disk_ends_the_process(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """An I/O error is a 500, nothing of the upload is left, and whoever runs the API is told to end it."""
+    served = serve(blobs=FailedDisk(folder=tmp_path / "failed"))
+    tenant = served.tenant()
+    assert not served.broken.is_set()
+    assert tenant.send_form(BATCH, file_part(LINE)).error == (500, "server_error", None, "internal_error")
+    assert list(tenant.blobs().values()) == [("doomed", 0)]
+    assert served.broken.is_set()
+
+
+def test_a_full_disk_does_not_end_the_process(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """No space is no failure of the disk: the API goes on."""
+    served = serve(blobs=FullDisk(folder=tmp_path / "full"))
+    check_full(served.tenant().send_form(BATCH, file_part(LINE)))
+    assert not served.broken.is_set()
+
+
+class Reserve(Boundless):
+    """Room that makes space in a database when its reserve is given."""
+
+    def __init__(self, database: FaultyDatabase) -> None:
+        self._database = database
+
+    def give(self) -> None:
+        """See `Room`."""
+        self._database.full = False
+
+
+async def test_cancels_and_deletes_take_the_reserve(tmp_path: Path) -> None:
+    """A row that finds no space drops the reserve and is written; any other fault is raised as it is."""
+    database = FaultyDatabase(SqliteDatabase(path=tmp_path / "rows.sqlite3", clock=FakeClock()))
+    database.full = True
+    with pytest.raises(DiskFull):
+        await write_on_reserve(database, Boundless(), lambda _tx: "written")
+    assert await write_on_reserve(database, Reserve(database), lambda _tx: "written") == "written"
+    await database.close()

@@ -154,6 +154,7 @@ async def call(
         clock=mill.clock,
         limits=mill.limits,
         version="0",
+        broken=lambda: None,
     )
     asked = [{"type": "http.request", "body": body}]
     answered: list[Mapping[str, Any]] = []

@@ -201,7 +201,7 @@ def _tell_refusals() -> None:
 async def _api(site: Site) -> None:
     settings, clock = site.settings(), build_clock()
     storage = Storage(settings=settings, clock=clock)
-    app = build_api(settings=settings, storage=storage, clock=clock)
+    app = build_api(settings=settings, storage=storage, clock=clock, broken=lambda: None)
     config = uvicorn.Config(
         app,
         interface="asgi3",

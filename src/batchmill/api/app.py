@@ -1,6 +1,6 @@
 """The whole API as one ASGI application."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -49,8 +49,17 @@ _ENVELOPE: Mapping[str, object] = MappingProxyType(
 )
 
 
-def create_app(*, database: Database, blobs: Blobs, room: Room, clock: Clock, limits: Limits, version: str) -> App:
-    """Build the API: the nine routes of the contract, models, and health."""
+def create_app(
+    *,
+    database: Database,
+    blobs: Blobs,
+    room: Room,
+    clock: Clock,
+    limits: Limits,
+    version: str,
+    broken: Callable[[], None],
+) -> App:
+    """Build the API: the nine routes of the contract, models, and health; `broken` as in `Gate`."""
     app = FastAPI(
         title="Batchmill",
         version=version,
@@ -69,18 +78,19 @@ def create_app(*, database: Database, blobs: Blobs, room: Room, clock: Clock, li
     }
     shared: dict[str, Any] = {
         "database": database,
+        "room": room,
         "clock": clock,
         "limits": limits,
         "replays": Replays(database=database, clock=clock, limits=limits),
     }
-    app.include_router(file_routes(blobs=blobs, room=room, **shared), **documented)
+    app.include_router(file_routes(blobs=blobs, **shared), **documented)
     app.include_router(batch_routes(**shared), **documented)
     app.include_router(model_routes(database=database), **documented)
     app.include_router(health_routes(database=database, blobs=blobs, clock=clock))
     app.add_exception_handler(HTTPException, _routing_answer)
     app.add_exception_handler(ApiError, _fault_answer)
     app.add_exception_handler(Exception, _fault_answer)  # answered here, then raised again: the gate logs it
-    return Gate(app, database=database)
+    return Gate(app, database=database, broken=broken)
 
 
 async def _fault_answer(_request: Request, fault: Exception) -> Response:

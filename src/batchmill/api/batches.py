@@ -5,6 +5,8 @@ from fastapi import APIRouter, Request, Response
 
 from batchmill.api.answer import json_answer, query_after, query_limit, read_json
 from batchmill.api.replay import KEY_HEADER, Made, Replays
+from batchmill.api.reserve import write_on_reserve
+from batchmill.blobs.space import Room
 from batchmill.clock import Clock
 from batchmill.spec import errors
 from batchmill.spec.create import CreateOrder, parse_create
@@ -50,7 +52,7 @@ _CREATE_BODY = {
 }
 
 
-def batch_routes(*, database: Database, clock: Clock, limits: Limits, replays: Replays) -> APIRouter:
+def batch_routes(*, database: Database, room: Room, clock: Clock, limits: Limits, replays: Replays) -> APIRouter:
     """Return the four routes of contract a.6 to a.8."""
     router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
@@ -91,7 +93,9 @@ def batch_routes(*, database: Database, clock: Clock, limits: Limits, replays: R
         mine, caller = request.state.organisation_id, request.state.caller
         cancelled = None
         while cancelled is None:
-            cancelled = await database.write(lambda tx: _cancel(tx, mine, caller, batch_id, now=int(clock.now())))
+            cancelled = await write_on_reserve(
+                database, room, lambda tx: _cancel(tx, mine, caller, batch_id, now=int(clock.now()))
+            )
         return json_answer(cancelled.object.wire())
 
     return router

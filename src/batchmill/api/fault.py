@@ -1,5 +1,8 @@
 """What a fault is to the client: no fault of ours reaches it as anything but our envelope."""
 
+import errno
+import sqlite3
+
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from batchmill.blobs.space import is_full
@@ -8,6 +11,15 @@ from batchmill.spec.errors import ApiError
 
 SPACE_SECONDS = 60.0  # space is made by people
 _DATABASE_SECONDS = 5.0  # a database comes back by itself
+
+
+def is_broken(fault: Exception) -> bool:
+    """Say whether a disk failed beneath a read or a write: whoever saw that ends, and what starts anew recovers.
+
+    A failed fsync is never tried again: the next one may report success for bytes that are lost (reliability, 4).
+    """
+    code = getattr(getattr(fault, "orig", None), "sqlite_errorcode", 0)
+    return (isinstance(fault, OSError) and fault.errno == errno.EIO) or code & 0xFF == sqlite3.SQLITE_IOERR
 
 
 def as_api_error(fault: Exception) -> ApiError:

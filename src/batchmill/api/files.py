@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from batchmill.api.answer import json_answer, query_after, query_choice, query_limit
 from batchmill.api.fault import SPACE_SECONDS
 from batchmill.api.replay import KEY_HEADER, Made, Replays
+from batchmill.api.reserve import write_on_reserve
 from batchmill.api.upload import UPLOAD_FORM, Upload, form_boundary, receive_upload
 from batchmill.blobs.blobs import BlobMissing, Blobs
 from batchmill.blobs.space import Room
@@ -95,7 +96,7 @@ def file_routes(
     async def delete(request: Request, file_id: str) -> Response:
         """Delete a file; a live batch keeps its own reference to the bytes (contract, choice 8)."""
         mine, caller, now = request.state.organisation_id, request.state.caller, int(clock.now())
-        await database.write(lambda tx: _delete(tx, mine, caller, file_id, now=now))
+        await write_on_reserve(database, room, lambda tx: _delete(tx, mine, caller, file_id, now=now))
         return json_answer(file_deleted(file_id))
 
     @router.get(

@@ -11,7 +11,7 @@ import structlog
 from starlette.requests import ClientDisconnect
 
 from batchmill.api.answer import error_answer
-from batchmill.api.fault import as_api_error
+from batchmill.api.fault import as_api_error, is_broken
 from batchmill.spec import errors
 from batchmill.spec.errors import ApiError
 from batchmill.spec.ids import is_key, key_digest
@@ -30,11 +30,13 @@ class Gate:
     """An ASGI application in front of another.
 
     Past it, `request.state.organisation_id` is who asks, and `request.state.caller` the digest of the key it asks with.
+    `broken` is called when the disk failed beneath a request: the process is to end.
     """
 
-    def __init__(self, app: App, *, database: Database) -> None:
+    def __init__(self, app: App, *, database: Database, broken: Callable[[], None]) -> None:
         self._app = app
         self._database = database
+        self._broken = broken
         self._log = structlog.get_logger("api")
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -63,11 +65,16 @@ class Gate:
         except ClientDisconnect:
             self._log.info("client went away", request_id=request_id, path=scope["path"])
         except Exception as fault:
-            self._log.exception("request failed", request_id=request_id, path=scope["path"])
+            self._note(fault, request_id=request_id, path=scope["path"])
             if started and not ended:
                 raise  # the server cuts the connection: a short body must not look whole
             if not started:
                 await error_answer(as_api_error(fault))(scope, receive, send_with_id)
+
+    def _note(self, fault: Exception, **facts: str) -> None:
+        self._log.error("request failed", exc_info=True, **facts)
+        if is_broken(fault):
+            self._broken()
 
     async def _admit(self, scope: Message) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])

@@ -62,7 +62,11 @@ def main() -> None:
 async def _api(order: Order) -> None:
     clock = build_clock()
     storage = Storage(settings=order.settings, clock=clock)
-    app = build_api(settings=order.settings, storage=storage, clock=clock)
+
+    def end() -> None:
+        server.should_exit = True  # the supervisor starts the next one, which recovers
+
+    app = build_api(settings=order.settings, storage=storage, clock=clock, broken=end)
     server = uvicorn.Server(_config(app, timeout_graceful_shutdown=_GRACE_SECONDS))
     await server.serve(sockets=[socket.socket(fileno=order.listen_fd)])
     await storage.database.close()
