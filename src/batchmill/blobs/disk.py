@@ -33,8 +33,8 @@ class DiskBlobs:
         self._shelves = [folder / f"{shelf:02x}" for shelf in range(_SHELVES)]
         for shelf in self._shelves:
             shelf.mkdir(parents=True, exist_ok=True)
-        _sync_folder(folder, fsync)
-        _sync_folder(folder.parent, fsync)
+        sync_folder(folder, fsync)
+        sync_folder(folder.parent, fsync)
 
     def __reduce__(self) -> tuple[Callable[[], "DiskBlobs"], tuple[()]]:
         """In another process (a large input is validated in one) fsync is the plain one: the clock on it stays here."""
@@ -64,7 +64,7 @@ class DiskBlobs:
         path = self._path(key)
         _unfinished(path).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
-        _sync_folder(path.parent, self._fsync)
+        sync_folder(path.parent, self._fsync)
 
     def keys(self, *, before: float) -> Iterator[str]:
         """See `Blobs`."""
@@ -129,7 +129,7 @@ class DiskWriter:
             stream.flush()
             self._fsync(stream.fileno())
         _unfinished(self._path).rename(self._path)
-        _sync_folder(self._path.parent, self._fsync)
+        sync_folder(self._path.parent, self._fsync)
         return Written(bytes=self._bytes, sha256=self._digest.hexdigest())
 
     def discard(self) -> None:
@@ -148,7 +148,8 @@ def _written_at(path: Path) -> float:
     return float("inf")
 
 
-def _sync_folder(folder: Path, fsync: Callable[[int], None]) -> None:
+def sync_folder(folder: Path, fsync: Callable[[int], None] = os.fsync) -> None:
+    """Make the names in a folder durable: without it a power cut may take a renamed file back."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fsync(descriptor)

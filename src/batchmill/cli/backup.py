@@ -1,7 +1,6 @@
 """`batchmill backup`: a whole copy of a data directory, of a running server too, that `serve --data` goes on with."""
 
 import asyncio
-import os
 import sqlite3
 import time
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 from sqlalchemy.exc import SQLAlchemyError
 
 from batchmill.assemble import Storage, build_clock, rows_path
+from batchmill.blobs.disk import sync_folder
 from batchmill.cli import data_directory
 from batchmill.cli.exit import Exit, Stop
 from batchmill.cli.verify import audit, input_outside, open_store, refuse_other_version
@@ -54,8 +54,8 @@ async def _backup(source: Storage, target: Settings, say: Callable[[str], None])
         copied = await copy_store(database=source.database, blobs=source.blobs, into=storage.blobs, rows=rows, tell=say)
         rows.rename(rows_path(target))
         await storage.database.write(settle_copy)
-        _sync(target.data)
-        _sync(target.data.absolute().parent)
+        sync_folder(target.data)
+        sync_folder(target.data.absolute().parent)
         sound = await audit(storage, as_json=False, say=say)
     except TooBusy as fault:
         raise Stop(f"The backup in {target.data} is not whole: {fault}.", Exit.FAULT) from fault
@@ -66,11 +66,3 @@ async def _backup(source: Storage, target: Settings, say: Callable[[str], None])
     seconds = time.monotonic() - began
     say(f"{how}: {copied.blobs} blobs, {copied.bytes} bytes in {seconds:.1f} s, in {target.data}.")
     return sound
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

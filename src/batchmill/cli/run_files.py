@@ -5,7 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchmill.blobs.disk import DiskBlobs
+from batchmill.blobs.disk import DiskBlobs, sync_folder
 from batchmill.cli.exit import RunExit, Stop
 
 _LOCK = "lock"  # stays when all else goes: it is held
@@ -66,14 +66,14 @@ class RunFiles:
         """Remove what an earlier run left: its output, its errors, then its state. The caller holds the lock."""
         for path in (self.output, self.errors):
             path.unlink(missing_ok=True)
-        _sync(self.output.parent)
+        sync_folder(self.output.parent)
         # The rows first: killed in the middle, what is left of the bytes is garbage and not a damaged state.
         for path in sorted(self.state.iterdir(), key=lambda path: not path.name.startswith(_ROWS)):
             if path.is_dir():
                 shutil.rmtree(path)
             elif path.name != _LOCK:
                 path.unlink()
-        _sync(self.state)
+        sync_folder(self.state)
 
     def publish(self, blobs: DiskBlobs, *, output_key: str | None, errors_key: str | None) -> None:
         """Let output and errors appear, whole and durable, the output last; those that are there stay as they are.
@@ -85,7 +85,7 @@ class RunFiles:
         """
         self.check()
         self._published.touch()
-        _sync(self.state)
+        sync_folder(self.state)
         if errors_key is not None and not self.errors.exists():
             blobs.link(errors_key, self.errors)
         if not self.output.exists():
@@ -93,12 +93,4 @@ class RunFiles:
                 self.output.touch()
             else:
                 blobs.link(output_key, self.output)
-        _sync(self.output.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_folder(self.output.parent)
