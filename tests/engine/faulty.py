@@ -1,11 +1,16 @@
-"""Faults and interruptions at a chosen moment, around the real disk and the real database."""
+"""Faults and interruptions at a chosen moment, around the real disk, the real database and the echo backend."""
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from typing import BinaryIO, TypeVar
 
+from batchmill.backends.backend import Call, Reply
+from batchmill.backends.echo import EchoBackend
 from batchmill.blobs.blobs import Blobs, BlobWriter, Written
+from batchmill.schedule.retry import Fault
 from batchmill.store.database import Database, DiskFull, Statements
+from engine.mill import Mill, Watched
 
 T = TypeVar("T")
 
@@ -125,3 +130,82 @@ class InterruptedDatabase:
     async def close(self) -> None:
         """See `Database`."""
         await self._database.close()
+
+
+class HangingDatabase:
+    """Rows whose group commits hang while `goes` is not set."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.goes = asyncio.Event()
+        self.goes.set()
+        self.hanging = 0
+
+    async def read(self, statements: Statements[T]) -> T:
+        """See `Database`."""
+        return await self._database.read(statements)
+
+    async def write(self, statements: Statements[T], *, before: Callable[[], None] | None = None) -> T:
+        """See `Database`."""
+        if before is not None:  # bytes go with the rows: a group commit
+            self.hanging += 1
+            await self.goes.wait()
+            self.hanging -= 1
+        return await self._database.write(statements, before=before)
+
+    async def close(self) -> None:
+        """See `Database`."""
+        await self._database.close()
+
+
+class Falling(Watched):
+    """A watched echo backend that answers some lines, by their number in the input, with faults first."""
+
+    def __init__(
+        self,
+        mill: Mill,
+        faults: dict[int, list[Fault]],
+        *,
+        latency: float = 0.0,
+        models: tuple[str, ...] = ("echo",),
+        name: str = "echo:",
+    ) -> None:
+        super().__init__(EchoBackend(clock=mill.clock, latency=latency, models=models), name=name)
+        self._faults = faults
+        self.sends: list[int] = []
+
+    async def send(self, call: Call) -> Reply:
+        """See `Backend`."""
+        number = int(call.body.partition(b"hi ")[2].partition(b'"')[0])
+        self.sends.append(number)
+        faults = self._faults.get(number, [])
+        reply = await super().send(call)
+        return Reply(fault=faults.pop(0), detail="felled") if faults else reply
+
+
+class Full:
+    """Room that is there or not, as a test says."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self.given = 0
+
+    def short(self) -> str | None:
+        """See `Room`."""
+        return self.reason
+
+    def keep(self) -> None:
+        """See `Room`."""
+
+    def give(self) -> None:
+        """See `Room`."""
+        self.given += 1
+
+
+class Busy(Watched):
+    """A watched backend that answers every line with a 429 and asks for a minute's patience."""
+
+    async def send(self, call: Call) -> Reply:
+        """See `Backend`."""
+        await super().send(call)
+        return Reply(status=429, body=b"{}", retry_after=60.0)

@@ -35,7 +35,7 @@ from batchmill.store.file import File, find_file, insert_file
 from batchmill.store.migrate import migrate
 from batchmill.store.model import add_models
 from batchmill.store.organisation import find_organisation, insert_organisation
-from batchmill.store.worker import renew_leases
+from batchmill.store.worker import has_live_worker, renew_leases, void_leases
 from batchmill.telemetry import Metrics
 from fakeclock import FakeClock, settle
 
@@ -58,9 +58,9 @@ def lines(count: int, model: str = "echo") -> bytes:
 class Watched:
     """The echo backend, with a list of the calls that it got."""
 
-    def __init__(self, echo: EchoBackend) -> None:
+    def __init__(self, echo: EchoBackend, *, name: str = "echo:") -> None:
         self._echo = echo
-        self.name = "echo:"
+        self.name = name
         self.calls: list[Call] = []
         self.open = 0
         self.most_open = 0
@@ -96,6 +96,12 @@ class Hand:
     lease: Lease
     metrics: Metrics
     router: Router
+
+    async def accept(self) -> None:
+        """Ask the backends what they serve, and validate every batch that waits."""
+        await self.scout.step()
+        while await self.validator.step():
+            pass
 
 
 @dataclass(kw_only=True)
@@ -159,9 +165,9 @@ class Mill:
             router=router,
         )
 
-    def echo(self, *, latency: float = 0.0, models: tuple[str, ...] = ("echo",)) -> Watched:
-        """Return a watched echo backend."""
-        return Watched(EchoBackend(clock=self.clock, latency=latency, models=models))
+    def echo(self, *, latency: float = 0.0, models: tuple[str, ...] = ("echo",), name: str = "echo:") -> Watched:
+        """Return a watched echo backend; several of one worker have names of their own."""
+        return Watched(EchoBackend(clock=self.clock, latency=latency, models=models), name=name)
 
     @property
     def sweeper(self) -> Sweeper:
@@ -265,6 +271,23 @@ class Mill:
             await settle()
             await self.renew(hand)
             await self.clock.advance(0.1)
+
+    async def die(self, hand: Hand) -> None:
+        """Let a worker send what it has and die before anything is durable."""
+        await hand.scout.step()
+        await hand.runner.step()
+        await settle()
+        await self.database.write(lambda tx: void_leases(tx, worker_id="heir"))
+
+    async def pass_time(self, seconds: float, step: float = 0.05) -> None:
+        """Let the clock run while loops and threads do their work.
+
+        The smaller the step, the more real time a second of it is.
+        """
+        for _ in range(round(seconds / step)):
+            await self.clock.advance(step)
+            await settle()
+            await self.database.write(has_live_worker)  # the writer's thread is real: wait for it
 
     async def finish(self, hand: Hand, batch_id: str, *, seconds: float = 60.0) -> Status:
         """Validate, run and finalize until a batch is final; return its status."""

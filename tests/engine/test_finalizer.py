@@ -1,6 +1,10 @@
 """The Finalizer: both files in input order, whoever dies or is faster."""
 
+import errno
+
 from batchmill.spec.states import Status
+from batchmill.store.batch import claim_batch
+from engine.faulty import FaultyBlobs
 from engine.mill import LEASE, Mill, lines
 from fakeclock import settle
 
@@ -73,3 +77,34 @@ async def test_result_files_may_expire(mill: Mill) -> None:
         await mill.sweeper.step()
     left = [key for key in mill.blobs.keys(before=float("inf")) if "output" in key]
     assert left == []
+
+
+async def test_a_finalizing_that_failed_is_tried_again_soon(mill: Mill) -> None:
+    """Its Slices are fenced and nobody's by then, so the second try waits for no grace: it is a few seconds later."""
+    mill.blobs = faulty = FaultyBlobs(mill.blobs)
+    hand = mill.hand(mill.echo(latency=1.0), window=4)
+    batch_id = await mill.batch(lines(50))
+    await hand.accept()
+    await mill.turn(hand, seconds=3)
+    await mill.cancel(batch_id)
+    await mill.turn(hand, seconds=2)
+    faulty.where, faulty.number = "error", errno.ENOSPC
+    assert await hand.finalizer.step()
+    assert await mill.status(batch_id) is Status.CANCELLING
+    faulty.number = None
+    before = mill.clock.uptime
+    assert await mill.finish(hand, batch_id, seconds=20) is Status.CANCELLED
+    assert mill.clock.uptime - before < 7
+
+
+async def test_a_cancel_does_not_wait_for_a_validation(mill: Mill) -> None:
+    """A cancel takes a batch from whoever validates it: the Finalizer seals it at once."""
+    batch_id = await mill.batch(lines(5))
+    hand = mill.hand(mill.echo())
+    claimed = await mill.database.write(
+        lambda tx: claim_batch(tx, worker_id="another", statuses=[Status.VALIDATING], lease=LEASE)
+    )
+    assert claimed is not None
+    await mill.cancel(batch_id)
+    assert await hand.finalizer.step()
+    assert await mill.status(batch_id) is Status.CANCELLED

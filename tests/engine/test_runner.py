@@ -12,14 +12,9 @@ from batchmill.backends.http import HttpBackend
 from batchmill.backends.transport import AiohttpTransport
 from batchmill.engine.group import GroupBounds
 from batchmill.spec.states import Status
-from engine.mill import LEASE, Hand, Mill, line, lines
+from engine.faulty import HangingDatabase
+from engine.mill import LEASE, Mill, line, lines
 from fakeclock import settle
-
-
-async def _accept(hand: Hand) -> None:
-    await hand.scout.step()
-    while await hand.validator.step():
-        pass
 
 
 async def test_results_are_in_input_order(mill: Mill) -> None:
@@ -67,7 +62,7 @@ async def test_batches_interleave(mill: Mill) -> None:
     echo = mill.echo(latency=1.0)
     hand = mill.hand(echo, window=4)
     large = await mill.batch(lines(2000))
-    await _accept(hand)
+    await hand.accept()
     await mill.turn(hand, seconds=2)
     small = await mill.batch(lines(8), organisation="theirs")
     assert await mill.finish(hand, small, seconds=10) is Status.COMPLETED
@@ -79,7 +74,7 @@ async def test_a_recorded_line_is_never_sent_again(mill: Mill) -> None:
     first, second = mill.echo(latency=1.0), mill.echo()
     dead = mill.hand(first, window=10)
     batch_id = await mill.batch(lines(100))
-    await _accept(dead)
+    await dead.accept()
     await mill.turn(dead, seconds=3.5)
     done = (await mill.look(batch_id)).object.counts.completed
     assert 10 <= done < 100
@@ -96,7 +91,7 @@ async def test_a_stale_owner_cannot_write(mill: Mill) -> None:
     """A worker whose Slice was taken over records nothing, and the file has every line once."""
     stale = mill.hand(mill.echo(latency=20.0), window=10)
     batch_id = await mill.batch(lines(30))
-    await _accept(stale)
+    await stale.accept()
     await stale.runner.step()
     await settle()
     await mill.clock.advance(LEASE + 1)
@@ -115,7 +110,7 @@ async def test_nothing_is_sent_after_the_window(mill: Mill) -> None:
     echo = mill.echo(latency=1.0)
     hand = mill.hand(echo, window=2)
     batch_id = await mill.batch(lines(50), window=5)
-    await _accept(hand)
+    await hand.accept()
     await mill.turn(hand, seconds=6)
     sent = len(echo.calls)
     assert 8 <= sent <= 12
@@ -133,7 +128,7 @@ async def test_a_cancel_stops_the_sending(mill: Mill) -> None:
     echo = mill.echo(latency=1.0)
     hand = mill.hand(echo, window=3)
     batch_id = await mill.batch(lines(60))
-    await _accept(hand)
+    await hand.accept()
     await mill.turn(hand, seconds=4.2)
     await mill.cancel(batch_id)
     await mill.turn(hand, seconds=1)
@@ -150,7 +145,7 @@ async def test_a_drain_loses_and_repeats_nothing(mill: Mill) -> None:
     first, second = mill.echo(latency=1.0), mill.echo()
     hand = mill.hand(first, window=6)
     batch_id = await mill.batch(lines(50))
-    await _accept(hand)
+    await hand.accept()
     await mill.turn(hand, seconds=2.5)
     hand.runner.halt()
     draining = asyncio.create_task(hand.runner.drain(seconds=30))
@@ -215,7 +210,7 @@ async def test_what_a_reply_means(
         backend = HttpBackend(url=str(server.make_url("/v1")), transport=transport, deadline=10)
         hand = mill.hand(backend, window=1)
         batch_id = await mill.batch(line("only"))
-        await _accept(hand)
+        await hand.accept()
         for _ in range(2000):
             await hand.scout.step()
             await hand.runner.step()
@@ -242,3 +237,58 @@ async def test_a_custom_id_comes_back_as_it_was_written(mill: Mill) -> None:
     await mill.finish(mill.hand(mill.echo()), batch_id)
     assert b'"custom_id":"\\u00e9 \\/ \xc3\xa9"' in await mill.raw_results(batch_id)
     assert json.loads(await mill.raw_results(batch_id))["custom_id"] == "é / é"
+
+
+async def test_sends_stop_after_a_cancel_while_a_commit_hangs(mill: Mill) -> None:
+    """A commit that hangs keeps nobody from seeing a cancel: within a second nothing more is sent."""
+    mill.database = database = HangingDatabase(mill.database)
+    echo = mill.echo(latency=0.5)
+    hand = mill.hand(echo, window=4)
+    batch_id = await mill.batch(lines(250))
+    await hand.accept()
+    running = asyncio.create_task(hand.runner.run())
+    await mill.pass_time(2)
+    database.goes.clear()
+    await mill.pass_time(1)
+    assert database.hanging == 1
+    before = len(echo.calls)
+    await mill.pass_time(1)
+    assert len(echo.calls) > before  # calls that end start others
+    await mill.cancel(batch_id)
+    await mill.pass_time(1)
+    sent = len(echo.calls)
+    await mill.pass_time(3)
+    assert len(echo.calls) == sent < 250
+    database.goes.set()
+    hand.runner.halt()
+    await mill.pass_time(1)
+    await running
+
+
+@pytest.mark.parametrize("what", ["plan", "input"])
+async def test_a_batch_whose_bytes_are_gone_stops_no_other(mill: Mill, what: str) -> None:
+    """Where a batch's Plan or input is missing it waits and says so; the others are completed."""
+    hand = mill.hand(mill.echo())
+    bad, good = [await mill.batch(lines(5)) for _ in range(2)]
+    await hand.accept()
+    batch = await mill.look(bad)
+    key = batch.plan_key if what == "plan" else batch.input_key
+    assert key is not None
+    mill.blobs.delete(key)
+    assert await mill.finish(hand, good) is Status.COMPLETED
+    waiting = await mill.look(bad)
+    assert waiting.object.status is Status.IN_PROGRESS
+    assert waiting.waiting is not None
+    assert waiting.waiting.startswith("stored bytes are missing")
+
+
+async def test_a_call_cancelled_before_it_began_is_not_in_flight(mill: Mill) -> None:
+    """A call that is given up in the very turn in which it was made frees its slot, and nothing was sent."""
+    echo = mill.echo(latency=1.0)
+    hand = mill.hand(echo, window=4)
+    await mill.batch(lines(20))
+    await hand.accept()
+    await hand.runner.step()
+    assert hand.lanes[0].pace.in_flight == 4
+    await hand.runner.abort()
+    assert (hand.lanes[0].pace.in_flight, echo.calls) == (0, [])

@@ -105,3 +105,33 @@ async def test_a_full_database_is_no_fault_of_the_scout(mill: Mill) -> None:
     database.full = False
     await scout.step()
     assert [name for name, _ in await mill.database.read(list_models)] == ["echo"]
+
+
+async def test_a_backend_that_is_asked_is_as_it_was(mill: Mill) -> None:
+    """While an unwell backend takes its time over the next answer it stays unwell, since the same second."""
+    asked, goes = [], asyncio.Event()
+
+    async def models(request: web.Request) -> web.Response:
+        asked.append(request)
+        if len(asked) > 1:
+            await goes.wait()
+        return web.Response(status=503)
+
+    app = web.Application()
+    app.add_routes([web.get("/v1/models", models)])
+    async with TestServer(app) as server:
+        transport = AiohttpTransport(clock=mill.clock, max_reply_bytes=1 << 20)
+        backend = HttpBackend(url=str(server.make_url("/v1")), transport=transport, deadline=5)
+        hand = mill.hand(backend)
+        await hand.scout.step()
+        states = [await mill.database.read(list_backends)]
+        await mill.clock.advance(3)
+        await hand.scout.step()
+        states.append(await mill.database.read(list_backends))
+        assert len(asked) == 2
+        goes.set()
+        await hand.scout.step()
+        states.append(await mill.database.read(list_backends))
+        await backend.close()
+    assert states[0] == states[1] == states[2]
+    assert [state.well for state in states[0]] == [False]

@@ -183,3 +183,24 @@ async def test_a_batch_stuck_by_deaths_is_told(mill: Mill) -> None:
     (said,) = await told(mill, batch_id)
     assert said is not None
     assert said.startswith("stuck: validating failed 5 times in a row: its worker died")
+
+
+async def test_the_sentence_names_a_backend_once(mill: Mill) -> None:
+    """A backend's own words for its outage do not begin with its name again."""
+    await mill.knows("echo")
+    transport = AiohttpTransport(clock=mill.clock, max_reply_bytes=1 << 20)
+    away = HttpBackend(url=f"http://127.0.0.1:{unused_port()}/v1", transport=transport, deadline=5)
+    hand = mill.hand(away)
+    batch_id = await mill.batch(lines(5))
+    await hand.accept()
+    (said,) = await told(mill, batch_id, hand=hand)
+    await away.close()
+    assert said is not None
+    assert said.count(away.name) == 1
+
+
+async def test_who_has_heard_nobody_says_nothing_of_backends(mill: Mill) -> None:
+    """After a restart a Sweeper that looks before any backend has answered does not say that none serves the model."""
+    batch_id = await mill.batch(lines(5))
+    await mill.hand(mill.echo()).accept()
+    assert await told(mill, batch_id, hand=mill.hand(mill.echo())) == [None]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchmill.schedule.pace import DOUBTS, Pace
+from batchmill.schedule.pace import DOUBTS, TRIAL_PATIENCE, Pace
 from batchmill.schedule.retry import Done, GaveUp, Later, Verdict
 
 GOOD = Done(succeeded=True)
@@ -15,6 +15,8 @@ ATTEMPT = Later(after=1.0, attempt_used=True, pressure=False, unwell=False)
 GAVE_UP = GaveUp(code="request_timeout", message="late")
 DOUBT = Later(after=1.0, doubt=True)
 FELLED = GaveUp(code="upstream_unavailable", message="felled", doubt=True)
+
+BAD_GATEWAY = Done(succeeded=False, doubt=True)
 
 
 def send(pace: Pace, count: int, now: float = 0.0) -> None:
@@ -298,3 +300,35 @@ def test_a_pace_always_finds_its_way_back(moves: list[tuple[str | Verdict, bool]
         pace.answered(GOOD, now)
     assert pace.unwell_since is None
     assert pace.may_send(now)
+
+
+def test_a_trial_that_takes_its_time_is_joined_by_others() -> None:
+    """A sound call may take half an hour: after each TRIAL_PATIENCE one more goes, up to the window."""
+    pace = Pace(window=3)
+    pace.sent(99.0)
+    pace.answered(UNWELL, 100.0)
+    pace.probed(ok=True, now=101.0)
+    now = 101.0
+    for _ in range(3):
+        send(pace, 1, now)
+        assert not pace.may_send(now + TRIAL_PATIENCE - 0.01)
+        now += TRIAL_PATIENCE
+    assert not pace.may_send(1e9)
+
+
+def test_a_trial_that_was_joined_is_no_line_of_its_own() -> None:
+    """Only the first trial goes alone, so only its fall counts against the line."""
+    pace = opened(100.0)
+    pace.probed(ok=True, now=101.0)
+    assert pace.sent(101.0)
+    assert not pace.sent(101.0 + TRIAL_PATIENCE)
+
+
+def test_a_gateways_last_word_is_no_sound_answer() -> None:
+    """A doubtful Done does not end a row of doubts, and says nothing good of the backend."""
+    pace = Pace()
+    send(pace, DOUBTS, 100.0)
+    for _ in range(DOUBTS):
+        pace.answered(BAD_GATEWAY, 101.0)
+    assert not pace.answered_since(99.0)
+    assert pace.is_open

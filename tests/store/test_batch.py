@@ -29,6 +29,7 @@ from batchmill.store.batch import (
     put_off,
     record_progress,
     release_batch,
+    retry_stuck,
     set_waiting,
     statuses_of,
     stuck_batches,
@@ -525,3 +526,46 @@ async def test_a_claim_holds_its_batch_until_the_next(database: Database) -> Non
     await database.write(claim)
     assert not await database.read(lambda tx: holds_batch(tx, batch_id="batch_1", epoch=1))
     assert await database.read(lambda tx: holds_batch(tx, batch_id="batch_1", epoch=2))
+
+
+async def test_stuck_batches_get_one_more_try(database: Database) -> None:
+    """`retry_stuck` gives what is stuck, by failures or by deaths, one try: after that it is stuck again."""
+
+    def fail(tx: Transaction) -> Batch | None:
+        return claim(tx, lease=LAPSED)
+
+    def stuck(tx: Transaction) -> list[str]:
+        return [batch.id for batch in stuck_batches(tx, limit=9)]
+
+    await database.write(add_batch)
+    for _ in range(TRIES):
+        assert await database.write(retry_stuck) == 0
+        assert await database.write(fail) is not None
+    await database.write(lambda tx: set_waiting(tx, batch_id="batch_1", waiting="stuck", now=NOW))
+    assert await database.read(stuck) == ["batch_1"]
+    assert await database.write(retry_stuck) == 1
+    assert await database.read(stuck) == []
+    assert (await database.read(get_batch)).waiting is None
+    last = await database.write(fail)
+    assert last is not None
+    assert last.crashes == TRIES - 1
+    assert await database.write(fail) is None
+    assert await database.read(stuck) == ["batch_1"]
+
+
+@pytest.mark.parametrize("status", [Status.VALIDATING, Status.FINALIZING])
+async def test_a_cancel_ends_the_lease(database: Database, status: Status) -> None:
+    """Whoever validates or finalizes does so in vain from then on, and the cancelled batch can be claimed at once."""
+
+    def cancel(tx: Transaction) -> bool:
+        return advance(tx, batch_id="batch_1", status=status, event=Event.CANCEL, now=NOW)
+
+    await database.write(lambda tx: add_batch(tx, status=status))
+    held = await database.write(lambda tx: claim_batch(tx, worker_id="w1", statuses=[status], lease=LEASE))
+    assert held is not None
+    assert await database.write(cancel)
+    assert not await database.read(lambda tx: holds_batch(tx, batch_id="batch_1", epoch=held.epoch))
+    assert not await database.write(lambda tx: release_batch(tx, batch_id="batch_1", epoch=held.epoch))
+    heir = await database.write(lambda tx: claim_batch(tx, worker_id="w2", statuses=[Status.CANCELLING], lease=LEASE))
+    assert heir is not None
+    assert (heir.crashes, heir.epoch) == (0, held.epoch + 2)

@@ -8,7 +8,7 @@ from sqlalchemy.exc import IntegrityError
 
 from batchmill.schedule.choose import Candidate
 from batchmill.spec.states import Event, Status
-from batchmill.store.batch import advance, clear_batch, finished_uncleared
+from batchmill.store.batch import advance, clear_batch, finished_uncleared, has_batch, hold_back, is_settled
 from batchmill.store.blob import drop_refs, insert_ready
 from batchmill.store.database import Database, PostgresDatabase, SqliteDatabase, Transaction
 from batchmill.store.slice import (
@@ -444,3 +444,55 @@ def plan_of(tx: Transaction, statement: object) -> list[str]:
     statement(tx)
     event.remove(tx.connection, "before_cursor_execute", explain)
     return plans
+
+
+async def test_a_worker_does_not_claim_its_own_lapsed_slice(database: Database) -> None:
+    """A full disk lets a live worker's rows lapse: what it still holds is for others to take over, not for itself."""
+
+    def statements(tx: Transaction) -> list[object]:
+        add_running(tx, slices=1)
+        claim(tx, worker_id="w1", lease=LAPSED)
+        mine = list_candidates(tx, models=["m"], worker_id="w1", limit=9)
+        theirs = list_candidates(tx, models=["m"], worker_id="w2", limit=9)
+        again = claim(tx, worker_id="w1")
+        taken = claim_slice(tx, batch_id="batch_1", models=["m"], worker_id="w2", lease=LEASE)
+        assert taken is not None
+        return [list(mine), [c.batch_id for c in theirs], again, taken[1]]
+
+    assert await database.write(statements) == [[], ["batch_1"], None, True]
+
+
+async def test_a_batch_that_is_held_back_is_no_candidate(database: Database) -> None:
+    """Until its time has come nobody looks for its Slices; a batch that is not in progress is left as it is."""
+
+    def statements(tx: Transaction) -> list[list[str]]:
+        for name in ("batch_1", "batch_2"):
+            add_running(tx, name, slices=1)
+        add_batch(tx, a_batch("batch_3"), status=Status.CANCELLING)
+        seen = []
+        for seconds in (60.0, LAPSED):
+            for name in ("batch_1", "batch_3"):
+                hold_back(tx, batch_id=name, seconds=seconds)
+            seen.append([candidate.batch_id for candidate in candidates(tx)])
+            assert has_batch(tx, statuses=[Status.CANCELLING])
+        return seen
+
+    assert await database.write(statements) == [["batch_2"], ["batch_1", "batch_2"]]
+
+
+async def test_a_fenced_batch_is_settled_at_once(database: Database) -> None:
+    """Nobody owns a fenced Slice: who comes after a Finalizer that failed need not wait for a runner's lease."""
+
+    def settled(tx: Transaction) -> bool:
+        return has_batch(tx, statuses=[Status.CANCELLING], ready=is_settled(tx, now=NOW, grace=30))
+
+    def statements(tx: Transaction) -> list[bool]:
+        add_running(tx, slices=2)
+        claim(tx)
+        advance(tx, batch_id="batch_1", status=Status.IN_PROGRESS, event=Event.CANCEL, now=NOW)
+        before = settled(tx)
+        fence_slices(tx, batch_id="batch_1")
+        renew_leases(tx, worker_id="w1", lease=LEASE)
+        return [before, settled(tx)]
+
+    assert await database.write(statements) == [False, True]

@@ -1,0 +1,42 @@
+"""How much a worker claims ahead."""
+
+from batchmill.engine.ahead import Ahead
+from batchmill.schedule.plan import SLICE_LINES
+
+
+def running(rate: int) -> Ahead:
+    """Return what a worker knows after a minute at so many lines a second."""
+    ahead = Ahead(now=0.0)
+    for second in range(1, 61):
+        for _ in range(rate):
+            ahead.line_ended()
+        ahead.measure(float(second))
+    return ahead
+
+
+def test_a_worker_that_begins_claims_one_slice() -> None:
+    """Without a rate it wants a window's worth of lines, and at least a Slice while it has less."""
+    ahead = Ahead(now=0.0)
+    assert ahead.slices(pending=0, window=8) == 1
+    assert ahead.slices(pending=7, window=8) == 1
+    assert ahead.slices(pending=8, window=8) == 0
+
+
+def test_a_fast_worker_claims_twenty_seconds_of_work() -> None:
+    """It fills up to twenty seconds at its own rate, once less than ten are in hand."""
+    ahead, rate = running(100), 100
+    assert ahead.slices(pending=10 * rate, window=8) == 0
+    assert ahead.slices(pending=9 * rate, window=8) == round(11 * rate / SLICE_LINES)
+
+
+def test_no_claim_is_without_bound() -> None:
+    """However fast it is, it takes sixteen Slices at once: others want some, too."""
+    assert running(10_000).slices(pending=0, window=8) == 16
+
+
+def test_the_rate_follows_what_ends() -> None:
+    """After an idle minute a worker claims as one that begins."""
+    ahead = running(1000)
+    for second in range(61, 121):
+        ahead.measure(float(second))
+    assert ahead.slices(pending=8, window=8) == 0
