@@ -68,14 +68,14 @@ async def test_a_line_that_was_refused_has_not_run(mill: Mill) -> None:
     busy = Busy(EchoBackend(clock=mill.clock, latency=0.05))
     batch_id = await mill.batch(lines(50))
     await mill.hand(mill.echo()).accept()
-    dead = mill.hand(busy, once=True)
+    dead = mill.hand(busy, window=4, once=True)
     await dead.scout.step()
     await mill.turn(dead, seconds=10)
     assert (len(busy.calls), busy.open) == (50, 0)
     await mill.database.write(lambda tx: void_leases(tx, worker_id="heir"))
     assert await mill.finish(mill.hand(mill.echo(), once=True), batch_id) is Status.COMPLETED
     unknown = {result["custom_id"] for result in await mill.results(batch_id, "error")}
-    assert unknown <= {f"r-{n}" for n in range(42, 50)}
+    assert unknown <= {f"r-{n}" for n in range(46, 50)}
 
 
 @pytest.mark.parametrize("once", [False, True])
