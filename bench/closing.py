@@ -38,6 +38,7 @@ from batchmill.store.database import SqliteDatabase, Statements, Transaction
 from batchmill.store.migrate import migrate
 from batchmill.store.organisation import insert_organisation
 from batchmill.store.slice import Slice, insert_slices
+from batchmill.telemetry import Metrics
 
 T = TypeVar("T")
 
@@ -197,7 +198,14 @@ class _Bench:
 
     async def _answer(self, batch_id: str, lines: int) -> None:
         """Answer so many lines, in commits that each hold a part of several Slices."""
-        ledger = Ledger(database=self.database, blobs=self._blobs, clock=self._clock, worker_id="bench", lease=_LEASE)
+        ledger = Ledger(
+            database=self.database,
+            blobs=self._blobs,
+            clock=self._clock,
+            worker_id="bench",
+            lease=_LEASE,
+            metrics=Metrics(),
+        )
         while lines > 0 and (claims := await ledger.claim(slices=_AT_ONCE, models=[_MODEL])):
             for part in range(_AT_ONCE):
                 await ledger.commit([_portion(batch_id, claim, part) for claim in claims])
