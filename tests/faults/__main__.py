@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 from tempfile import mkdtemp
 
-from faults.chaos import Plan, not_permitted, run_enclosed
+from faults.chaos import PATIENCE, Plan, not_permitted, run_enclosed
 from faults.planted import BUGS, RARE, is_found
 
 _STORM_SECONDS = 155.0
@@ -30,7 +30,15 @@ def storm(seed: int) -> Plan:
 def short_run(planted: str = "") -> Plan:
     """Return the run in which each planted bug must be found; those that two accidents must meet for get longer."""
     times = 4 if planted in RARE else 1
-    return Plan(seed=7, seconds=20 * times, faults=80 * times, outages=2 * times, most_lines=500, planted=planted)
+    return Plan(
+        seed=7,
+        seconds=20 * times,
+        faults=80 * times,
+        outages=2 * times,
+        most_lines=500,
+        planted=planted,
+        patience=20.0 if planted else PATIENCE,
+    )
 
 
 def _say(text: str) -> None:

@@ -46,8 +46,10 @@ T = TypeVar("T")
 ORGANISATIONS = ("ants", "bees", "crabs")
 PADDING = 400
 _NAMESPACES = ("unshare", "-m", "-p", "-n", "-f", "--mount-proc", "--kill-child")
-_STUCK_SECONDS = 15.0  # without a line recorded or a batch moved: twice what the longest line takes
-_QUIET_SECONDS = 75.0  # after the storm, until all batches are final
+# Without a line recorded or a batch moved. Where nothing but garbage is left, each line goes three times alone, at five
+# seconds a probe, in turns with those of the other batches.
+PATIENCE = 60.0
+_QUIET_SECONDS = 180.0  # after the storm, until all batches are final
 _STATES = ("validating", "in_progress", "finalizing", "cancelling")
 
 
@@ -63,6 +65,7 @@ class Plan:
     most_lines: int = 1500
     planted: str = ""
     lease: float = LEASE
+    patience: float = PATIENCE
 
 
 @dataclass(slots=True, kw_only=True)
@@ -112,7 +115,7 @@ class Run:
             self.fleet.keep()
             if (now := self._progress()) != last:
                 moved, last = time.monotonic(), now
-            if time.monotonic() > min(end, moved + _STUCK_SECONDS):
+            if time.monotonic() > min(end, moved + self.plan.patience):
                 return False
             time.sleep(0.05)
         return True
@@ -358,6 +361,7 @@ def _main() -> None:
     options.add_argument("--most-lines", type=int, default=1500)
     options.add_argument("--planted", default="")
     options.add_argument("--lease", type=float, default=LEASE)
+    options.add_argument("--patience", type=float, default=PATIENCE)
     given = vars(options.parse_args())
     folder = given.pop("folder")
     _raise_loopback()
