@@ -65,8 +65,11 @@ class Inflicted:
     states: frozenset[str] = frozenset()  # of the batches that it held
 
 
-def make_schedule(seed: int, *, seconds: float, faults: int, outages: int) -> list[Fault]:
-    """Return that many faults on workers, some on the API and that many outages, over this time, in order."""
+def make_schedule(seed: int, *, seconds: float, faults: int, outages: int, stale: int = 0) -> list[Fault]:
+    """Return that many faults on workers, some on the API and that many outages, over this time, in order.
+
+    `stale` stops of workers in the middle of a group commit come on top: when they go on, their write comes too late.
+    """
     draw = random.Random(seed)  # noqa: S311 - it must be the same again
     found: list[Fault] = []
     for _ in range(faults):
@@ -87,6 +90,11 @@ def make_schedule(seed: int, *, seconds: float, faults: int, outages: int) -> li
         at = (number + draw.random()) * seconds / outages  # one in each part, so that they do not run into each other
         mode = _OUTAGES[number % len(_OUTAGES)]
         found.append(Fault(at=at, kind=Kind.OUTAGE, mode=mode, seconds=draw.uniform(2.0, 4.0)))
+    for number in range(stale):
+        at = (number + draw.random()) * seconds / stale  # one in each part: the database's lock is held for each
+        leases = draw.choice((_STOP_LEASES, _LONG_STOP_LEASES))
+        target = draw.randrange(1 << 16)
+        found.append(Fault(at=at, kind=Kind.STOP, target=target, aim=RECORDING, seconds=leases * LEASE))
     if not outages:
         return sorted(found, key=lambda fault: fault.at)
     # The last one outlives the storm: nobody is started afresh any more, so each worker must find back by itself.
