@@ -28,13 +28,16 @@ def storm(seed: int) -> Plan:
 
 
 def short_run(planted: str = "") -> Plan:
-    """Return the run in which each planted bug must be found."""
+    """Return the run in which each planted bug must be found.
+
+    With this seed no early batch holds a line that goes alone in the end: that would take half of the time.
+    """
     return Plan(
-        seed=7,
-        seconds=20,
-        faults=60,
+        seed=556,
+        seconds=12,
+        faults=36,
         outages=2,
-        stale=12,
+        stale=8,
         most_lines=500,
         planted=planted,
         patience=20.0 if planted else PATIENCE,

@@ -31,6 +31,7 @@ from batchmill.store.tables import batch, slice_
 
 _CANCELLED = b'"code":"batch_cancelled"'
 _BLINDNESS = "R9 a worker learns that it lost its claim"
+_LONG = 3600.0  # seconds
 _POISON = re.compile(rb'"content" ?: ?"poison-')
 
 
@@ -97,7 +98,7 @@ def _blind() -> None:
 
     All that a `Lease` says of itself is derived from what is left of it.
     """
-    _replace(Lease, "left", property(lambda lease: lease.seconds))
+    _replace(Lease, "left", property(lambda _: _LONG))
 
 
 def two_transactions() -> None:
@@ -107,8 +108,8 @@ def two_transactions() -> None:
     def postponed(tx: Transaction, standing: Any, *, now: int) -> dict[str, int]:  # noqa: ANN401
         pending.append((standing, now))
         ids = {portion.slice.batch_id for portion in standing}
-        rows = tx.connection.execute(select(batch.c.id, batch.c.seq).where(batch.c.id.in_(ids)))
-        return {row.id: row.seq + 1 for row in rows}
+        these = update(batch).where(batch.c.id.in_(ids)).values(seq=batch.c.seq + 1)
+        return {row.id: row.seq for row in tx.connection.execute(these.returning(batch.c.id, batch.c.seq))}
 
     async def in_two(self: Any, portions: Any) -> Any:  # noqa: ANN401
         fallen = await commit(self, portions)
