@@ -4,10 +4,12 @@ Nothing in the product knows of this: each bug replaces functions in the process
 cannot be planted any more, since what it replaces has gone, fails loudly with an AttributeError.
 """
 
+import asyncio
 import inspect
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from itertools import count
@@ -25,6 +27,7 @@ from batchmill.schedule.pace import Pace
 from batchmill.schedule.retry import Fault, GaveUp, Later
 from batchmill.spec.lines import Envelope, RawLine
 from batchmill.spec.states import Status
+from batchmill.store.blob import known_keys
 from batchmill.store.database import Transaction
 from batchmill.store.slice import Fence
 from batchmill.store.tables import batch, slice_
@@ -102,7 +105,7 @@ def _blind() -> None:
 
 
 def two_transactions() -> None:
-    """The Results are written in one transaction, what they add up to in the next."""
+    """The Results are written in one transaction, what they add up to in another, a moment later."""
     commit, counted, pending = ledger.Ledger.commit, ledger._count, []
 
     def postponed(tx: Transaction, standing: Any, *, now: int) -> dict[str, int]:  # noqa: ANN401
@@ -113,6 +116,7 @@ def two_transactions() -> None:
 
     async def in_two(self: Any, portions: Any) -> Any:  # noqa: ANN401
         fallen = await commit(self, portions)
+        await asyncio.sleep(0.1)
         while pending:
             standing, now = pending.pop()
             await self._database.write(lambda tx, s=standing, n=now: counted(tx, s, now=n))
@@ -190,7 +194,7 @@ def done_line_expired() -> None:
         texts, succeeded = found(held=held, **of)
         answered = [index for index, text in enumerate(texts) if text is not None]
         if 0 < len(answered) < held.lines:
-            texts[answered[-1]] = None
+            texts[answered[-1]], succeeded[answered[-1]] = None, False
         return texts, succeeded
 
     _replace(merge, "_results_of_slice", short)
@@ -213,9 +217,16 @@ def cancel_drops_open_lines() -> None:
 
 def sweeper_takes_the_living() -> None:
     """Bytes without a row are removed although they may be on their way: a group commit writes them first."""
-    _replace(sweeper, "doom_stale", lambda tx, **of: None)  # noqa: ARG005 - those on their way that do have a row stay
-    _replace(sweeper, "_STALE_SECONDS", -60)  # type: ignore[arg-type]
-    _replace(sweeper, "_ORPHAN_SECONDS", 0.5)  # type: ignore[arg-type]
+    with_care = sweeper.Sweeper._remove_orphans
+
+    async def remove(self: Any) -> bool:  # noqa: ANN401
+        keys = list(self._blobs.keys(before=time.time() + 60.0))
+        known = await self._database.read(lambda tx: known_keys(tx, keys=keys))
+        for key in set(keys) - known:
+            self._blobs.delete(key)
+        return await with_care(self)
+
+    _replace(sweeper.Sweeper, "_remove_orphans", remove)
 
 
 def body_written_anew() -> None:
