@@ -36,7 +36,7 @@ def short_run(planted: str = "") -> Plan:
         plan = replace(plan, patience=20.0)
     if planted in BLIND:
         # A stale write must find its batch far from its end: else it would exceed the total, and its row refuses that.
-        plan = replace(plan, faults=12, outages=0, stale=12, most_lines=3000)
+        plan = replace(plan, seconds=8, faults=8, outages=0, most_lines=2500, patience=12.0)
     return plan
 
 
