@@ -38,7 +38,7 @@ from faults.evidence import Evidence, read_sends
 from faults.fleet import API, Backend, Fleet, Slot
 from faults.journal import Journal
 from faults.launcher import LEASE, STALE_SECONDS, Launcher, Site
-from faults.nemesis import WORKER_FAULTS, Kind, Nemesis, make_schedule
+from faults.nemesis import WORKER_FAULTS, Fault, Kind, Nemesis, make_schedule
 from faults.trail import Trail, lay_trail, read_trail
 
 T = TypeVar("T")
@@ -61,11 +61,18 @@ class Plan:
     seconds: float
     faults: int
     outages: int = 2
+    stale: int = 0  # stops in the middle of a group commit, beside the faults
     workers: int = 4
     most_lines: int = 1500
     planted: str = ""
     lease: float = LEASE
     patience: float = PATIENCE
+
+    def schedule(self) -> list[Fault]:
+        """Return what is inflicted, in order."""
+        return make_schedule(
+            self.seed, seconds=self.seconds, faults=self.faults, outages=self.outages, stale=self.stale
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -171,8 +178,7 @@ def run(plan: Plan, folder: Path) -> Verdict:
     """Do all of it."""
     began = time.monotonic()
     with _built(plan, folder) as running:
-        schedule = make_schedule(plan.seed, seconds=plan.seconds, faults=plan.faults, outages=plan.outages)
-        running.nemesis.storm(schedule, seconds=plan.seconds)
+        running.nemesis.storm(plan.schedule(), seconds=plan.seconds)
         running.start_anew()
         stormed = time.monotonic() - began
         quiet = running.quiesce()
@@ -292,9 +298,7 @@ def _figures(running: Run, trail: Trail, events: Counter[str]) -> dict[str, floa
 
 def _what_did_not_bite(running: Run, figures: dict[str, float]) -> Iterator[str]:
     """Yield what makes the run void: a fault that was armed and was never seen to bite."""
-    planned = make_schedule(
-        running.plan.seed, seconds=running.plan.seconds, faults=running.plan.faults, outages=running.plan.outages
-    )
+    planned = running.plan.schedule()
     for kind in Kind:
         if figures.get(kind.value, 0) < sum(fault.kind is kind for fault in planned):
             yield f"not every {kind.value} was inflicted"
@@ -357,6 +361,7 @@ def _main() -> None:
     options.add_argument("--seconds", type=float, required=True)
     options.add_argument("--faults", type=int, required=True)
     options.add_argument("--outages", type=int, default=2)
+    options.add_argument("--stale", type=int, default=0)
     options.add_argument("--workers", type=int, default=4)
     options.add_argument("--most-lines", type=int, default=1500)
     options.add_argument("--planted", default="")

@@ -5,9 +5,9 @@ import random
 import signal
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -20,6 +20,7 @@ _DEATHS = 3
 _AIM_SECONDS = 3.0  # after which a fault that waits for a state takes whom it finds
 _DRAIN_SECONDS = 5.0  # a worker that was told to end and has not by then is killed
 _STEP_SECONDS = 0.002
+_LOOK_SECONDS = 0.02
 _START_SECONDS = 30.0
 _OUTAGES = ("503", "refuse", "hang")
 
@@ -65,8 +66,12 @@ class Inflicted:
     states: frozenset[str] = frozenset()  # of the batches that it held
 
 
-def make_schedule(seed: int, *, seconds: float, faults: int, outages: int) -> list[Fault]:
-    """Return that many faults on workers, some on the API and that many outages, over this time, in order."""
+def make_schedule(seed: int, *, seconds: float, faults: int, outages: int, stale: int = 0) -> list[Fault]:
+    """Return that many faults on workers, some on the API and that many outages, over this time, in order.
+
+    `stale` stops of workers in the middle of a group commit come on top; each goes on, with that write, as soon as a
+    later owner has recorded something of the same Slice.
+    """
     draw = random.Random(seed)  # noqa: S311 - it must be the same again
     found: list[Fault] = []
     for _ in range(faults):
@@ -87,11 +92,29 @@ def make_schedule(seed: int, *, seconds: float, faults: int, outages: int) -> li
         at = (number + draw.random()) * seconds / outages  # one in each part, so that they do not run into each other
         mode = _OUTAGES[number % len(_OUTAGES)]
         found.append(Fault(at=at, kind=Kind.OUTAGE, mode=mode, seconds=draw.uniform(2.0, 4.0)))
+    for number in range(stale):
+        at = (number + draw.random()) * seconds / stale  # one in each part: the database's lock is held for each
+        target = draw.randrange(1 << 16)
+        found.append(Fault(at=at, kind=Kind.STOP, target=target, aim=RECORDING, seconds=_LONG_STOP_LEASES * LEASE))
     if not outages:
         return sorted(found, key=lambda fault: fault.at)
     # The last one outlives the storm: nobody is started afresh any more, so each worker must find back by itself.
     found.append(Fault(at=seconds, kind=Kind.OUTAGE, mode=draw.choice(_OUTAGES), seconds=2.5))
     return sorted(found, key=lambda fault: fault.at)
+
+
+_Held = Mapping[tuple[str, int], tuple[int, bytes]]  # Slices (batch and ordinal): the epoch and what is done
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stopped:
+    """A stopped worker's process, and until when; sooner, if another overtakes it in what it held."""
+
+    slot: Slot
+    pid: int | None
+    until: float
+    held: _Held
+    place: int  # in the list of what was inflicted
 
 
 @dataclass(slots=True)
@@ -194,14 +217,18 @@ class Nemesis:
                 return
             slot = running[fault.target % len(running)]
         now = time.monotonic()
+        worker = self.fleet.worker_id(slot)
         if fault.kind is Kind.STOP:
-            self._stop(slot, now + fault.seconds)
+            held = _held(rows, worker) if fault.aim == RECORDING else {}
+            self.fleet.signal(slot, signal.SIGSTOP)
+            slot.stopped = True
+            stopped = _Stopped(slot=slot, pid=slot.pid, until=now + fault.seconds, held=held, place=len(self.inflicted))
+            self._at(now, lambda: self._wait(stopped, rows))
         elif fault.kind is Kind.TERM:
             self.fleet.end(slot, signal.SIGTERM)
             self._at(now + _DRAIN_SECONDS, lambda pid=slot.pid: self._give_up(slot, pid))  # type: ignore[misc]
         else:
             self.fleet.end(slot, signal.SIGKILL)
-        worker = self.fleet.worker_id(slot)
         until = now + fault.seconds if fault.kind is Kind.STOP else None
         self.inflicted.append(
             Inflicted(kind=fault.kind, at=now, until=until, worker=worker, states=_states(rows, worker))
@@ -209,15 +236,18 @@ class Nemesis:
         if fault.kind is not Kind.STOP:
             slot.stopped = True  # no target any more
 
-    def _stop(self, slot: Slot, until: float) -> None:
-        self.fleet.signal(slot, signal.SIGSTOP)
-        slot.stopped = True
-        self._at(until, lambda pid=slot.pid: self._go_on(slot, pid))  # type: ignore[misc]
-
-    def _go_on(self, slot: Slot, pid: int | None) -> None:
-        if slot.pid == pid:
-            slot.stopped = False
-            self.fleet.signal(slot, signal.SIGCONT)
+    def _wait(self, stopped: _Stopped, rows: sqlite3.Connection) -> None:
+        """Let a stopped worker go on at its time, or once someone else has recorded something of what it held."""
+        now, slot = time.monotonic(), stopped.slot
+        if slot.pid != stopped.pid:
+            return
+        if now < stopped.until and not _is_overtaken(rows, stopped.held):
+            at = now + _LOOK_SECONDS if stopped.held else stopped.until
+            self._at(min(at, stopped.until), lambda: self._wait(stopped, rows))
+            return
+        self.inflicted[stopped.place] = replace(self.inflicted[stopped.place], until=now)
+        slot.stopped = False
+        self.fleet.signal(slot, signal.SIGCONT)
 
     def _give_up(self, slot: Slot, pid: int | None) -> None:
         if slot.pid == pid and pid is not None:
@@ -233,3 +263,15 @@ def _states(rows: sqlite3.Connection, worker: str | None) -> frozenset[str]:
         " WHERE slice.owner = :worker AND status = 'in_progress'"
     )
     return frozenset(status for (status,) in rows.execute(sql, {"worker": worker}))
+
+
+def _held(rows: sqlite3.Connection, worker: str | None) -> _Held:
+    """Return the Slices that a worker holds."""
+    found = rows.execute("SELECT batch_id, ordinal, epoch, done FROM slice WHERE owner = ?", (worker,))
+    return {(batch, ordinal): (epoch, done) for batch, ordinal, epoch, done in found}
+
+
+def _is_overtaken(rows: sqlite3.Connection, held: _Held) -> bool:
+    """Say whether a later claim of one of these Slices has recorded something."""
+    sql = "SELECT 1 FROM slice WHERE batch_id = ? AND ordinal = ? AND epoch > ? AND done != ?"
+    return any(rows.execute(sql, (*key, *was)).fetchone() for key, was in held.items())

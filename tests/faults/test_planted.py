@@ -9,7 +9,7 @@ from faults.chaos import run_enclosed
 from faults.planted import BUGS, is_found
 
 # What CI plants; `make faults` plants them all. One that only a stop can show, one of closing, one of sending.
-CHOSEN = ("no_fence", "cancel_drops_open_lines", "waiting_line_forgotten")
+CHOSEN = ("no_fence", "cancel_drops_open_lines", "outage_costs_attempts")
 
 
 pytestmark = pytest.mark.usefixtures("namespaces")
