@@ -118,7 +118,10 @@ async def test_an_owner_that_died_is_counted_until_a_commit_stands(database: Dat
 
 
 async def test_deaths_over_a_lone_line_are_its_own(database: Database) -> None:
-    """The deaths of owners that sent one line alone are counted for that line, and end with it or with a commit."""
+    """The deaths of owners that sent one line alone are counted for that line, and end with it or with a commit.
+
+    An owner that died before it sent the line again has not died of it.
+    """
 
     def statements(tx: Transaction) -> list[tuple[int | None, int]]:
         add_running(tx, slices=1)
@@ -129,15 +132,16 @@ async def test_deaths_over_a_lone_line_are_its_own(database: Database) -> None:
             lone.append((held.alone, held.alone_crashes))
             assert mark_alone(tx, batch_id="batch_1", ordinal=0, epoch=held.epoch, line=line)
             assert not mark_alone(tx, batch_id="batch_1", ordinal=0, epoch=held.epoch - 1, line=7)
-        void_slices(tx, worker_id="w9")
-        held = claim(tx, worker_id="w9")
-        assert held is not None
-        lone.append((held.alone, held.alone_crashes))
+        for worker in ("w9", "w10"):
+            void_slices(tx, worker_id=worker)
+            held = claim(tx, worker_id=worker)
+            assert held is not None
+            lone.append((held.alone, held.alone_crashes))
         record(tx, epoch=held.epoch)
         lone.extend((held.alone, held.alone_crashes) for held in list_slices(tx, batch_id="batch_1"))
         return lone
 
-    expected = [(None, 0), (3, 1), (3, 2), (4, 1), (None, 0), (4, 1), (None, 0)]
+    expected = [(None, 0), (3, 1), (3, 2), (4, 1), (None, 0), (4, 1), (4, 1), (None, 0)]
     assert await database.write(statements) == expected
 
 

@@ -19,11 +19,11 @@ Fence = tuple[str, int, int]  # batch, ordinal and epoch: one claim of one Slice
 
 Bitmap = bytes  # a bit a line: bit `i % 8` of byte `i // 8` is a Slice's i-th line
 
-# What the death of an owner does to the row.
+# What the death of an owner does to the row. Only who had sent the lone line can have died of it.
 _CRASHED: Mapping[str, ColumnElement[int]] = MappingProxyType(
     {
         "crashes": slice_.c.crashes + 1,
-        "alone_crashes": slice_.c.alone_crashes + case((slice_.c.alone.is_(None), 0), else_=1),
+        "alone_crashes": slice_.c.alone_crashes + case((slice_.c.alone_epoch == slice_.c.epoch, 1), else_=0),
     }
 )
 
@@ -154,7 +154,8 @@ def mark_alone(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, line
     """
     crashes = case((slice_.c.alone == line, slice_.c.alone_crashes), else_=0)
     mine = update(slice_).where(_mine(batch_id, ordinal, epoch), slice_.c.open)
-    return tx.connection.execute(mine.values(alone=line, alone_crashes=crashes)).rowcount == 1
+    mark = {"alone": line, "alone_epoch": None if line is None else epoch, "alone_crashes": crashes}
+    return tx.connection.execute(mine.values(mark)).rowcount == 1
 
 
 def mark_sent(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, sent: Bitmap) -> bool:
@@ -168,7 +169,7 @@ def record_done(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, don
 
     A closed Slice has no owner. A commit ends the count of crashes: whatever killed its owners, work goes on.
     """
-    values: dict[str, object] = {"done": done, "crashes": 0, "alone": None, "alone_crashes": 0}
+    values: dict[str, object] = {"done": done, "crashes": 0, "alone": None, "alone_epoch": None, "alone_crashes": 0}
     if closed:
         values |= {"open": False, "owner": None, "lease_until": None}
     held = update(slice_).where(_mine(batch_id, ordinal, epoch), slice_.c.open)
@@ -178,8 +179,8 @@ def record_done(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, don
 def release_slice(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, sent: Bitmap | None = None) -> bool:
     """Give a Slice back with its holes, and with what was sent of it where that is kept; False if it was lost."""
     mine = update(slice_).where(_mine(batch_id, ordinal, epoch))
-    values = {"owner": None, "lease_until": None, "alone": None, "alone_crashes": 0, "sent": sent}
-    return tx.connection.execute(mine.values(values)).rowcount == 1
+    lone = {"alone": None, "alone_epoch": None, "alone_crashes": 0}
+    return tx.connection.execute(mine.values(owner=None, lease_until=None, sent=sent, **lone)).rowcount == 1
 
 
 def fence_slices(tx: Transaction, *, batch_id: str) -> None:

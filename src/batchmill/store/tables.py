@@ -158,6 +158,7 @@ slice_ = Table(
     Column("lease_until", Float),
     Column("crashes", Integer, nullable=False, server_default="0"),  # owners that died since the last commit
     Column("alone", Integer),  # the line that its owner sends with nothing else in flight, by its place in the Slice
+    Column("alone_epoch", Integer),  # of the claim under which it was sent so: later owners may die before they send it
     Column("alone_crashes", Integer, nullable=False, server_default="0"),  # owners that died over that line
     Column("sent", LargeBinary),  # a bit a line that may have been sent; null where that is not asked for
     PrimaryKeyConstraint("batch_id", "ordinal"),

@@ -11,6 +11,7 @@ def upgrade() -> None:
     """Add the columns; every one has a value for the rows that are there."""
     op.add_column("slice", sa.Column("crashes", sa.Integer(), server_default="0", nullable=False))
     op.add_column("slice", sa.Column("alone", sa.Integer(), nullable=True))
+    op.add_column("slice", sa.Column("alone_epoch", sa.Integer(), nullable=True))
     op.add_column("slice", sa.Column("alone_crashes", sa.Integer(), server_default="0", nullable=False))
     op.add_column("slice", sa.Column("sent", sa.LargeBinary(), nullable=True))
     op.add_column("batch", sa.Column("crashes", sa.Integer(), server_default="0", nullable=False))
