@@ -7,6 +7,7 @@ thread by itself, so `OneThread` runs the executors' calls in line, and the k-th
 import asyncio
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -89,7 +90,13 @@ async def open_store(folder: Path) -> Mill:
     """Open the store of a folder, as it is."""
     clock = FakeClock()
     database = SqliteDatabase(path=folder / "rows.sqlite3", clock=clock)
-    return Mill(folder=folder, database=database, blobs=DiskBlobs(folder=folder / "blobs"), clock=clock, limits=OPEN)
+    return Mill(
+        folder=folder,
+        database=database,
+        blobs=DiskBlobs(folder=folder / "blobs", fsync=os.fsync),
+        clock=clock,
+        limits=OPEN,
+    )
 
 
 async def season(mill: Mill) -> None:
