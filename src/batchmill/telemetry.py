@@ -43,7 +43,9 @@ class Metrics:
         self.in_flight = Gauge("in_flight", "Requests sent and not yet answered.", ["backend"], **named)
         self.window = Gauge("window", "The most requests in flight now.", ["backend"], **named)
         self.backend_well = Gauge("backend_well", "1 while a backend is well, 0 while it is not.", ["backend"], **named)
-        self.takeovers = Counter("lease_takeovers", "Slices and batches taken from an owner that died.", **named)
+        self.takeovers = Counter(
+            "lease_takeovers", "Slices taken from an owner that died, and batches at a worker's start.", **named
+        )
         self.stale_writes = Counter("stale_writes_refused", "Group commits' Slices whose fence had fallen.", **named)
         self.commit_seconds = Histogram("commit_seconds", "Group commits, from blob to commit.", **named)
         self.fsync_seconds = Histogram("fsync_seconds", "Fsyncs of blobs and their folders.", **named)

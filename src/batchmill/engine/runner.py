@@ -198,8 +198,9 @@ class Runner:
                 try:
                     loaded += await self._load_one(work)
                 except BlobMissing as missing:
-                    self._feed.remove(work)
-                    await self._ledger.put_aside(work.claim.slice, missing)
+                    aside = self._ledger.put_aside(work.claim.slice, missing)
+                    if await self._shortage.outlive(aside, otherwise=False):
+                        self._feed.remove(work)
 
     async def _load_one(self, work: Work) -> int:
         key = work.claim.batch.input_key
@@ -285,20 +286,18 @@ class Runner:
             self._starved = False  # what is new can be sent now and could not before
         return stands
 
+    def _may_send(self) -> bool:
+        # A worker that was asleep for a lease must not send a line: others may have taken its Slices.
+        return self._fault is None and not (self._halted or self._shortage.reason) and self._lease.holds
+
     def _free_lane(self, model: str) -> Lane | None:
-        """Return a lane for this model that may send now, if anything may be sent at all."""
-        if self._halted or self._shortage.reason is not None or not self._lease.holds:
-            return None
-        return self._lanes.free_lane(model, self._clock.boot())
+        return self._lanes.free_lane(model, self._clock.boot()) if self._may_send() else None
 
     def _dispatch(self) -> None:
         """Start as many calls as the paces allow, the Backends in turns."""
         now, wall = self._clock.boot(), self._clock.now()
         self._feed.wake(now)
-        # A worker that was asleep for a lease must not send a line: others may have taken its Slices.
-        started = (
-            self._fault is None and not (self._halted or self._is_solo or self._shortage.reason) and self._lease.holds
-        )
+        started = self._may_send() and not self._is_solo
         while started:
             started = False
             for lane in self._lanes:

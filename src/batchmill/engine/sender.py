@@ -1,6 +1,7 @@
 """One attempt at one line: sent as it was written, judged, and what became of it."""
 
 from collections.abc import Callable
+from functools import cache
 
 import structlog
 
@@ -34,7 +35,8 @@ class Sender:
         self._draw = draw
         self._once = once
         self._unwell = unwell
-        self._metrics = metrics
+        # A look-up by labels costs as much as a count: each child is kept.
+        self._sends, self._replies = cache(metrics.sends.labels), cache(metrics.replies.labels)
         self._log = structlog.get_logger("sender")
 
     async def send(self, lane: Lane, request: Request, *, trial: bool, sent_at: float) -> Result | Later:
@@ -53,7 +55,7 @@ class Sender:
             idempotency_key=line_id,
             once=self._once,
         )
-        self._metrics.sends.labels(lane.backend.name).inc()
+        self._sends(lane.backend.name).inc()
         reply = await lane.backend.send(call)
         verdict = self._judge(lane, request, reply, trial=trial, sent_at=sent_at)
         if isinstance(verdict, Later):
@@ -91,7 +93,7 @@ class Sender:
         was_well = lane.pace.unwell_since is None
         why = reply.detail or ("" if reply.status is None else f"it answered with status {reply.status}")
         lane.pace.answered(verdict, now, sent_at, why)
-        self._metrics.replies.labels(lane.backend.name, _name(verdict)).inc()
+        self._replies(lane.backend.name, _name(verdict)).inc()
         if was_well and lane.pace.unwell_since is not None:
             self._log.warning("backend unwell: its requests wait", backend=lane.backend.name, reason=why)
             self._unwell.ring()

@@ -104,28 +104,35 @@ class Ledger:
             try:
                 records = await asyncio.to_thread(self._records, batch, held)
             except BlobMissing as missing:
-                await self.put_aside(held, missing)
+                try:
+                    await self.put_aside(held, missing)
+                except OSError as full:  # what is held and in nobody's hands, only the end of this worker gives back
+                    raise missing from full
             else:
                 claims.append(Claim(slice=held, batch=batch, records=records))
         return claims
 
-    async def put_aside(self, held: Slice, missing: BlobMissing) -> None:
-        """Give a Slice back whose bytes are gone, and leave its batch alone for a while: the others go on."""
+    async def put_aside(self, held: Slice, missing: BlobMissing) -> bool:
+        """Give a Slice back whose bytes are gone, and leave its batch alone for a while: the others go on.
+
+        True once it is done.
+        """
         waiting = "stored bytes are missing; it is tried again every minute"
 
-        def statements(tx: Transaction) -> None:
+        def statements(tx: Transaction) -> bool:
             release_slice(tx, batch_id=held.batch_id, ordinal=held.ordinal, epoch=held.epoch, sent=held.sent)
             hold_back(tx, batch_id=held.batch_id, seconds=_ASIDE_SECONDS)
             set_waiting(tx, batch_id=held.batch_id, waiting=waiting, now=int(self._clock.now()))
+            return True
 
         self._log.error("a Slice's bytes are missing", batch=held.batch_id, slice=held.ordinal, exc_info=missing)
-        await self._database.write(statements)
+        return await self._database.write(statements)
 
     async def commit(self, portions: Sequence[Portion]) -> frozenset[Fence]:
         """Make the Results durable: one immutable blob, one transaction.
 
-        Returns the claims that were dropped from the group since their fence fell; the others
-        stand. After a fault nothing of the group is recorded.
+        Returns the claims that were dropped from the group since their fence fell; the others stand. After a fault
+        nothing of the group is recorded.
         """
         if not portions:
             return frozenset()
