@@ -20,6 +20,7 @@ from batchmill.api.app import create_app
 from batchmill.blobs.blobs import Blobs
 from batchmill.blobs.disk import DiskBlobs
 from batchmill.blobs.space import Boundless, Room
+from batchmill.cli.process import server_config
 from batchmill.spec.ids import key_digest, mint_id, mint_key
 from batchmill.spec.limits import KIMI, Limits
 from batchmill.store.database import SqliteDatabase, Transaction
@@ -91,18 +92,7 @@ class Served:
             version="0.0.1",
             broken=self.broken.set,
         )
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                interface="asgi3",
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-            )
-        )
+        self._server = uvicorn.Server(server_config(app))
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = self._listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"

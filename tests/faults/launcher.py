@@ -27,6 +27,7 @@ import uvicorn
 import uvloop
 
 from batchmill.assemble import Storage, build_api, build_backends, build_clock, build_worker
+from batchmill.cli.process import server_config
 from batchmill.engine import finalizer, sweeper
 from batchmill.ledger import ledger
 from batchmill.settings import BackendSettings, Settings
@@ -202,16 +203,7 @@ async def _api(site: Site) -> None:
     settings, clock = site.settings(), build_clock()
     storage = Storage(settings=settings, clock=clock)
     app = build_api(settings=settings, storage=storage, clock=clock, broken=lambda: None)
-    config = uvicorn.Config(
-        app,
-        interface="asgi3",
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=_GRACE_SECONDS,
-    )
+    config = server_config(app, timeout_graceful_shutdown=_GRACE_SECONDS)
     await uvicorn.Server(config).serve(sockets=[socket.socket(fileno=os.dup(site.listening))])
     await storage.database.close()
 
