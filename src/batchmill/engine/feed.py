@@ -54,6 +54,7 @@ class Work:
         self._lone = lone if held.crashes >= SUSPECT_DEATHS or held.alone is not None else 0
         self._done = bytearray(held.done)
         self._sent = bytearray(held.sent or len(held.done)) if once else None
+        self._announced = bytes(self._sent or b"")  # as the row has it
         self._uncertain: set[int] = set()  # sent, not answered
         holes = [Request(work=self, index=i, record=claim.records[i]) for i in _holes(held.done, held.lines)]
         self.doubtful = [request for request in holes if self._sent is not None and _has(self._sent, request.index)]
@@ -113,18 +114,17 @@ class Work:
         return self.text[at : at + request.record.length]
 
     def announce(self, count: int) -> Bitmap | None:
-        """Return the lines that may have been sent once the next `count` go; None if the row says so already."""
+        """Return the lines that may have been sent once the next `count` go; None if the row says just that already."""
         if self._sent is None:
             return None
-        new = [r.index for r in islice(self._pending, count) if not _has(self._sent, r.index)]
         sent = bytearray(self._sent)
-        for index in new:
-            _set(sent, index)
-        return bytes(sent) if new else None
+        for request in islice(self._pending, count):
+            _set(sent, request.index)
+        return bytes(sent) if sent != self._announced else None
 
     def announced(self, sent: Bitmap) -> None:
         """Let these lines go: the row says durably by now that they may have been sent."""
-        self._sent = bytearray(sent)
+        self._sent, self._announced = bytearray(sent), sent
 
     def take(self) -> Request | None:
         """Take the next line to send, if it may be sent."""

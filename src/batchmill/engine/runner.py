@@ -266,13 +266,13 @@ class Runner:
         return stands is True
 
     async def _announce(self) -> None:
-        """Let the rows say which lines may have been sent, for as many as could go now."""
+        """Let the rows say which lines may have been sent: as many as could go now, and none that came back undone."""
         if not self._once or self._is_solo or self._halted:
             return
         free: dict[str, int] = {}
         for work in list(self._feed):
             left = free.setdefault(work.model, self._lanes.free_slots(work.model))
-            if left > 0 and work.text is not None and not work.suspect:
+            if work.text is not None and not work.suspect:
                 await self._mark_sent(work, left)
                 free[work.model] = left - min(left, work.pending)
 
