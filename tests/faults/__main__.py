@@ -16,8 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
 
-from faults.chaos import Plan, not_permitted, run_enclosed
+from faults.chaos import Plan, run_enclosed
 from faults.planted import BLIND, BUGS, is_found
+from faults.sandbox import not_permitted
 
 _STORM_SECONDS = 155.0
 _FAULTS = 640

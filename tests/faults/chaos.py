@@ -9,14 +9,9 @@ The verdict is one line of JSON on the standard output: `Verdict`.
 import argparse
 import asyncio
 import contextlib
-import fcntl
 import json
-import os
-import shutil
 import socket
 import sqlite3
-import struct
-import subprocess
 import sys
 import threading
 import time
@@ -39,13 +34,13 @@ from faults.fleet import API, Backend, Fleet, Slot
 from faults.journal import Journal
 from faults.launcher import LEASE, STALE_SECONDS, Launcher, Site
 from faults.nemesis import WORKER_FAULTS, Fault, Kind, Nemesis, make_schedule
+from faults.sandbox import enter, loopback
 from faults.trail import Trail, lay_trail, read_trail
 
 T = TypeVar("T")
 
 ORGANISATIONS = ("ants", "bees", "crabs")
 PADDING = 400
-_NAMESPACES = ("unshare", "-m", "-p", "-n", "-f", "--mount-proc", "--kill-child")
 # Without a line recorded or a batch moved. Where nothing but garbage is left, each line goes three times alone, at five
 # seconds a probe, in turns with those of the other batches.
 PATIENCE = 60.0
@@ -317,39 +312,16 @@ def _what_did_not_bite(running: Run, figures: dict[str, float]) -> Iterator[str]
         yield "no line was tried again"
 
 
-def _raise_loopback() -> None:
-    """Bring the namespace's own loopback up: a new one is down."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        name, up, get, put = b"lo", 0x1, 0x8913, 0x8914  # IFF_UP, SIOCGIFFLAGS, SIOCSIFFLAGS
-        request = fcntl.ioctl(any_socket, get, struct.pack("16sH14x", name, 0))
-        flags = struct.unpack("16sH14x", request)[1]
-        fcntl.ioctl(any_socket, put, struct.pack("16sH14x", name, flags | up))
-
-
-def not_permitted() -> str | None:
-    """Say why this machine gives no namespaces; None if it does."""
-    if shutil.which(_NAMESPACES[0]) is None:
-        return f"{_NAMESPACES[0]} is not installed"
-    tried = subprocess.run([*_NAMESPACES, "true"], capture_output=True, text=True, check=False)
-    return None if tried.returncode == 0 else tried.stderr.strip()
-
-
 def run_enclosed(plan: Plan, folder: Path) -> Verdict:
     """Do a run in namespaces of its own, and return its verdict; what it leaves behind is in the folder.
 
     Raises:
-        CalledProcessError: it broke down; why is on the standard error.
+        RuntimeError: it broke down, with what it said.
     """
-    tests = Path(__file__).parents[1]
-    paths = [str(tests), *filter(None, [os.environ.get("PYTHONPATH")])]
-    words = [word for name, value in asdict(plan).items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    done = subprocess.run(
-        [*_NAMESPACES, sys.executable, "-m", "faults.chaos", "--folder", str(folder), *words],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
+    words = [word for name, value in asdict(plan).items() for word in (f"--{name.replace('_', '-')}", value)]
+    done = enter("faults.chaos", "--folder", folder, *words)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-8000:])
     said = json.loads(done.stdout)
     return Verdict(**{**said, "plan": Plan(**said["plan"])})
 
@@ -369,7 +341,7 @@ def _main() -> None:
     options.add_argument("--patience", type=float, default=PATIENCE)
     given = vars(options.parse_args())
     folder = given.pop("folder")
-    _raise_loopback()
+    loopback()
     verdict = run(Plan(**given), folder)
     sys.stdout.write(json.dumps(asdict(verdict)) + "\n")
     sys.stdout.flush()

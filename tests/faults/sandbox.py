@@ -1,7 +1,7 @@
 """Where faults may be made: namespaces of their own, small disks in files, and the power cut.
 
 A program that `enter` runs sees only its own processes, mounts and network: a kill cannot reach past it, and its mounts
-vanish with it. `python -m faults.sandbox xfs` says what this machine does not permit.
+vanish with it. `python -m faults.sandbox [xfs]`, run so, fails with what this machine does not permit.
 """
 
 import os
@@ -20,7 +20,8 @@ import pytest
 
 _TESTS = Path(__file__).parents[1]
 _NAMESPACES = ("unshare", "-m", "-p", "-n", "-f", "--mount-proc", "--kill-child")
-_TOOLS = ("unshare", "ip", "mount", "umount", "strace", "xfs_io", "mkfs.ext4", "mkfs.xfs")
+_TOOLS = ("unshare", "ip")
+_DISK_TOOLS = ("mount", "umount", "strace", "xfs_io", "mkfs.ext4", "mkfs.xfs")
 _FAST = Path("/dev/shm")  # noqa: S108 - memory, where the machine has it: a point takes a fraction of a second
 _IMAGES = {  # the smallest that each filesystem makes and a test fits in
     "ext4": ("96M", ("mkfs.ext4", "-q", "-F")),
@@ -43,23 +44,23 @@ def enter(module: str, *arguments: object, quiet: bool = True) -> subprocess.Com
 
 
 @cache
-def not_permitted(filesystem: str = "ext4") -> str | None:
-    """Say why this machine cannot run the faults on this filesystem; None if it can."""
+def not_permitted(filesystem: str | None = None) -> str | None:
+    """Say why this machine cannot run the faults, those on this filesystem if one is named; None if it can."""
     if os.geteuid() != 0:
         return "namespaces and loop mounts need root"
-    missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
+    missing = [tool for tool in (*_TOOLS, *(_DISK_TOOLS if filesystem else ())) if shutil.which(tool) is None]
     if missing:
         return f"not installed: {', '.join(missing)} (make .venv/faults)"
-    tried = enter("faults.sandbox", filesystem)
+    tried = enter("faults.sandbox", *filter(None, [filesystem]))
     return None if tried.returncode == 0 else tried.stderr.strip().rpartition("\n")[2]
 
 
-def need(capsys: pytest.CaptureFixture[str], filesystem: str = "ext4") -> None:
+def need(capsys: pytest.CaptureFixture[str], filesystem: str | None = None) -> None:
     """Skip a test that this machine does not permit, and say so where it is seen: never green by silence."""
     reason = not_permitted(filesystem)
     if reason is not None:
         with capsys.disabled():
-            print(f"\nNOT RUN on {filesystem}: {reason}")  # noqa: T201 - a skipped test must not look like a passed one
+            print(f"\nNOT RUN{f' on {filesystem}' if filesystem else ''}: {reason}")  # noqa: T201 - a skipped test must not look like a passed one
         pytest.skip(reason)
 
 
@@ -133,9 +134,14 @@ def loopback() -> None:
 
 def _main(arguments: Sequence[str]) -> None:
     loopback()
+    for filesystem in arguments:
+        _try_disk(filesystem)
+
+
+def _try_disk(filesystem: str) -> None:
     run("strace", "-o", os.devnull, "true")
     with fast_folder() as folder:
-        disk = Disk(filesystem=arguments[0], image=folder / "disk", mount=folder / "mount")
+        disk = Disk(filesystem=filesystem, image=folder / "disk", mount=folder / "mount")
         disk.make()
         with disk.mounted():
             disk.cut()

@@ -9,7 +9,7 @@ from faults.sandbox import enter, need
 
 
 def _try(capsys: pytest.CaptureFixture[str], *options: object, code: int = 0) -> None:
-    need(capsys)
+    need(capsys, "ext4")
     ended = enter("faults.crashpoints", *options)
     with capsys.disabled():
         print(f"\n{ended.stdout.strip()}")  # noqa: T201 - the measure of the promise

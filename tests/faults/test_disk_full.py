@@ -10,7 +10,7 @@ ROUNDS = 5
 @pytest.mark.timeout(600)
 def test_a_full_disk_pauses_and_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """Filled while it uploads, validates, runs and finalizes, with bytes and with inodes, it goes on within 30 s."""
-    need(capsys)
+    need(capsys, "ext4")
     ended = enter("faults.disk_full", "--rounds", ROUNDS, "--seed", 1)
     with capsys.disabled():
         print("\n" + "\n".join(line for line in ended.stdout.splitlines() if line.startswith(("disk-full", "NOT RUN"))))  # noqa: T201 - the measure
