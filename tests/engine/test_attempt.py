@@ -12,10 +12,11 @@ from structlog.testing import capture_logs
 
 from batchmill.blobs.space import Room, Space
 from batchmill.spec.states import Status
-from batchmill.store.batch import TRIES, stuck_batches, unstick
+from batchmill.store.batch import TRIES, unstick
 from batchmill.store.database import Transaction
 from engine.faulty import FaultyBlobs, FaultyDatabase
 from engine.mill import LEASE, Hand, Mill, lines
+from store.rows import stuck_ids
 from volume import fill, small_volume
 
 WRITES = [("plan", 0), ("plan", 3), ("output", 0), ("output", 1)]
@@ -74,11 +75,6 @@ def damage(mill: Mill) -> None:
     for path in (mill.folder / "blobs").rglob("commit_*"):
         data = path.read_bytes()
         path.write_bytes(data[:20] + bytes([data[20] ^ 1]) + data[21:])
-
-
-async def stuck_ids(mill: Mill) -> list[str]:
-    """Return the batches that nobody takes any more."""
-    return [batch.id for batch in await mill.database.read(lambda tx: stuck_batches(tx, limit=9))]
 
 
 @pytest.mark.parametrize(("where", "after"), WRITES)
@@ -215,11 +211,11 @@ async def test_a_batch_that_always_fails_is_stuck(mill: Mill) -> None:
     assert waits == [0, 2, 4, 8, 16]
     await mill.clock.advance(3600)
     assert not await hand.finalizer.step()
-    assert await stuck_ids(mill) == [hurt]
+    assert await mill.database.read(stuck_ids) == [hurt]
     assert str((await mill.look(hurt)).waiting).startswith("stuck: finalizing failed 5 times in a row")
     shutil.copytree(mill.folder / "whole", mill.folder / "blobs", dirs_exist_ok=True)  # the operator's backup
     await mill.database.write(unstick)
-    assert await stuck_ids(mill) == []
+    assert await mill.database.read(stuck_ids) == []
     assert await mill.finish(hand, hurt) is Status.COMPLETED
     assert len(await mill.results(hurt)) == 5
 
@@ -265,7 +261,7 @@ async def test_a_batch_that_kills_its_workers_is_stuck(mill: Mill) -> None:
         assert batch.crashes == number
         await mill.clock.advance(LEASE + 1)
     assert not await mill.hand(mill.echo()).finalizer.step()
-    assert await stuck_ids(mill) == [batch_id]
+    assert await mill.database.read(stuck_ids) == [batch_id]
 
 
 @pytest.mark.parametrize("doing", ["plan", "output"])

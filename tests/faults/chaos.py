@@ -24,7 +24,8 @@ from typing import Any, TypeVar
 
 from batchmill.assemble import Storage, build_clock
 from batchmill.cli.keys import make_key
-from batchmill.store.batch import stuck_batches, unstick
+from batchmill.store.backlog import read_backlog
+from batchmill.store.batch import unstick
 from batchmill.store.database import Statements, Transaction
 from batchmill.store.migrate import migrate
 from faults.checker import LEFTOVERS, check
@@ -126,7 +127,7 @@ class Run:
         """Do what a fresh `serve` does: a batch that five workers in a row have died over is tried again."""
 
         def statements(tx: Transaction) -> int:
-            stuck = len(stuck_batches(tx, limit=1000))
+            stuck = read_backlog(tx).stuck
             unstick(tx)
             return stuck
 

@@ -10,12 +10,12 @@ from sqlalchemy.util import await_only
 
 from batchmill.spec.objects import BatchObject
 from batchmill.spec.states import Event, Status
-from batchmill.store.batch import Batch, advance, batches_by_id, find_batch, insert_batch
+from batchmill.store.batch import Batch, advance, batches_by_id, find_batch, insert_batch, is_stuck
 from batchmill.store.blob import insert_ready
 from batchmill.store.database import Transaction
 from batchmill.store.organisation import insert_organisation
 from batchmill.store.slice import Slice, insert_slices
-from batchmill.store.tables import blob
+from batchmill.store.tables import batch, blob
 
 T = TypeVar("T")
 
@@ -147,3 +147,8 @@ def meanwhile(loop: asyncio.AbstractEventLoop, call: Awaitable[T]) -> T:
 def ordinals(slices: Sequence[Slice | None]) -> list[int]:
     """Return the ordinals of Slices that were claimed."""
     return [held.ordinal for held in slices if held is not None]
+
+
+def stuck_ids(tx: Transaction) -> Sequence[str]:
+    """Return the batches that nobody takes for a while."""
+    return tx.connection.execute(select(batch.c.id).where(is_stuck(tx))).scalars().all()

@@ -182,12 +182,6 @@ def put_off(tx: Transaction, *, batch_id: str, epoch: int, crashed: bool, second
     return tx.connection.execute(mine.values(values)).rowcount == 1
 
 
-def stuck_batches(tx: Transaction, *, limit: int) -> Sequence[Batch]:
-    """Return batches whose validating or finalizing failed TRIES times in a row: nobody takes them any more."""
-    rows = tx.connection.execute(select(batch).where(is_stuck(tx)).order_by(batch.c.id).limit(limit))
-    return [_batch(row) for row in rows]
-
-
 def retry_stuck(tx: Transaction) -> int:
     """Give every stuck batch one more try; return how many there are."""
     more = {"crashes": TRIES - 1, "retry_at": None, "owner": None, "lease_until": None}
