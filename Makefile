@@ -16,7 +16,7 @@ setup: .venv/setup ## Make .venv with batchmill, the built-in engine and the ope
 demo: setup ## Run a real batch on the built-in model and print the results.
 	@$(BIN)/python examples/demo.py
 
-test: check .venv/postgres .venv/faults ## Install what the tests need, and run them all.
+test: check .venv/postgres .venv/faults .venv/clients ## Install what the tests need, and run them all.
 	$(BIN)/pytest tests/spec tests/schedule --cov=batchmill.spec --cov=batchmill.schedule --cov-branch \
 	  --cov-report=term:skip-covered --cov-fail-under=100
 	$(BIN)/pytest --ignore=tests/spec --ignore=tests/schedule
@@ -71,4 +71,13 @@ lock: ## Pin every package anew, to what the index gives today.
 	@(for tool in xfs_io mkfs.xfs mkfs.ext4 strace ip unshare; do command -v $$tool >/dev/null || exit 1; done) || { \
 	  [ "$$(id -u)" = 0 ] || { echo "Some fault tests will not run: they need root, and xfsprogs e2fsprogs strace iproute2 util-linux"; exit 0; }; \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends xfsprogs e2fsprogs strace iproute2 util-linux; }
+	@touch $@
+
+# The clients that strangers have, each as they install it, beside the one that the tests use.
+.venv/clients: .venv/base Makefile
+	@rm -rf $@ && mkdir -p $@/node
+	for version in 1.109.1 2.54.0; do $(PYTHON) -m venv $@/openai-$$version && \
+	  $@/openai-$$version/bin/python -m pip --disable-pip-version-check --quiet install openai==$$version || exit 1; done
+	@if command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --prefix $@/node openai@6.49.0; \
+	  else echo "The Node client's test will not run: npm is not installed"; fi
 	@touch $@
