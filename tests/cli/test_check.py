@@ -68,7 +68,8 @@ def test_the_list_ends_after_a_thousand_unless_all_are_asked_for(processes: Proc
     path.write_bytes(b"{\n" * 1005)
     ended = processes.batchmill("check", path)
     assert ended.out.splitlines()[999:] == [
-        "line 1000: Line 1000 is not valid JSON. [invalid_json_line]",
+        "line 1000: Line 1000 is not valid JSON (it ends too early). A request must stand on one line of its own. "
+        "Is the JSON spread over several? [invalid_json_line]",
         "The input: 5 more errors are not listed. [more_errors]",
         "1,005 errors in 1,005 requests, 2,010 bytes.",
     ]
@@ -141,6 +142,7 @@ def test_what_cannot_be_checked_ends_with_2(processes: Processes, words: list[st
 def test_a_reader_that_has_seen_enough_is_no_fault(processes: Processes, tmp_path: Path) -> None:
     """`batchmill check INPUT | head -1` prints one line and no complaint."""
     path = tmp_path / "bad.jsonl"
-    path.write_bytes(b"{\n" * 20_000)
+    path.write_bytes(b"nonsense\n" * 20_000)
     ended = processes.run(["sh", "-c", '"$0" -m batchmill check "$1" --all | head -1', BATCHMILL[0], str(path)])
-    assert (ended.code, ended.out, ended.err) == (0, "line 1: Line 1 is not valid JSON. [invalid_json_line]\n", "")
+    told = "line 1: Line 1 is not valid JSON (byte 2 of the line). [invalid_json_line]\n"
+    assert (ended.code, ended.out, ended.err) == (0, told, "")

@@ -13,6 +13,7 @@ import msgspec
 
 from batchmill.spec.errors import clip
 from batchmill.spec.limits import Limits
+from batchmill.spec.mistakes import likely_mistake, likely_mistake_of_value
 from batchmill.spec.objects import LineError
 
 # The typed decoder skips what it does not keep without a look at its UTF-8, hence the explicit decode() below; and
@@ -39,6 +40,7 @@ _ENCODINGS = (  # what a file in another encoding begins with: its byte order ma
     ("UTF-32", (b"\xff\xfe\0\0", b"\0\0\xfe\xff", b"{\0\0\0", b"\0\0\0{")),
     ("UTF-16", (b"\xff\xfe", b"\xfe\xff", b"{\0", b"\0{")),
 )
+_BYTE = re.compile(r"\(byte (\d+)\)$")  # the end of msgspec's message, from 0; it has none when the input is cut off
 _MARK = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}:]', re.DOTALL)  # all that structure needs, in valid JSON
 
 
@@ -122,7 +124,8 @@ class Rules:
         try:
             members = _OBJECT.decode(text)
         except msgspec.ValidationError:
-            found.add("invalid_request", f"Line {number} must be a JSON object.", None)
+            message = _told(f"Line {number} must be a JSON object.", likely_mistake_of_value(text))
+            found.add("invalid_request", message, None)
             return Facts(None, b"", None, 0, found.errors)
         for name in _repeated(text):
             found.add("invalid_request", f"'{name}' stands more than once on line {number}.", name)
@@ -144,15 +147,15 @@ class Rules:
             text.decode()
             _ANY.decode(text)
         except UnicodeDecodeError as error:
-            return f"Line {number} is not UTF-8 (byte {error.start + 1} of the line)."
+            return _told(f"Line {number} is not UTF-8 (byte {error.start + 1} of the line).", likely_mistake(text))
         except RecursionError:
             return self._deep(number)
-        except msgspec.DecodeError:
+        except msgspec.DecodeError as fault:
             if b"\r" in text:
                 return (
                     f"Line {number} is not valid JSON. It holds bare carriage returns: CR-only line ends are not read."
                 )
-            return f"Line {number} is not valid JSON."
+            return _told(f"Line {number} is not valid JSON ({_place(fault)}).", likely_mistake(text))
         return self._deep(number) if self._too_deep(text) else None
 
     def _deep(self, number: int) -> str:
@@ -226,6 +229,16 @@ class _Findings:
         except msgspec.ValidationError:
             self.add("invalid_request", f"'{param}' must be a string.", param)
             return None
+
+
+def _told(rule: str, guess: str | None) -> str:
+    return rule if guess is None else f"{rule} {guess}"
+
+
+def _place(fault: msgspec.DecodeError) -> str:
+    """Return where a line stops being JSON."""
+    byte = _BYTE.search(str(fault))
+    return f"byte {int(byte[1]) + 1} of the line" if byte else "it ends too early"
 
 
 def _streams(raw: msgspec.Raw) -> bool:
