@@ -68,8 +68,10 @@ def test_the_list_ends_after_a_thousand_unless_all_are_asked_for(processes: Proc
     path.write_bytes(b"{\n" * 1005)
     ended = processes.batchmill("check", path)
     assert ended.out.splitlines()[999:] == [
-        "line 1000: Line 1000 is not valid JSON (it ends too early). A request must stand on one line of its own. "
-        "Is the JSON spread over several? [invalid_json_line]",
+        (
+            "line 1000: Line 1000 is not valid JSON (it ends too early). A request must stand on one line of its own. "
+            "Is the JSON spread over several? [invalid_json_line]"
+        ),
         "The input: 5 more errors are not listed. [more_errors]",
         "1,005 errors in 1,005 requests, 2,010 bytes.",
     ]
