@@ -35,6 +35,8 @@ async def read_json(request: Request, *, limit: int) -> object:
         body += chunk
         if len(body) > limit:
             raise errors.too_big("The request body", limit)
+    if not body:
+        raise errors.invalid_request("The request body is empty: send a JSON object.")
     try:
         return msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as fault:
@@ -43,7 +45,7 @@ async def read_json(request: Request, *, limit: int) -> object:
 
 def query_limit(request: Request, *, default: int, most: int) -> int:
     """Return the page length that the query asks for (contract a.8, g-10)."""
-    text = request.query_params.get("limit")
+    text = query_word(request, "limit")
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= most):  # noqa: PLR2004 - digits
@@ -58,7 +60,7 @@ def query_after(request: Request, *, prefix: str) -> str | None:
     another organisation is no different from an unknown one. What is no id of ours is refused, never read as "from
     the top" (contract g-10).
     """
-    after = request.query_params.get("after")
+    after = query_word(request, "after")
     if after is not None and not (after.startswith(f"{prefix}_") and _ID.fullmatch(after)):
         raise errors.invalid_value("after", f"'after' must be the id of a {prefix}.")
     return after
@@ -66,7 +68,17 @@ def query_after(request: Request, *, prefix: str) -> str | None:
 
 def query_choice(request: Request, name: str, choices: tuple[str, ...], *, default: str) -> str:
     """Return a query parameter that is one of a few words."""
-    value = request.query_params.get(name, default)
+    value = query_word(request, name)
+    if value is None:
+        return default
     if value not in choices:
         raise errors.invalid_value(name, f"'{name}' must be one of: {', '.join(choices)}.")
     return value
+
+
+def query_word(request: Request, name: str) -> str | None:
+    """Return a query parameter; None if it is not there. It may stand once: nobody can tell which of two was meant."""
+    values = request.query_params.getlist(name)
+    if len(values) > 1:
+        raise errors.invalid_value(name, f"'{name}' stands more than once in the query.")
+    return values[0] if values else None

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from batchmill.api.answer import json_answer, query_after, query_choice, query_limit
+from batchmill.api.answer import json_answer, query_after, query_choice, query_limit, query_word
 from batchmill.api.fault import SPACE_SECONDS
 from batchmill.api.replay import KEY_HEADER, Made, Replays
 from batchmill.api.reserve import write_on_reserve
@@ -73,7 +73,7 @@ def file_routes(
         limit = query_limit(request, default=limits.files_page, most=limits.max_files_page)
         after = query_after(request, prefix="file")
         ascending = query_choice(request, "order", ("asc", "desc"), default="desc") == "asc"
-        purpose = request.query_params.get("purpose")
+        purpose = query_word(request, "purpose")
         found = await database.read(
             lambda tx: list_files(
                 tx,

@@ -24,6 +24,7 @@ _TEXT_BYTES = 1024  # the longest value of a text part: all of ours are words an
 _PARTS = 16  # reliability A9
 _BUFFER = 1 << 20  # bytes handed to the writing thread at once
 _FILENAME = 255  # bytes
+_AS_IT_IS = frozenset({b"binary", b"8bit", b"7bit"})  # RFC 7578, 4.7: deprecated, and nobody decodes the others
 _LINE_BREAKERS = frozenset({"Cc", "Zl", "Zp"})  # control characters and line separators, by their Unicode category
 
 # For the OpenAPI document only.
@@ -115,6 +116,11 @@ class _Parts:
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         name = _text(options, b"name")
+        if self._headers.get(b"content-transfer-encoding", b"binary").strip().lower() not in _AS_IT_IS:
+            raise errors.invalid_value(name[: errors.CLIP] or "file", "Send each part as it is: no transfer encoding.")
+        if name == "expires_after":
+            message = "Send 'expires_after[anchor]' and 'expires_after[seconds]' as two parts."
+            raise errors.invalid_value(name, message)
         if name == "file":
             self._begin_file(_text(options, b"filename"))
             return
