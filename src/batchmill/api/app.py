@@ -25,7 +25,7 @@ from batchmill.spec.errors import ApiError
 from batchmill.spec.limits import Limits
 from batchmill.store.database import Database
 
-_METHODS = ("DELETE", "GET", "POST")
+_METHODS = ("DELETE", "GET", "HEAD", "POST")
 _NULLABLE = MappingProxyType({"type": ["string", "null"]})
 
 # For the OpenAPI document only: one envelope answers every fault (contract a.0).
