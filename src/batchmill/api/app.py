@@ -58,8 +58,9 @@ def create_app(
     limits: Limits,
     version: str,
     broken: Callable[[], None],
+    retention: int | None = None,
 ) -> App:
-    """Build the API: the nine routes of the contract, models, and health; `broken` as in `Gate`."""
+    """Build the API: the contract's routes, models, and health; `broken` as in `Gate`, `retention` in seconds."""
     app = FastAPI(
         title="Batchmill",
         version=version,
@@ -83,7 +84,7 @@ def create_app(
         "limits": limits,
         "replays": Replays(database=database, clock=clock, limits=limits),
     }
-    app.include_router(file_routes(blobs=blobs, **shared), **documented)
+    app.include_router(file_routes(blobs=blobs, retention=retention, **shared), **documented)
     app.include_router(batch_routes(**shared), **documented)
     app.include_router(model_routes(database=database), **documented)
     app.include_router(health_routes(database=database, blobs=blobs, clock=clock))

@@ -26,9 +26,16 @@ from batchmill.store.replay import Call, delete_running, note_arrival
 
 
 def file_routes(
-    *, database: Database, blobs: Blobs, room: Room, clock: Clock, limits: Limits, replays: Replays
+    *,
+    database: Database,
+    blobs: Blobs,
+    room: Room,
+    clock: Clock,
+    limits: Limits,
+    replays: Replays,
+    retention: int | None,
 ) -> APIRouter:
-    """Return the routes of contract a.1 to a.5."""
+    """Return the routes of contract a.1 to a.5; a file without a time of its own lasts `retention` seconds."""
     router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[Depends(_only_one_version)])
 
     async def find(request: Request, file_id: str) -> File:
@@ -47,7 +54,7 @@ def file_routes(
         try:
             stream = replays.renewing(call, request.stream())
             received = await receive_upload(stream=stream, boundary=boundary, blobs=blobs, key=key, limits=limits)
-            added = _file(call.organisation_id, key, received, now=clock.now())
+            added = _file(call.organisation_id, key, received, now=clock.now(), retention=retention)
             answer = await replays.once(
                 request,
                 call=call,
@@ -124,8 +131,8 @@ async def _ask_for(room: Room) -> None:
         raise errors.insufficient_storage(SPACE_SECONDS)
 
 
-def _file(organisation_id: str, key: str, received: Upload, *, now: float) -> File:
-    lasts = received.expires_after
+def _file(organisation_id: str, key: str, received: Upload, *, now: float, retention: int | None) -> File:
+    lasts = retention if received.expires_after is None else received.expires_after
     return File(
         organisation_id=organisation_id,
         blob_key=key,
