@@ -4,16 +4,17 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, Request, Response
 from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
+from starlette.routing import Match, Mount
 
 from batchmill.api.answer import error_answer
 from batchmill.api.batches import batch_routes
 from batchmill.api.fault import as_api_error
 from batchmill.api.files import file_routes
-from batchmill.api.gate import App, Gate
+from batchmill.api.gate import DOCS_ASSETS, App, Gate
 from batchmill.api.health import health_routes
 from batchmill.api.models import model_routes
 from batchmill.api.replay import Replays
@@ -61,12 +62,8 @@ def create_app(
     retention: int | None = None,
 ) -> App:
     """Build the API: the contract's routes, models, and health; `broken` as in `Gate`, `retention` in seconds."""
-    app = FastAPI(
-        title="Batchmill",
-        version=version,
-        redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
-        redirect_slashes=False,
+    app = FastAPIOffline(  # its page loads nothing from any other host
+        title="Batchmill", version=version, redoc_url=None, static_url=DOCS_ASSETS, redirect_slashes=False
     )
     documented: dict[str, Any] = {
         "dependencies": [Depends(HTTPBearer(auto_error=False))],  # the gate asks for the key; this says so in the docs
@@ -109,6 +106,7 @@ async def _routing_answer(request: Request, fault: Exception) -> Response:
 
 def _allowed(request: Request) -> list[str]:
     """Return every method of a path; the framework names those of the first route that has the path."""
-    routes = request.app.routes
+    routes = [route for route in request.app.routes if not isinstance(route, Mount)]
     asked = {method: {**request.scope, "method": method} for method in _METHODS}
-    return [m for m in _METHODS if any(route.matches(asked[m])[0] is Match.FULL for route in routes)]
+    allowed = [m for m in _METHODS if any(route.matches(asked[m])[0] is Match.FULL for route in routes)]
+    return allowed or ["GET", "HEAD"]  # a file of the documentation's
