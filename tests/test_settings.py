@@ -105,10 +105,11 @@ def test_each_backend_has_its_time_limit(times: list[str], each: list[float]) ->
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("30s", 30.0), ("2m", 120.0), ("1h", 3600.0), ("1500ms", 1.5), ("2.5", 2.5), ("0.5m", 30.0)]
+    ("text", "seconds"),
+    [("30s", 30.0), ("2m", 120.0), ("1h", 3600.0), ("1500ms", 1.5), ("2.5", 2.5), ("0.5m", 30.0), ("1d", 86_400.0)],
 )
 def test_durations_are_read_with_their_units(text: str, seconds: float) -> None:
-    """A duration is a number with ms, s, m or h; a bare number is seconds."""
+    """A duration is a number with ms, s, m, h or d; a bare number is seconds."""
     assert load_settings({"drain": text}).drain == seconds
 
 
@@ -120,6 +121,7 @@ _WRONG: list[tuple[dict[str, Any], str]] = [
     ({"drain": "1 day"}, "drain: '1 day' is not a duration such as 30s or 2m"),
     ({"lease": "0.5s"}, "lease: "),
     ({"window": 0}, "window: "),
+    ({"retention": "0.5s"}, "retention: "),
     ({"backend": ["gpu-1:8000"]}, "backend.0.url: "),
     ({"backend": ["http://gpu-1", "http:///v1"]}, "backend.1.url: "),
     ({"backend": ["http://gpu-1"], "backend_key_env": ["A", "B"]}, "backend_key_env: "),

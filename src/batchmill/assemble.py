@@ -96,6 +96,10 @@ def limits_of(settings: Settings) -> Limits:
     return PROFILES[settings.limits]
 
 
+def _retention(settings: Settings) -> int | None:
+    return None if settings.retention is None else int(settings.retention)
+
+
 def build_api(*, settings: Settings, storage: Storage, clock: Clock, broken: Callable[[], None]) -> App:
     """Build the API; `broken` is called when the disk fails beneath it."""
     return create_app(
@@ -106,6 +110,7 @@ def build_api(*, settings: Settings, storage: Storage, clock: Clock, broken: Cal
         limits=limits_of(settings),
         version=version("batchmill"),
         broken=broken,
+        retention=_retention(settings),
     )
 
 
@@ -202,7 +207,11 @@ def build_worker(
                 validate,
                 _IDLE_SECONDS,
             ),
-            (Finalizer(blobs=blobs, room=room, **mine), Bell(clock=clock), _IDLE_SECONDS),
+            (
+                Finalizer(blobs=blobs, room=room, retention=_retention(settings), **mine),
+                Bell(clock=clock),
+                _IDLE_SECONDS,
+            ),
             (
                 Sweeper(database=database, blobs=blobs, room=room, router=router, clock=clock),
                 Bell(clock=clock),

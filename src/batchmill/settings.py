@@ -16,8 +16,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, None: 1.0}
 _LAST_PORT = 65535
 _SCHEMES = ("http", "https", "echo")
 
@@ -104,6 +104,7 @@ class Settings(BaseSettings):
     on_unknown_outcome: Literal["retry", "fail"] = "retry"
     window: int = Field(default=8, ge=1)
     model: Path | None = None  # a GGUF file for the built-in engine, in place of its own
+    retention: Annotated[Seconds, Field(ge=1)] | None = None  # files without a time of their own; None: for ever
     log_format: Literal["text", "json"] = "text"
 
     @model_validator(mode="after")

@@ -75,6 +75,7 @@ class Served:
         blobs: Blobs | None = None,
         room: Room | None = None,
         migrated: bool = True,
+        retention: int | None = None,
     ) -> None:
         self.clock = FakeClock()
         self.broken = threading.Event()
@@ -91,6 +92,7 @@ class Served:
             limits=limits,
             version="0.0.1",
             broken=self.broken.set,
+            retention=retention,
         )
         self._server = uvicorn.Server(server_config(app))
         self._listening = socket.create_server(("127.0.0.1", 0))

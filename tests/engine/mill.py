@@ -124,7 +124,14 @@ class Mill:
         await database.write(migrate)
         return cls(folder=folder, database=database, blobs=DiskBlobs(folder=folder / "blobs"), clock=clock)
 
-    def hand(self, *backends: Backend, window: int = 8, bounds: GroupBounds | None = None, once: bool = False) -> Hand:
+    def hand(
+        self,
+        *backends: Backend,
+        window: int = 8,
+        bounds: GroupBounds | None = None,
+        once: bool = False,
+        retention: int | None = None,
+    ) -> Hand:
         """Build a worker's loops over these backends."""
         worker_id = mint_id("worker", self.clock.now())
         mine: dict[str, Any] = {
@@ -155,7 +162,7 @@ class Mill:
             worker_id=worker_id,
             runner=runner,
             validator=Validator(room=self.room, limits=self.limits, accepted=bell, **mine),
-            finalizer=Finalizer(room=self.room, **mine),
+            finalizer=Finalizer(room=self.room, retention=retention, **mine),
             scout=Scout(
                 database=self.database, lanes=lanes, router=router, clock=self.clock, learned=(bell,), metrics=metrics
             ),
