@@ -36,7 +36,7 @@ from batchmill.engine.validator import Validator
 from batchmill.engine.worker import Worker
 from batchmill.ledger.ledger import Ledger
 from batchmill.schedule.pace import Pace
-from batchmill.settings import BackendSettings, BadSettings, Settings
+from batchmill.settings import BackendSettings, BadSettings, Settings, limits_over
 from batchmill.spec.ids import mint_id
 from batchmill.spec.limits import PROFILES, Limits
 from batchmill.store.database import SqliteDatabase
@@ -92,8 +92,15 @@ def _refuse_what_is_not_built(settings: Settings) -> None:
 
 
 def limits_of(settings: Settings) -> Limits:
-    """Return the limits of the chosen profile."""
-    return PROFILES[settings.limits]
+    """Return the limits of the chosen profile, with those that the settings override.
+
+    Raises:
+        BadSettings: They do not go together with this profile.
+    """
+    try:
+        return limits_over(PROFILES[settings.limits], settings.limits_override)
+    except ValueError as fault:
+        raise BadSettings(str(fault)) from fault
 
 
 def build_api(*, settings: Settings, storage: Storage, clock: Clock, broken: Callable[[], None]) -> App:

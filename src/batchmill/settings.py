@@ -1,12 +1,24 @@
 """One frozen settings object: file < environment < flags."""
 
+import json
 import re
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from tomllib import TOMLDecodeError
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -15,6 +27,8 @@ from pydantic_settings import (
     SettingsError,
     TomlConfigSettingsSource,
 )
+
+from batchmill.spec.limits import PROFILES, Limits
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
@@ -96,6 +110,7 @@ class Settings(BaseSettings):
     backend_key_env: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = ()
     backend_timeout: Annotated[tuple[Seconds, ...], NoDecode, BeforeValidator(_words)] = ()
     limits: Literal["kimi", "open"] = "kimi"
+    limits_override: dict[str, Any] = Field(default_factory=dict)  # any field of Limits, over the profile's
     database: str | None = None
     blobs: str | None = None
     settings: Path | None = None
@@ -112,6 +127,11 @@ class Settings(BaseSettings):
             raise ValueError("backend_key_env: give one name for each backend, in their order; - stands for none")
         if len(self.backend_timeout) not in {0, 1, len(self.backend)}:
             raise ValueError("backend_timeout: give one time for all backends, or one for each, in their order")
+        return self
+
+    @model_validator(mode="after")
+    def _has_limits_that_make_sense(self) -> Self:
+        limits_over(PROFILES[self.limits], self.limits_override)
         return self
 
     @model_validator(mode="after")
@@ -154,6 +174,37 @@ class Settings(BaseSettings):
             raise BadSettings(f"settings: there is no file {path}")
         file = TomlConfigSettingsSource(settings_cls, toml_file=path)
         return init_settings, env_settings, file
+
+
+def limits_over(profile: Limits, override: Mapping[str, Any]) -> Limits:
+    """Return a profile with some of its limits set anew (choice 1); the word `none` stands for no limit.
+
+    Raises:
+        ValueError: A name or a value makes no sense; each line of the text begins with `limits_override.NAME`.
+    """
+    types = {field.name: field.type for field in fields(Limits)}
+    chosen: dict[str, Any] = {}
+    wrong: list[str] = []
+    for name, value in override.items():
+        if name not in types:
+            wrong.append(f"limits_override.{name}: there is no such limit")
+            continue
+        try:  # JSON's strict rules are TOML's: true is no number, 1.5 no whole one, an array is a tuple
+            chosen[name] = _strictly(types[name], None if value == "none" else value)
+        except ValidationError as error:
+            wrong += [f"limits_override.{name}: {each['msg']}" for each in error.errors()]
+        except TypeError:  # a date, say
+            wrong.append(f"limits_override.{name}: {value} is no number, text or list")
+    if wrong:
+        raise ValueError("\n".join(wrong))
+    try:
+        return replace(profile, **chosen)
+    except ValueError as error:
+        raise ValueError(f"limits_override.{error}") from error
+
+
+def _strictly(kind: Any, value: object) -> Any:  # noqa: ANN401 - any type, and a value of it
+    return TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
 
 
 def load_settings(flags: dict[str, Any]) -> Settings:
