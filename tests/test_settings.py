@@ -239,3 +239,41 @@ def test_limits_that_contradict_another_profile_are_named(tmp_path: Path) -> Non
     settings = load_settings({"settings": path}).model_copy(update={"limits_override": {"window_max": 59}})
     with pytest.raises(BadSettings, match=r"^limits_override\.window_min: "):
         limits_of(settings)
+
+
+def test_models_are_configured_by_name(tmp_path: Path) -> None:
+    """`[models."NAME"]` says what there is to say of a model; what is not set is not shown."""
+    text = """
+        [models."org/big"]
+        aliases = ["big"]
+        batch = false
+        locked = {n = 1, temperature = [1.0, 0.6]}
+        owned_by = "us"
+        context_length = 4096
+        supports_image_in = true
+        supports_reasoning = false
+    """
+    facts = load_settings({"settings": _file(tmp_path, text)}).catalogue.facts("big")
+    assert (facts.name, facts.aliases, facts.batch, facts.owned_by) == ("org/big", ("big",), False, "us")
+    assert facts.locked == {"n": [1], "temperature": [1.0, 0.6]}
+    assert facts.extras == {"context_length": 4096, "supports_image_in": True, "supports_reasoning": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "beginning"),
+    [
+        ('[models.m]\ncolour = "red"', "models.m.colour: "),
+        ('[models.m]\nbatch = "no"', "models.m.batch: "),
+        ("[models.m]\nbatch = 0", "models.m.batch: "),
+        ("[models.m]\ncontext_length = 0", "models.m.context_length: "),
+        ('[models.m]\naliases = [""]', "models.m.aliases.0: "),
+        ("[models.m.locked]\nn = {a = 1}", "models.m.locked.n"),
+        ('[models.m]\naliases = ["n"]\n[models.n]\n', "models.m.aliases: "),
+        ('[models.m]\naliases = ["x"]\n[models.n]\naliases = ["x"]\n', "models.n.aliases: "),
+    ],
+)
+def test_a_model_that_is_configured_wrongly_is_named(tmp_path: Path, text: str, beginning: str) -> None:
+    """The sentence begins with the model's name and what is wrong about it."""
+    with pytest.raises(BadSettings) as caught:
+        load_settings({"settings": _file(tmp_path, text)})
+    assert str(caught.value).startswith(beginning)

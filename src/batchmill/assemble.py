@@ -113,6 +113,7 @@ def build_api(*, settings: Settings, storage: Storage, clock: Clock, broken: Cal
         limits=limits_of(settings),
         version=version("batchmill"),
         broken=broken,
+        catalogue=settings.catalogue,
     )
 
 
@@ -205,7 +206,14 @@ def build_worker(
         runner=runner,
         loops=(
             (
-                Validator(blobs=blobs, room=room, limits=limits_of(settings), accepted=run, **mine),
+                Validator(
+                    blobs=blobs,
+                    room=room,
+                    limits=limits_of(settings),
+                    accepted=run,
+                    catalogue=settings.catalogue,
+                    **mine,
+                ),
                 validate,
                 _IDLE_SECONDS,
             ),

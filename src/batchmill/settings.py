@@ -29,6 +29,7 @@ from pydantic_settings import (
 )
 
 from batchmill.spec.limits import PROFILES, Limits
+from batchmill.spec.models import Catalogue, ModelFacts
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
@@ -77,6 +78,40 @@ class BackendSettings(BaseModel):
         return url
 
 
+_Value = bool | int | float | str
+
+
+class ModelSettings(BaseModel):
+    """One `[models."NAME"]`: what is to be said of a model that backends serve under this name.
+
+    `locked` gives each locked parameter the value that it may have, or a list of them. What has no default is a member
+    of the model's object on the wire where it is set (contract a.10).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    aliases: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), strict=False)
+    batch: bool = True
+    locked: dict[str, _Value | list[_Value]] = Field(default_factory=dict)
+    owned_by: str = "batchmill"
+    context_length: int | None = Field(default=None, ge=1)
+    supports_image_in: bool | None = None
+    supports_video_in: bool | None = None
+    supports_reasoning: bool | None = None
+
+    def facts(self, name: str) -> ModelFacts:
+        """Return it as the rest of the program knows it."""
+        shown = ("context_length", "supports_image_in", "supports_video_in", "supports_reasoning")
+        return ModelFacts(
+            name=name,
+            aliases=self.aliases,
+            batch=self.batch,
+            locked={param: values if isinstance(values, list) else [values] for param, values in self.locked.items()},
+            owned_by=self.owned_by,
+            extras={member: value for member in shown if (value := getattr(self, member)) is not None},
+        )
+
+
 def _backend(value: object) -> object:
     """Read `URL#model-a,model-b`; anything but text stays for the validator."""
     if not isinstance(value, str):
@@ -110,6 +145,7 @@ class Settings(BaseSettings):
     backend_key_env: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = ()
     backend_timeout: Annotated[tuple[Seconds, ...], NoDecode, BeforeValidator(_words)] = ()
     limits: Literal["kimi", "open"] = "kimi"
+    models: dict[str, ModelSettings] = Field(default_factory=dict)
     limits_override: dict[str, Any] = Field(default_factory=dict)  # any field of Limits, over the profile's
     database: str | None = None
     blobs: str | None = None
@@ -135,6 +171,11 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _has_names_for_one_model_each(self) -> Self:
+        _ = self.catalogue
+        return self
+
+    @model_validator(mode="after")
     def _has_a_port_for_metrics(self) -> Self:
         if self.metrics_port is None and self.port == _LAST_PORT:
             raise ValueError(f"metrics_port: there is none after port {_LAST_PORT}; name one")
@@ -146,6 +187,11 @@ class Settings(BaseSettings):
         if self.metrics_port is not None:
             return self.metrics_port
         return self.port and self.port + 1
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What is configured of models."""
+        return Catalogue(model.facts(name) for name, model in self.models.items())
 
     @property
     def backends(self) -> tuple[BackendSettings, ...]:

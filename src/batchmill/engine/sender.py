@@ -1,4 +1,4 @@
-"""One attempt at one line: sent as it was written, judged, and what became of it."""
+"""One attempt at one line: sent as it was written (but for an alias), judged, and what became of it."""
 
 from collections.abc import Callable
 from functools import cache
@@ -13,6 +13,7 @@ from batchmill.engine.loop import Bell
 from batchmill.ledger.segment import Result
 from batchmill.schedule.retry import Done, GaveUp, Later, Verdict, judge
 from batchmill.spec.lines import split_envelope
+from batchmill.spec.models import with_model
 from batchmill.spec.results import answered, result_id, unanswered, usage_of
 from batchmill.telemetry import Metrics
 
@@ -50,7 +51,7 @@ class Sender:
         envelope = split_envelope(work.line(request))
         call = Call(
             endpoint=work.claim.batch.object.endpoint,
-            body=envelope.body,
+            body=with_model(envelope.body, work.model),
             request_id=request_id,
             idempotency_key=line_id,
             once=self._once,

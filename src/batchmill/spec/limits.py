@@ -16,7 +16,6 @@ _ORDERED = (
     ("expires_after_min", "expires_after_max"),
     ("batches_page", "max_batches_page"),
     ("files_page", "max_files_page"),
-    ("errors_in_list", "max_errors"),
 )
 
 
