@@ -145,7 +145,9 @@ class Mill:
             blobs=self.blobs,
             room=self.room,
             lanes=Lanes(lanes=lanes, router=router),
-            sender=Sender(clock=self.clock, draw=lambda: 0.5, once=once, unwell=bell, metrics=metrics),
+            sender=Sender(
+                clock=self.clock, draw=lambda: 0.5, once=once, unwell=bell, metrics=metrics, catalogue=self.catalogue
+            ),
             lease=lease,
             clock=self.clock,
             bell=bell,
