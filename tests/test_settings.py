@@ -277,3 +277,10 @@ def test_a_model_that_is_configured_wrongly_is_named(tmp_path: Path, text: str, 
     with pytest.raises(BadSettings) as caught:
         load_settings({"settings": _file(tmp_path, text)})
     assert str(caught.value).startswith(beginning)
+
+
+def test_media_must_be_public_where_it_is_said(tmp_path: Path) -> None:
+    """`media_urls` is a limit like others; by default a URL is the backend's business."""
+    assert limits_of(load_settings({})).media_urls == "any"
+    path = _file(tmp_path, 'media_urls = "public"\n')
+    assert limits_of(load_settings({"settings": path, "limits": "open"})) == replace(OPEN, media_urls="public")

@@ -98,7 +98,7 @@ def limits_of(settings: Settings) -> Limits:
         BadSettings: They do not go together with this profile.
     """
     try:
-        return limits_over(PROFILES[settings.limits], settings.limits_override)
+        return limits_over(PROFILES[settings.limits], {"media_urls": settings.media_urls} | settings.limits_override)
     except ValueError as fault:
         raise BadSettings(str(fault)) from fault
 

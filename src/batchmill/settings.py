@@ -146,6 +146,7 @@ class Settings(BaseSettings):
     backend_timeout: Annotated[tuple[Seconds, ...], NoDecode, BeforeValidator(_words)] = ()
     limits: Literal["kimi", "open"] = "kimi"
     models: dict[str, ModelSettings] = Field(default_factory=dict)
+    media_urls: Literal["any", "public"] = "any"
     limits_override: dict[str, Any] = Field(default_factory=dict)  # any field of Limits, over the profile's
     database: str | None = None
     blobs: str | None = None

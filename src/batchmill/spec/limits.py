@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
+from typing import Literal
 
 _MIB, _GIB = 1 << 20, 1 << 30
 _MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
@@ -49,6 +50,7 @@ class Limits:
     max_depth: int = DEEPEST  # c.3, reading rules; the envelope is level 1
     max_errors: int = 1_000  # choice 12
     errors_in_list: int = 10  # choice 12
+    media_urls: Literal["any", "public"] = "any"  # S8: public refuses what points inward
     max_reply_bytes: int = 32 * _MIB  # design, "Bytes"
 
     # HTTP.
