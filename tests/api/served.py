@@ -23,6 +23,7 @@ from batchmill.blobs.space import Boundless, Room
 from batchmill.cli.process import server_config
 from batchmill.spec.ids import key_digest, mint_id, mint_key
 from batchmill.spec.limits import KIMI, Limits
+from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
 from batchmill.store.database import SqliteDatabase, Transaction
 from batchmill.store.migrate import migrate
 from batchmill.store.organisation import insert_key, insert_organisation
@@ -76,6 +77,7 @@ class Served:
         room: Room | None = None,
         migrated: bool = True,
         retention: int | None = None,
+        catalogue: Catalogue = NOTHING_CONFIGURED,
     ) -> None:
         self.clock = FakeClock()
         self.broken = threading.Event()
@@ -93,6 +95,7 @@ class Served:
             version="0.0.1",
             broken=self.broken.set,
             retention=retention,
+            catalogue=catalogue,
         )
         self._server = uvicorn.Server(server_config(app))
         self._listening = socket.create_server(("127.0.0.1", 0))

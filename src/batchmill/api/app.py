@@ -24,6 +24,7 @@ from batchmill.clock import Clock
 from batchmill.spec import errors
 from batchmill.spec.errors import ApiError
 from batchmill.spec.limits import Limits
+from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
 from batchmill.store.database import Database
 
 _METHODS = ("DELETE", "GET", "HEAD", "POST")
@@ -60,6 +61,7 @@ def create_app(
     version: str,
     broken: Callable[[], None],
     retention: int | None = None,
+    catalogue: Catalogue = NOTHING_CONFIGURED,
 ) -> App:
     """Build the API: the contract's routes, models, and health; `broken` as in `Gate`, `retention` in seconds."""
     app = FastAPIOffline(  # its page loads nothing from any other host
@@ -83,7 +85,7 @@ def create_app(
     }
     app.include_router(file_routes(blobs=blobs, retention=retention, **shared), **documented)
     app.include_router(batch_routes(**shared), **documented)
-    app.include_router(model_routes(database=database), **documented)
+    app.include_router(model_routes(database=database, catalogue=catalogue), **documented)
     app.include_router(health_routes(database=database, blobs=blobs, clock=clock))
     app.add_exception_handler(HTTPException, _routing_answer)
     app.add_exception_handler(ApiError, _fault_answer)
