@@ -1,9 +1,11 @@
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from api.served import Served
+from batchmill.spec.limits import OPEN
 from batchmill.store.model import BackendState, save_backend
 from batchmill.store.worker import insert_worker
 
@@ -16,6 +18,7 @@ def test_the_documents_need_no_key(served: Served) -> None:
         f"{method.upper()} {path}": operation
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
+        if method != "parameters"
     }
     assert {name for name in operations if "/v1/" in name} == {
         "POST /v1/files",
@@ -23,6 +26,7 @@ def test_the_documents_need_no_key(served: Served) -> None:
         "GET /v1/files/{file_id}",
         "DELETE /v1/files/{file_id}",
         "GET /v1/files/{file_id}/content",
+        "HEAD /v1/files/{file_id}/content",
         "POST /v1/batches",
         "GET /v1/batches",
         "GET /v1/batches/{batch_id}",
@@ -37,6 +41,17 @@ def test_the_documents_need_no_key(served: Served) -> None:
         assert operation["description"]
         assert "422" not in operation["responses"]
         assert ("security" in operation) == ("/v1/" in name)
+
+
+def test_the_document_tells_this_servers_limits(serve: Callable[..., Served]) -> None:
+    """An operator's own limits are in it: pages, windows, endpoints and metadata."""
+    limits = replace(OPEN, max_batches_page=7, metadata_pairs=3)
+    paths = serve(limits=limits).call("GET", "/openapi.json").json["paths"]
+    assert paths["/v1/batches"]["get"]["parameters"][0]["schema"]["maximum"] == 7
+    order = paths["/v1/batches"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert order["completion_window"]["pattern"] == "^[1-9][0-9]{0,4}[mhd]$"
+    assert order["endpoint"]["enum"] == list(OPEN.endpoints)
+    assert order["metadata"]["maxProperties"] == 3
 
 
 def test_the_page_loads_nothing_from_elsewhere(served: Served) -> None:

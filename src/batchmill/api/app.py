@@ -1,17 +1,16 @@
 """The whole API as one ASGI application."""
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any
 
-from fastapi import Depends, Request, Response
-from fastapi.security import HTTPBearer
+from fastapi import Request, Response
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Mount
 
 from batchmill.api.answer import error_answer
 from batchmill.api.batches import batch_routes
+from batchmill.api.document import openapi
 from batchmill.api.fault import as_api_error
 from batchmill.api.files import file_routes
 from batchmill.api.gate import DOCS_ASSETS, App, Gate
@@ -28,27 +27,6 @@ from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
 from batchmill.store.database import Database
 
 _METHODS = ("DELETE", "GET", "HEAD", "POST")
-_NULLABLE = MappingProxyType({"type": ["string", "null"]})
-
-# For the OpenAPI document only: one envelope answers every fault (contract a.0).
-_ENVELOPE: Mapping[str, object] = MappingProxyType(
-    {
-        "type": "object",
-        "required": ["error"],
-        "properties": {
-            "error": {
-                "type": "object",
-                "required": ["message", "type", "param", "code"],
-                "properties": {
-                    "message": {"type": "string"},
-                    "type": {"type": "string"},
-                    "param": {**_NULLABLE},
-                    "code": {**_NULLABLE},
-                },
-            }
-        },
-    }
-)
 
 
 def create_app(
@@ -67,15 +45,6 @@ def create_app(
     app = FastAPIOffline(  # its page loads nothing from any other host
         title="Batchmill", version=version, redoc_url=None, static_url=DOCS_ASSETS, redirect_slashes=False
     )
-    documented: dict[str, Any] = {
-        "dependencies": [Depends(HTTPBearer(auto_error=False))],  # the gate asks for the key; this says so in the docs
-        "responses": {
-            "default": {
-                "description": "Anything else: the error envelope.",
-                "content": {"application/json": {"schema": {**_ENVELOPE}}},
-            }
-        },
-    }
     shared: dict[str, Any] = {
         "database": database,
         "room": room,
@@ -83,10 +52,12 @@ def create_app(
         "limits": limits,
         "replays": Replays(database=database, clock=clock, limits=limits),
     }
-    app.include_router(file_routes(blobs=blobs, retention=retention, **shared), **documented)
-    app.include_router(batch_routes(**shared), **documented)
-    app.include_router(model_routes(database=database, catalogue=catalogue), **documented)
+    app.include_router(file_routes(blobs=blobs, retention=retention, **shared))
+    app.include_router(batch_routes(**shared))
+    app.include_router(model_routes(database=database, catalogue=catalogue))
     app.include_router(health_routes(database=database, blobs=blobs, clock=clock))
+    document = openapi(version=version, limits=limits)
+    app.openapi = lambda: document  # type: ignore[method-assign] # the framework's own way to bring a document
     app.add_exception_handler(HTTPException, _routing_answer)
     app.add_exception_handler(ApiError, _fault_answer)
     app.add_exception_handler(Exception, _fault_answer)  # answered here, then raised again: the gate logs it

@@ -4,7 +4,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from batchmill.api.answer import json_answer, query_after, query_limit, read_json
-from batchmill.api.replay import KEY_HEADER, Made, Replays
+from batchmill.api.replay import Made, Replays
 from batchmill.api.reserve import write_on_reserve
 from batchmill.blobs.space import Room
 from batchmill.clock import Clock
@@ -21,42 +21,12 @@ from batchmill.store.database import Database, Transaction
 from batchmill.store.file import File, find_file
 from batchmill.store.replay import Call, note_arrival
 
-# For the OpenAPI document only.
-_CREATE_BODY = {
-    **KEY_HEADER,
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["input_file_id", "completion_window"],
-                    "properties": {
-                        "input_file_id": {"type": "string"},
-                        "completion_window": {"type": "string", "examples": ["24h"]},
-                        "endpoint": {"type": "string", "examples": ["/v1/chat/completions"]},
-                        "metadata": {"type": ["object", "null"], "additionalProperties": {"type": "string"}},
-                        "output_expires_after": {
-                            "type": ["object", "null"],
-                            "required": ["anchor", "seconds"],
-                            "properties": {
-                                "anchor": {"type": "string", "enum": ["created_at"]},
-                                "seconds": {"type": "integer"},
-                            },
-                        },
-                    },
-                }
-            }
-        },
-    },
-}
-
 
 def batch_routes(*, database: Database, room: Room, clock: Clock, limits: Limits, replays: Replays) -> APIRouter:
     """Return the four routes of contract a.6 to a.8."""
     router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
-    @router.post("", summary="Create a batch", openapi_extra=_CREATE_BODY)
+    @router.post("")
     async def create(request: Request) -> Response:
         """Create a batch; its lines are checked afterwards, in `validating`. Repeated, it makes one batch."""
         call = replays.call(request, route="batches")
@@ -67,7 +37,7 @@ def batch_routes(*, database: Database, room: Room, clock: Clock, limits: Limits
         )
         return answer.response()
 
-    @router.get("", summary="List batches")
+    @router.get("")
     async def list_(request: Request) -> Response:
         """List the organisation's batches, newest first."""
         mine = request.state.organisation_id
@@ -77,7 +47,7 @@ def batch_routes(*, database: Database, room: Room, clock: Clock, limits: Limits
         page = [batch.object.wire(errors_shown=limits.errors_in_list) for batch in found[:limit]]
         return json_answer(list_page(page, has_more=len(found) > limit))
 
-    @router.get("/{batch_id}", summary="Retrieve a batch")
+    @router.get("/{batch_id}")
     async def retrieve(request: Request, batch_id: str) -> Response:
         """Return a batch."""
         mine = request.state.organisation_id
@@ -87,7 +57,7 @@ def batch_routes(*, database: Database, room: Room, clock: Clock, limits: Limits
         await replays.arrived(request, batch_id)
         return json_answer(found.object.wire())
 
-    @router.post("/{batch_id}/cancel", summary="Cancel a batch")
+    @router.post("/{batch_id}/cancel")
     async def cancel(request: Request, batch_id: str) -> Response:
         """Cancel a batch; what is done stays done. Said again while `cancelling`, it changes nothing (choice 6)."""
         mine, caller = request.state.organisation_id, request.state.caller

@@ -4,14 +4,13 @@ import asyncio
 
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import StreamingResponse
 
 from batchmill.api.answer import json_answer, query_after, query_choice, query_limit, query_word
 from batchmill.api.download import download
 from batchmill.api.fault import SPACE_SECONDS
-from batchmill.api.replay import KEY_HEADER, Made, Replays
+from batchmill.api.replay import Made, Replays
 from batchmill.api.reserve import write_on_reserve
-from batchmill.api.upload import UPLOAD_FORM, Upload, form_boundary, receive_upload
+from batchmill.api.upload import Upload, form_boundary, receive_upload
 from batchmill.blobs.blobs import BlobMissing, Blobs
 from batchmill.blobs.space import Room
 from batchmill.clock import Clock
@@ -44,7 +43,7 @@ def file_routes(
         await replays.arrived(request, file_id)
         return found
 
-    @router.post("", summary="Upload a file", openapi_extra={**KEY_HEADER, **UPLOAD_FORM})
+    @router.post("")
     async def upload(request: Request) -> Response:
         """Upload an input file: its bytes are kept as they are, and its lines are checked by the batch that uses it."""
         call, key = replays.call(request, route="files"), mint_id("upload", clock.now())
@@ -68,7 +67,7 @@ def file_routes(
             await database.write(lambda tx: doom_blob(tx, key=key))
         return answer.response()
 
-    @router.get("", summary="List files")
+    @router.get("")
     async def list_(request: Request) -> Response:
         """List the organisation's files, newest first; `limit`, `after`, `order` and `purpose` as in the query."""
         mine, now = request.state.organisation_id, int(clock.now())
@@ -89,25 +88,20 @@ def file_routes(
         )
         return json_answer(list_page([f.object.wire() for f in found[:limit]], has_more=len(found) > limit))
 
-    @router.get("/{file_id}", summary="Retrieve a file")
+    @router.get("/{file_id}")
     async def retrieve(request: Request, file_id: str) -> Response:
         """Return a file's facts."""
         return json_answer((await find(request, file_id)).object.wire())
 
-    @router.delete("/{file_id}", summary="Delete a file")
+    @router.delete("/{file_id}")
     async def delete(request: Request, file_id: str) -> Response:
         """Delete a file; a live batch keeps its own reference to the bytes (contract, choice 8)."""
         mine, caller, now = request.state.organisation_id, request.state.caller, int(clock.now())
         await write_on_reserve(database, room, lambda tx: _delete(tx, mine, caller, file_id, now=now))
         return json_answer(file_deleted(file_id))
 
-    @router.head("/{file_id}/content", include_in_schema=False)
-    @router.get(
-        "/{file_id}/content",
-        summary="Download a file",
-        response_class=StreamingResponse,
-        responses={200: {"content": {"text/plain": {}}}},
-    )
+    @router.head("/{file_id}/content")
+    @router.get("/{file_id}/content")
     async def content(request: Request, file_id: str) -> Response:
         """Return a file's bytes, as they were uploaded or written (contract a.5), or one `Range` of them."""
         found = await find(request, file_id)

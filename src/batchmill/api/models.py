@@ -16,13 +16,13 @@ def model_routes(*, database: Database, catalogue: Catalogue = NOTHING_CONFIGURE
     """Return the two routes of contract a.10."""
     router = APIRouter(prefix="/v1/models", tags=["models"])
 
-    @router.get("", summary="List models")
+    @router.get("")
     async def list_(_request: Request) -> Response:
         """List the models."""
         models = await database.read(list_models)
         return json_answer(model_list(list(_objects(models, catalogue).values())))
 
-    @router.get("/{name:path}", summary="Retrieve a model")  # a model's name may hold slashes
+    @router.get("/{name:path}")  # a model's name may hold slashes
     async def retrieve(_request: Request, name: str) -> Response:
         """Return one model."""
         models = _objects(await database.read(list_models), catalogue)

@@ -38,13 +38,6 @@ _COUNT = re.compile(r"[0-9]{1,4}")
 _LEASE_SECONDS = 60.0  # renewed by the bytes that arrive: an upload that stands still for so long loses its key
 _RETRY_SECONDS = 5.0  # an upload takes a while
 
-# For the OpenAPI document only.
-KEY_HEADER = {
-    "parameters": [
-        {"name": _KEY, "in": "header", "required": False, "schema": {"type": "string", "minLength": 1}},
-    ]
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:

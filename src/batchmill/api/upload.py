@@ -27,27 +27,6 @@ _FILENAME = 255  # bytes
 _AS_IT_IS = frozenset({b"binary", b"8bit", b"7bit"})  # RFC 7578, 4.7: deprecated, and nobody decodes the others
 _LINE_BREAKERS = frozenset({"Cc", "Zl", "Zp"})  # control characters and line separators, by their Unicode category
 
-# For the OpenAPI document only.
-UPLOAD_FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["purpose", "file"],
-                    "properties": {
-                        "purpose": {"type": "string", "enum": ["batch"]},
-                        "file": {"type": "string", "format": "binary"},
-                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
-                        "expires_after[seconds]": {"type": "integer"},
-                    },
-                }
-            }
-        },
-    }
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
