@@ -12,11 +12,12 @@ from starlette.requests import ClientDisconnect
 
 from batchmill.api.answer import error_answer
 from batchmill.api.fault import as_api_error, is_broken
+from batchmill.clock import Clock
 from batchmill.spec import errors
 from batchmill.spec.errors import ApiError
 from batchmill.spec.ids import is_key, key_digest
 from batchmill.store.database import Database
-from batchmill.store.organisation import organisation_of_key
+from batchmill.store.organisation import find_caller
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -33,9 +34,10 @@ class Gate:
     `broken` is called when the disk failed beneath a request: the process is to end.
     """
 
-    def __init__(self, app: App, *, database: Database, broken: Callable[[], None]) -> None:
+    def __init__(self, app: App, *, database: Database, clock: Clock, broken: Callable[[], None]) -> None:
         self._app = app
         self._database = database
+        self._clock = clock
         self._broken = broken
         self._log = structlog.get_logger("api")
 
@@ -79,11 +81,11 @@ class Gate:
     async def _admit(self, scope: Message) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         if scope["path"] not in OPEN_PATHS:
-            caller = _key_digest(headers.get(b"authorization", b""))
-            organisation_id = await self._database.read(lambda tx: organisation_of_key(tx, digest=caller))
-            if organisation_id is None:
+            digest, now = _key_digest(headers.get(b"authorization", b"")), int(self._clock.now())
+            caller = await self._database.read(lambda tx: find_caller(tx, digest=digest, now=now))
+            if caller is None:
                 raise errors.unauthenticated()
-            scope.setdefault("state", {}).update(organisation_id=organisation_id, caller=caller)
+            scope.setdefault("state", {}).update(organisation_id=caller.organisation_id, caller=digest)
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise errors.unsupported_media_type("Content-Encoding is not supported: send the body as it is.")
 
