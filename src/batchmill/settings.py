@@ -1,12 +1,22 @@
 """One frozen settings object: file < environment < flags."""
 
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from tomllib import TOMLDecodeError
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -75,6 +85,15 @@ def _words(value: object) -> object:
     return value.split() if isinstance(value, str) else value
 
 
+def _network(text: str) -> str:
+    """Refuse what is neither an address nor a network."""
+    ip_network(text)
+    return text
+
+
+Network = Annotated[str, AfterValidator(_network)]
+
+
 def _backends(value: object) -> object:
     """Read the environment's form, URLs with spaces between, and the forms of a flag and of the file."""
     values = _words(value)
@@ -105,6 +124,8 @@ class Settings(BaseSettings):
     window: int = Field(default=8, ge=1)
     model: Path | None = None  # a GGUF file for the built-in engine, in place of its own
     log_format: Literal["text", "json"] = "text"
+    # Addresses and networks whose X-Forwarded-For is believed.
+    trusted_proxies: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_words)] = ()
 
     @model_validator(mode="after")
     def _has_a_key_for_each(self) -> Self:
