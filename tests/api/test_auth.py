@@ -12,6 +12,7 @@ from api.served import Served, Tenant, file_part, form, text_part
 from batchmill.spec.ids import key_digest, mint_id, mint_key
 from batchmill.spec.limits import KIMI
 from batchmill.spec.scopes import Scope
+from batchmill.store.model import add_models
 from batchmill.store.organisation import expire_key, list_keys, revoke_key
 from batchmill.store.tables import api_key
 
@@ -243,3 +244,29 @@ def test_no_key_is_in_a_log_or_an_error(served: Served, tenant: Tenant, logged: 
     for key in keys:
         assert key.encode() not in told
         assert key[6:40].encode() not in told
+
+
+def test_an_organisation_sees_the_models_that_it_may_use(served: Served) -> None:
+    """A model that it may not use is no different from an unknown one; without a list it sees all."""
+    served.rows(lambda tx: add_models(tx, names=["a", "b/c"], now=1))
+    every, some, none = served.tenant(), served.tenant(models=("b/c", "later")), served.tenant(models=())
+
+    def seen(tenant: Tenant) -> set[str]:
+        return {model["id"] for model in tenant.call("GET", "/v1/models").json["data"]} & {"a", "b/c", "later"}
+
+    assert [seen(tenant) for tenant in (every, some, none)] == [{"a", "b/c"}, {"b/c"}, set()]
+    assert some.call("GET", "/v1/models/b/c").status == 200
+    unknown = some.call("GET", "/v1/models/none")
+    assert unknown.status == 404
+    assert some.call("GET", "/v1/models/a").without_ids() == unknown.without_ids()
+
+
+def test_an_organisation_has_a_quota_of_its_own(served: Served) -> None:
+    """Its number of files and of bytes hold in place of the server's, from the first upload too many on."""
+    few, small = served.tenant(max_files=1), served.tenant(max_bytes=5)
+    few.upload()
+    small.upload(b"{}\n")
+    for tenant in (few, small):
+        answer = tenant.send_form(text_part("purpose", "batch"), file_part(b"{}\n"))
+        assert answer.error == (400, "invalid_request_error", "file", "invalid_value")
+        assert len(tenant.call("GET", "/v1/files").json["data"]) == 1
