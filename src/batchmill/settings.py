@@ -4,12 +4,14 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from ipaddress import ip_network
 from pathlib import Path
 from tomllib import TOMLDecodeError
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -124,6 +126,15 @@ def _words(value: object) -> object:
     return value.split() if isinstance(value, str) else value
 
 
+def _network(text: str) -> str:
+    """Refuse what is neither an address nor a network."""
+    ip_network(text)
+    return text
+
+
+Network = Annotated[str, AfterValidator(_network)]
+
+
 def _backends(value: object) -> object:
     """Read the environment's form, URLs with spaces between, and the forms of a flag and of the file."""
     values = _words(value)
@@ -158,6 +169,8 @@ class Settings(BaseSettings):
     model: Path | None = None  # a GGUF file for the built-in engine, in place of its own
     retention: Annotated[Seconds, Field(ge=1)] | None = None  # files without a time of their own; None: for ever
     log_format: Literal["text", "json"] = "text"
+    # Addresses and networks whose X-Forwarded-For is believed.
+    trusted_proxies: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_words)] = ()
 
     @model_validator(mode="after")
     def _has_a_key_for_each(self) -> Self:

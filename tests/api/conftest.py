@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from api.served import Served, Tenant
+from batchmill.spec.limits import KIMI
 
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Run one API for all tests; each has an organisation of its own."""
-    with closing(Served(tmp_path_factory.mktemp("api"))) as served:
+    """Run one API for all tests; each has an organisation of its own, and all have one address."""
+    limits = replace(KIMI, failed_auth_per_minute=None)
+    with closing(Served(tmp_path_factory.mktemp("api"), limits=limits)) as served:
         yield served
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import socket
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ from batchmill.spec.limits import KIMI, Limits
 from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
 from batchmill.store.database import SqliteDatabase, Transaction
 from batchmill.store.migrate import migrate
-from batchmill.store.organisation import insert_key, insert_organisation
+from batchmill.store.organisation import Allowance, insert_key, insert_organisation, save_allowance
 from batchmill.store.tables import blob
 from fakeclock import FakeClock
 
@@ -78,6 +78,7 @@ class Served:
         migrated: bool = True,
         retention: int | None = None,
         catalogue: Catalogue = NOTHING_CONFIGURED,
+        trusted_proxies: Sequence[str] = (),
     ) -> None:
         self.clock = FakeClock()
         self.broken = threading.Event()
@@ -97,7 +98,7 @@ class Served:
             retention=retention,
             catalogue=catalogue,
         )
-        self._server = uvicorn.Server(server_config(app))
+        self._server = uvicorn.Server(server_config(app, trusted_proxies=trusted_proxies))
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = self._listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -116,17 +117,23 @@ class Served:
         """Run statements in a transaction."""
         return asyncio.run(self.database.write(statements))
 
-    def tenant(self) -> "Tenant":
-        """Make an organisation with a key."""
-        organisation_id, key = mint_id("org", self.clock.now()), mint_key()
+    def tenant(self, **allowance: Any) -> "Tenant":  # noqa: ANN401 - the fields of Allowance
+        """Make an organisation, which may use so much, with a key."""
+        organisation_id = mint_id("org", self.clock.now())
 
         def statements(tx: Transaction) -> None:
             insert_organisation(tx, organisation_id=organisation_id, name=f"org {next(_names)}", now=1)
-            key_id = mint_id("key", self.clock.now())
-            insert_key(tx, key_id=key_id, organisation_id=organisation_id, digest=key_digest(key), now=1)
+            save_allowance(tx, organisation_id=organisation_id, allowance=Allowance(**allowance))
 
         self.rows(statements)
-        return Tenant(served=self, id=organisation_id, key=key)
+        return Tenant(served=self, id=organisation_id, key=self.key(organisation_id))
+
+    def key(self, organisation_id: str, **facts: Any) -> str:  # noqa: ANN401 - the facts of insert_key
+        """Make a key for an organisation."""
+        key, key_id = mint_key(), mint_id("key", self.clock.now())
+        made = {"key_id": key_id, "organisation_id": organisation_id, "digest": key_digest(key), "now": 1}
+        self.rows(lambda tx: insert_key(tx, **made | facts))
+        return key
 
     def call(self, method: str, path: str, body: bytes | Iterable[bytes] | None = None, **headers: str) -> Answer:
         """Ask, and wait until the server has nothing left to do: what it logs after its answer belongs to this test."""

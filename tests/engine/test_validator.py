@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from batchmill.spec.limits import KIMI
 from batchmill.spec.states import Status
+from batchmill.store.organisation import Allowance, save_allowance
 from batchmill.store.slice import list_slices
 from engine.mill import LEASE, Mill, line, lines
 
@@ -35,6 +36,22 @@ async def test_every_bad_line_is_reported(mill: Mill) -> None:
     ]
     assert (batch.counts.completed, batch.counts.failed, batch.counts.total) == (0, 0, 0)
     assert batch.output_file_id is batch.error_file_id is None
+
+
+async def test_a_model_that_the_organisation_may_not_use_is_not_found(mill: Mill) -> None:
+    """Its lines are told the same as of a model that there is not; another organisation's list counts for nothing."""
+    await mill.knows("echo", "dear")
+    batch_id = await mill.batch(line("a", model="echo") + line("b", model="dear") + line("c", model="none"))
+    ours = (await mill.look(batch_id)).organisation_id
+    await mill.database.write(
+        lambda tx: save_allowance(tx, organisation_id=ours, allowance=Allowance(models=("echo",)))
+    )
+    await mill.hand(mill.echo()).validator.step()
+    errors = (await mill.look(batch_id)).object.errors or ()
+    assert [(e.code, e.line) for e in errors if e.code == "model_not_found"] == [
+        ("model_not_found", 2),
+        ("model_not_found", 3),
+    ]
 
 
 async def test_an_input_of_blank_lines_is_empty(mill: Mill) -> None:

@@ -15,7 +15,7 @@ CASES = [
     (errors.not_cancellable("failed"), 400, "invalid_request_error", "invalid_batch_state", None),
     (errors.too_big("The file", 5, "file"), 400, "invalid_request_error", "invalid_value", "file"),
     (errors.unauthenticated(), 401, "incorrect_api_key_error", "invalid_api_key", None),
-    (errors.permission_denied("no"), 403, "permission_denied_error", None, None),
+    (errors.permission_denied("no"), 403, "permission_denied_error", "insufficient_permissions", None),
     (errors.not_found("batch"), 404, "resource_not_found_error", "resource_not_found", None),
     (errors.unknown_route(), 404, "resource_not_found_error", "unknown_url", None),
     (errors.method_not_allowed(["POST"]), 405, "invalid_request_error", "method_not_allowed", None),

@@ -5,7 +5,7 @@ import hashlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchmill.spec.ids import is_key, key_digest, mint_id, mint_key
+from batchmill.spec.ids import is_key, key_digest, key_hint, mint_id, mint_key
 
 
 def test_ids_sort_by_creation_and_never_repeat() -> None:
@@ -35,3 +35,10 @@ def test_no_text_is_taken_for_a_key(text: str) -> None:
 def test_only_a_digest_of_a_key_is_kept() -> None:
     """The SHA-256 in hex."""
     assert key_digest("sk-bm-x") == hashlib.sha256(b"sk-bm-x").hexdigest()
+
+
+def test_a_hint_gives_no_key_away() -> None:
+    """Six characters of the secret are shown, so that people know their keys apart."""
+    key = mint_key()
+    assert key.startswith(f"sk-bm-{key_hint(key)}")
+    assert len(key_hint(key)) == 6

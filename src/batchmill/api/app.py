@@ -61,7 +61,7 @@ def create_app(
     app.add_exception_handler(HTTPException, _routing_answer)
     app.add_exception_handler(ApiError, _fault_answer)
     app.add_exception_handler(Exception, _fault_answer)  # answered here, then raised again: the gate logs it
-    return Gate(app, database=database, broken=broken)
+    return Gate(app, database=database, clock=clock, limits=limits, broken=broken)
 
 
 async def _fault_answer(_request: Request, fault: Exception) -> Response:

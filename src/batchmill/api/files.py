@@ -1,6 +1,7 @@
 """The routes of Files: upload, list, retrieve, delete, content."""
 
 import asyncio
+from dataclasses import replace
 
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
@@ -21,6 +22,7 @@ from batchmill.spec.objects import FileObject, file_deleted, list_page
 from batchmill.store.blob import doom_blob, drop_refs, insert_writing, publish_blob
 from batchmill.store.database import Database, Transaction
 from batchmill.store.file import File, count_files, delete_file, find_file, insert_file, list_files
+from batchmill.store.organisation import Allowance
 from batchmill.store.replay import Call, delete_running, note_arrival
 
 
@@ -58,7 +60,7 @@ def file_routes(
                 request,
                 call=call,
                 fingerprint=received.fingerprint(),
-                make=lambda tx: _publish(tx, added, received, limits),
+                make=lambda tx: _publish(tx, added, received, _quota(limits, request.state.allowance)),
             )
         except BaseException:
             await database.write(lambda tx: _give_up(tx, call, key))
@@ -161,6 +163,13 @@ def _publish(tx: Transaction, added: File, received: Upload, limits: Limits) -> 
     publish_blob(tx, key=added.blob_key, size=received.written.bytes, sha256=received.written.sha256)
     insert_file(tx, added)
     return Made(id=added.object.id, answer=msgspec.json.encode(added.object.wire()))
+
+
+def _quota(limits: Limits, allowance: Allowance) -> Limits:
+    """Return the limits with the organisation's own in place of the server's."""
+    files = limits.max_files if allowance.max_files is None else allowance.max_files
+    size = limits.max_stored_bytes if allowance.max_bytes is None else allowance.max_bytes
+    return replace(limits, max_files=files, max_stored_bytes=size)
 
 
 def _visible(tx: Transaction, organisation_id: str, file_id: str, *, now: int) -> File:

@@ -1,4 +1,4 @@
-"""The gate every request passes: a request id, a key, no Content-Encoding; and our envelope for any fault.
+"""The gate every request passes: an id, a key that may, a rate, no Content-Encoding; and our envelope for any fault.
 
 Nothing of a body is read and nothing is written before the key is known (invariant S10).
 """
@@ -11,12 +11,15 @@ import structlog
 from starlette.requests import ClientDisconnect
 
 from batchmill.api.answer import error_answer
+from batchmill.api.auth import Auth
 from batchmill.api.fault import as_api_error, is_broken
+from batchmill.api.rate import Buckets
+from batchmill.clock import Clock
 from batchmill.spec import errors
 from batchmill.spec.errors import ApiError
-from batchmill.spec.ids import is_key, key_digest
+from batchmill.spec.limits import Limits
+from batchmill.spec.scopes import scope_needed
 from batchmill.store.database import Database
-from batchmill.store.organisation import organisation_of_key
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -30,13 +33,17 @@ DOCS_ASSETS = "/docs/assets"  # below it are the files that the page loads, open
 class Gate:
     """An ASGI application in front of another.
 
-    Past it, `request.state.organisation_id` is who asks, and `request.state.caller` the digest of the key it asks with.
+    Past it, `request.state.organisation_id` is who asks, `request.state.caller` the digest of the key it asks with, and
+    `request.state.allowance` what the organisation may use.
     `broken` is called when the disk failed beneath a request: the process is to end.
     """
 
-    def __init__(self, app: App, *, database: Database, broken: Callable[[], None]) -> None:
+    def __init__(
+        self, app: App, *, database: Database, clock: Clock, limits: Limits, broken: Callable[[], None]
+    ) -> None:
         self._app = app
-        self._database = database
+        self._auth = Auth(database=database, clock=clock, limits=limits)
+        self._calls = Buckets(clock=clock)
         self._broken = broken
         self._log = structlog.get_logger("api")
 
@@ -46,20 +53,20 @@ class Gate:
             await self._app(scope, receive, send)
             return
         request_id = f"req_{secrets.token_hex(16)}"
-        ids = [(b"x-request-id", request_id.encode()), (b"msh-request-id", request_id.encode())]
+        added = [(b"x-request-id", request_id.encode()), (b"msh-request-id", request_id.encode())]
         started = ended = False
 
         async def send_with_id(message: Message) -> None:
             nonlocal started, ended
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message.get("headers", []), *ids]
+                message["headers"] = [*message.get("headers", []), *added]
             elif not message.get("more_body", False):
                 ended = True
             await send(message)
 
         try:
-            await self._admit(scope)
+            await self._admit(scope, added)
             await self._app(scope, receive, send_with_id)
         except ApiError as error:
             await error_answer(error)(scope, receive, send_with_id)
@@ -77,21 +84,22 @@ class Gate:
         if is_broken(fault):
             self._broken()
 
-    async def _admit(self, scope: Message) -> None:
-        headers: dict[bytes, bytes] = dict(scope["headers"])
+    async def _admit(self, scope: Message, added: list[tuple[bytes, bytes]]) -> None:
+        """Refuse what may not pass; `added` gains the headers that tell of an organisation's rate."""
         if scope["path"] not in OPEN_PATHS and not scope["path"].startswith(f"{DOCS_ASSETS}/"):
-            caller = _key_digest(headers.get(b"authorization", b""))
-            organisation_id = await self._database.read(lambda tx: organisation_of_key(tx, digest=caller))
-            if organisation_id is None:
-                raise errors.unauthenticated()
-            scope.setdefault("state", {}).update(organisation_id=organisation_id, caller=caller)
+            caller = await self._auth.caller(scope)
+            per_minute = caller.allowance.requests_per_minute
+            if per_minute is not None:
+                taken = self._calls.take(caller.organisation_id, per_minute=per_minute)
+                added += taken.headers()
+                if not taken.allowed:
+                    raise errors.rate_limited(taken.wait)
+            needed = scope_needed(scope["method"])
+            if needed not in caller.scopes:  # known before any object is looked for (invariant S1)
+                raise errors.permission_denied(f"This key lacks the scope '{needed}'.")
+            scope.setdefault("state", {}).update(
+                organisation_id=caller.organisation_id, caller=caller.digest, allowance=caller.allowance
+            )
+        headers: dict[bytes, bytes] = dict(scope["headers"])
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise errors.unsupported_media_type("Content-Encoding is not supported: send the body as it is.")
-
-
-def _key_digest(authorization: bytes) -> str:
-    scheme, _, credentials = authorization.decode("latin-1").partition(" ")
-    key = credentials.strip()
-    if scheme.lower() != "bearer" or not is_key(key):
-        raise errors.unauthenticated()
-    return key_digest(key)

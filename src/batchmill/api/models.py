@@ -1,6 +1,6 @@
-"""The routes of models: every one ever seen at a backend, its aliases, and what is configured of it."""
+"""The routes of models: every one ever seen that the organisation may use, its aliases, what is configured of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fastapi import APIRouter, Request, Response
 
@@ -16,16 +16,19 @@ def model_routes(*, database: Database, catalogue: Catalogue = NOTHING_CONFIGURE
     """Return the two routes of contract a.10."""
     router = APIRouter(prefix="/v1/models", tags=["models"])
 
+    async def permitted(request: Request) -> Mapping[str, Mapping[str, object]]:
+        found = await database.read(list_models)
+        return _objects([(name, at) for name, at in found if request.state.allowance.permits(name)], catalogue)
+
     @router.get("")
-    async def list_(_request: Request) -> Response:
-        """List the models."""
-        models = await database.read(list_models)
-        return json_answer(model_list(list(_objects(models, catalogue).values())))
+    async def list_(request: Request) -> Response:
+        """List the models that you may use."""
+        return json_answer(model_list(list((await permitted(request)).values())))
 
     @router.get("/{name:path}")  # a model's name may hold slashes
-    async def retrieve(_request: Request, name: str) -> Response:
+    async def retrieve(request: Request, name: str) -> Response:
         """Return one model."""
-        models = _objects(await database.read(list_models), catalogue)
+        models = await permitted(request)
         if name not in models:
             raise errors.not_found("model")
         return json_answer(models[name])

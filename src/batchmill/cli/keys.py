@@ -1,15 +1,31 @@
-"""`batchmill keys`: make API keys, with or without a running server."""
+"""`batchmill keys`: make, list, revoke and rotate API keys, with or without a running server."""
 
 import asyncio
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from batchmill.assemble import Storage, build_clock
 from batchmill.cli import data_directory
-from batchmill.settings import Settings
-from batchmill.spec.ids import key_digest, mint_id, mint_key
-from batchmill.store.database import Transaction
+from batchmill.cli.exit import Exit, Stop
+from batchmill.settings import BadSettings, Seconds, Settings
+from batchmill.spec.ids import key_digest, key_hint, mint_id, mint_key
+from batchmill.spec.scopes import DEFAULT_SCOPES, Scope
+from batchmill.store.database import Statements, T, Transaction
 from batchmill.store.migrate import migrate
-from batchmill.store.organisation import find_organisation, insert_key, insert_organisation
+from batchmill.store.organisation import (
+    Key,
+    expire_key,
+    find_organisation,
+    insert_key,
+    insert_organisation,
+    list_keys,
+    revoke_key,
+)
+
+_Lasts = Annotated[Seconds, Field(le=100 * 365 * 86_400)]  # a hundred years: every calendar holds its end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,32 +37,138 @@ class MadeKey:
     org: str
 
 
-def make_key(tx: Transaction, *, name: str, now: float) -> MadeKey:
-    """Make a key for the organisation of this name, which is made if it is new."""
-    organisation_id = find_organisation(tx, name=name)
+def make_key(
+    tx: Transaction,
+    *,
+    org: str,
+    now: float,
+    name: str | None = None,
+    scopes: Collection[Scope] = DEFAULT_SCOPES,
+    expires_in: float | None = None,
+) -> MadeKey:
+    """Make a key for the organisation of this name, which is made if it is new; `expires_in` in seconds."""
+    organisation_id = find_organisation(tx, name=org)
     if organisation_id is None:
         organisation_id = mint_id("org", now)
-        insert_organisation(tx, organisation_id=organisation_id, name=name, now=int(now))
-    made = MadeKey(id=mint_id("key", now), key=mint_key(), org=name)
-    insert_key(tx, key_id=made.id, organisation_id=organisation_id, digest=key_digest(made.key), now=int(now))
+        insert_organisation(tx, organisation_id=organisation_id, name=org, now=int(now))
+    made = MadeKey(id=mint_id("key", now), key=mint_key(), org=org)
+    insert_key(
+        tx,
+        key_id=made.id,
+        organisation_id=organisation_id,
+        digest=key_digest(made.key),
+        now=int(now),
+        name=name,
+        hint=key_hint(made.key),
+        scopes=scopes,
+        expires_at=None if expires_in is None else int(now + expires_in),
+    )
     return made
 
 
-def create_key(settings: Settings, *, name: str) -> MadeKey:
-    """Make a key in a data directory, which is made if it is new; the server may run meanwhile."""
-    data_directory.prepare(settings.data)
-    return asyncio.run(_create(settings, name))
+def create_key(
+    settings: Settings, *, org: str, name: str | None, scopes: Sequence[str], expires_in: str | None
+) -> MadeKey:
+    """Make a key in a data directory, which is made if it is new; the server may run meanwhile.
+
+    Raises:
+        Stop: a scope or a duration is none.
+    """
+    try:
+        chosen = {Scope(scope) for scope in scopes} or DEFAULT_SCOPES
+    except ValueError as fault:
+        raise Stop(f"--scope: {fault}; there are {', '.join(Scope)}.", Exit.USAGE) from fault
+    now, lasts = build_clock().now(), None if expires_in is None else read_seconds("--expires-in", expires_in)
+    return in_rows(settings, lambda tx: make_key(tx, org=org, now=now, name=name, scopes=chosen, expires_in=lasts))
 
 
-async def _create(settings: Settings, name: str) -> MadeKey:
-    clock = build_clock()
-    database = Storage(settings=settings, clock=clock).database
+def show_keys(settings: Settings) -> list[dict[str, object]]:
+    """Return what may be shown of every key, the oldest first; times in Unix seconds."""
+    return [
+        {
+            "id": key.id,
+            "org": key.org,
+            "name": key.name,
+            "hint": key.hint,
+            "scopes": [scope for scope in Scope if scope in key.scopes],
+            "created_at": key.created_at,
+            "expires_at": key.expires_at,
+            "revoked_at": key.revoked_at,
+        }
+        for key in in_rows(settings, list_keys)
+    ]
+
+
+def end_key(settings: Settings, *, key_id: str) -> None:
+    """Revoke a key: the next request with it is refused. Said again, it changes nothing.
+
+    Raises:
+        Stop: there is no such key.
+    """
+
+    def statements(tx: Transaction) -> None:
+        revoke_key(tx, key_id=_known(tx, key_id).id, now=now)
+
+    now = int(build_clock().now())
+    in_rows(settings, statements)
+
+
+def rotate_key(settings: Settings, *, key_id: str, overlap: str) -> MadeKey:
+    """Make a key like another one, which is good for the `overlap` more and then expires.
+
+    Raises:
+        Stop: there is no such key, or it is not good any more.
+    """
 
     def statements(tx: Transaction) -> MadeKey:
-        migrate(tx)
-        return make_key(tx, name=name, now=clock.now())
+        old = _known(tx, key_id)
+        if not old.is_live(int(now)):
+            raise Stop(f"The key {key_id} is revoked or expired: make a new one with `keys create`.", Exit.FAULT)
+        lasts = None if old.expires_at is None else old.expires_at - old.created_at
+        expire_key(tx, key_id=old.id, expires_at=int(now + more))
+        return make_key(tx, org=old.org, now=now, name=old.name, scopes=old.scopes, expires_in=lasts)
 
+    now, more = build_clock().now(), read_seconds("--overlap", overlap)
+    return in_rows(settings, statements)
+
+
+def read_seconds(option: str, text: str) -> float:
+    """Return the seconds of a duration such as 90d; 0 is no time at all.
+
+    Raises:
+        Stop: it is none.
+    """
     try:
-        return await database.write(statements)
-    finally:
-        await database.close()
+        return 0.0 if text == "0" else TypeAdapter(_Lasts).validate_python(text)
+    except ValidationError as fault:
+        raise Stop(
+            f"{option}: {text!r} is not a duration such as 90d, 24h or 30m, of 100 years at most.", Exit.USAGE
+        ) from fault
+
+
+def in_rows(settings: Settings, statements: Statements[T]) -> T:
+    """Run statements on the rows of a data directory, which is made, and brought up to date, where it has to be."""
+    data_directory.prepare(settings.data)
+
+    async def run() -> T:
+        try:
+            database = Storage(settings=settings, clock=build_clock()).database
+        except BadSettings as fault:
+            raise Stop(str(fault), Exit.USAGE) from fault
+
+        def all_statements(tx: Transaction) -> T:
+            migrate(tx)
+            return statements(tx)
+
+        try:
+            return await database.write(all_statements)
+        finally:
+            await database.close()
+
+    return asyncio.run(run())
+
+
+def _known(tx: Transaction, key_id: str) -> Key:
+    for key in list_keys(tx, key_id=key_id):
+        return key
+    raise Stop(f"There is no key {key_id}: `batchmill keys list` shows them all.", Exit.FAULT)

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +13,11 @@ from batchmill.cli.exit import Exit, Stop
 from batchmill.settings import BadSettings, Settings, load_settings
 
 app = typer.Typer(name="batchmill", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-keys_app = typer.Typer(no_args_is_help=True, help="Make API keys.")
+keys_app = typer.Typer(no_args_is_help=True, help="API keys: who may ask, for what, until when.")
+orgs_app = typer.Typer(no_args_is_help=True, help="Organisations, and what each may use.")
 models_app = typer.Typer(no_args_is_help=True, help="The built-in model.")
 app.add_typer(keys_app, name="keys")
+app.add_typer(orgs_app, name="orgs")
 app.add_typer(models_app, name="models")
 
 DataOption = Annotated[Path | None, typer.Option(help="Folder that holds everything. [default: ./batchmill-data]")]
@@ -42,6 +45,14 @@ WindowOption = Annotated[int | None, typer.Option(help="Requests in flight at a 
 DrainOption = Annotated[str | None, typer.Option(help="How long open requests may end on a stop. [default: 30s]")]
 LeaseOption = Annotated[str | None, typer.Option(help="How long a silent process is waited for. [default: 15s]")]
 EndpointOption = Annotated[str | None, typer.Option(help="What each line's url must be. [default: the first line's]")]
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The key's id, key_…; `keys list` shows it.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The organisation's name.")]
+FilesOption = Annotated[str | None, typer.Option(help="Files that it may keep.")]
+BytesOption = Annotated[str | None, typer.Option(help="Bytes that its files may have together.")]
+ModelsOption = Annotated[str | None, typer.Option(help="Models that it may use, with commas between.")]
+RateOption = Annotated[str | None, typer.Option(help="Calls of the API that it may make in a minute.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+ListOption = Annotated[bool, typer.Option("--json", help="Print a JSON list.")]
 
 
 def main() -> None:
@@ -210,13 +221,106 @@ def keys_create(
     data: DataOption = None,
     settings: FileOption = None,
     org: Annotated[str, typer.Option(help="Organisation the key is for; made if it is new.")] = "default",
+    name: Annotated[str | None, typer.Option(help="What the key is for, in your words.")] = None,
+    scope: Annotated[
+        list[str] | None, typer.Option(help="read, write or admin. Repeatable. [default: read and write]")
+    ] = None,
+    expires_in: Annotated[
+        str | None, typer.Option(help="How long it is good, such as 90d. [default: for ever]")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print {id, key, org} as JSON.")] = False,
 ) -> None:
     """Make an API key and print it, this once."""
     from batchmill.cli.keys import create_key  # noqa: PLC0415 - as above
 
-    made = create_key(_settings({"data": data, "settings": settings}), name=org)
-    print(json.dumps(asdict(made)) if as_json else made.key)  # noqa: T201 - the command's answer
+    chosen = _settings({"data": data, "settings": settings})
+    made = create_key(chosen, org=org, name=name, scopes=scope or (), expires_in=expires_in)
+    _say(json.dumps(asdict(made)) if as_json else made.key)
+
+
+@keys_app.command("list")
+def keys_list(*, data: DataOption = None, settings: FileOption = None, as_json: ListOption = False) -> None:
+    """List all keys, by id, hint and what they may; never the keys themselves."""
+    from batchmill.cli.keys import show_keys  # noqa: PLC0415 - as above
+
+    _list(show_keys(_settings({"data": data, "settings": settings})), as_json=as_json)
+
+
+@keys_app.command("revoke")
+def keys_revoke(
+    key_id: IdArgument, *, data: DataOption = None, settings: FileOption = None, as_json: JsonOption = False
+) -> None:
+    """Let a key be good for nothing from the next request on."""
+    from batchmill.cli.keys import end_key  # noqa: PLC0415 - as above
+
+    end_key(_settings({"data": data, "settings": settings}), key_id=key_id)
+    _say(json.dumps({"id": key_id, "revoked": True}) if as_json else f"{key_id} is revoked.")
+
+
+@keys_app.command("rotate")
+def keys_rotate(
+    key_id: IdArgument,
+    *,
+    data: DataOption = None,
+    settings: FileOption = None,
+    overlap: Annotated[str, typer.Option(help="How long the old key stays good; 0 ends it at once.")] = "24h",
+    as_json: Annotated[bool, typer.Option("--json", help="Print {id, key, org} as JSON.")] = False,
+) -> None:
+    """Make a key like another, print it, this once, and let the old one expire."""
+    from batchmill.cli.keys import rotate_key  # noqa: PLC0415 - as above
+
+    made = rotate_key(_settings({"data": data, "settings": settings}), key_id=key_id, overlap=overlap)
+    _say(json.dumps(asdict(made)) if as_json else made.key)
+
+
+@orgs_app.command("create")
+def orgs_create(
+    name: NameArgument,
+    *,
+    data: DataOption = None,
+    settings: FileOption = None,
+    max_files: FilesOption = None,
+    max_bytes: BytesOption = None,
+    models: ModelsOption = None,
+    requests_per_minute: RateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an organisation."""
+    from batchmill.cli.orgs import create_org  # noqa: PLC0415 - as above
+
+    limits = {"max_files": max_files, "max_bytes": max_bytes, "models": models}
+    limits["requests_per_minute"] = requests_per_minute
+    made = create_org(_settings({"data": data, "settings": settings}), name=name, limits=limits)
+    _say(json.dumps(made) if as_json else _row(made))
+
+
+@orgs_app.command("list")
+def orgs_list(*, data: DataOption = None, settings: FileOption = None, as_json: ListOption = False) -> None:
+    """List all organisations and what each may use; - is what the server allows everyone."""
+    from batchmill.cli.orgs import show_orgs  # noqa: PLC0415 - as above
+
+    _list(show_orgs(_settings({"data": data, "settings": settings})), as_json=as_json)
+
+
+@orgs_app.command("set")
+def orgs_set(
+    name: NameArgument,
+    *,
+    data: DataOption = None,
+    settings: FileOption = None,
+    max_files: FilesOption = None,
+    max_bytes: BytesOption = None,
+    models: ModelsOption = None,
+    requests_per_minute: RateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Change what an organisation may use, from the next request on; the word none removes a limit."""
+    from batchmill.cli.orgs import set_org  # noqa: PLC0415 - as above
+
+    limits = {"max_files": max_files, "max_bytes": max_bytes, "models": models}
+    limits["requests_per_minute"] = requests_per_minute
+    changed = set_org(_settings({"data": data, "settings": settings}), name=name, limits=limits)
+    _say(json.dumps(changed) if as_json else _row(changed))
 
 
 @models_app.command("fetch")
@@ -229,6 +333,28 @@ def models_fetch() -> None:
     except WeightsMissing as fault:
         raise Stop(str(fault), Exit.NO_BUILTIN_MODEL) from fault
     print(path)  # noqa: T201 - the command's answer
+
+
+def _list(rows: list[dict[str, object]], *, as_json: bool) -> None:
+    """Print rows for people, under the names of their columns, or as JSON, where times are Unix seconds."""
+    if as_json:
+        _say(json.dumps(rows))
+    elif rows:
+        _say("\t".join(rows[0]))
+        for row in rows:
+            _say(_row(row))
+
+
+def _row(row: dict[str, object]) -> str:
+    return "\t".join(_cell(name, value) for name, value in row.items())
+
+
+def _cell(name: str, value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, int) and name.endswith("_at"):
+        return datetime.fromtimestamp(value, UTC).isoformat()
+    return ",".join(value) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _say(line: str) -> None:

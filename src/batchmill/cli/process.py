@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -67,7 +67,9 @@ async def _api(order: Order) -> None:
         server.should_exit = True  # the supervisor starts the next one, which recovers
 
     app = build_api(settings=order.settings, storage=storage, clock=clock, broken=end)
-    server = uvicorn.Server(server_config(app, timeout_graceful_shutdown=_GRACE_SECONDS))
+    server = uvicorn.Server(
+        server_config(app, trusted_proxies=order.settings.trusted_proxies, timeout_graceful_shutdown=_GRACE_SECONDS)
+    )
     await server.serve(sockets=[socket.socket(fileno=order.listen_fd)])
     await storage.database.close()
 
@@ -111,8 +113,16 @@ async def _end(scrapes: "asyncio.Task[None]") -> None:
         structlog.get_logger("metrics").error("/metrics was not served", error=repr(outcome))
 
 
-def server_config(app: App, **more: Any) -> uvicorn.Config:  # noqa: ANN401 - uvicorn's own options
-    """Return how HTTP is served: strict framing, nothing but our own answers and logs (reliability, 4.6)."""
+def server_config(
+    app: App,
+    *,
+    trusted_proxies: Sequence[str] = (),
+    **more: Any,  # noqa: ANN401 - uvicorn's own options
+) -> uvicorn.Config:
+    """Return how HTTP is served: strict framing, nothing but our own answers and logs (reliability, 4.6).
+
+    What a client says of its address is believed from the `trusted_proxies` alone (D12).
+    """
     return uvicorn.Config(
         app,
         interface="asgi3",
@@ -122,6 +132,8 @@ def server_config(app: App, **more: Any) -> uvicorn.Config:  # noqa: ANN401 - uv
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=bool(trusted_proxies),
+        forwarded_allow_ips=list(trusted_proxies),
         **more,
     )
 

@@ -114,7 +114,7 @@ async def _prepare_store(settings: Settings) -> str | None:
         await database.write(unstick)
         if await database.read(has_keys):
             return None
-        made = await database.write(lambda tx: make_key(tx, name="default", now=clock.now()))
+        made = await database.write(lambda tx: make_key(tx, org="default", now=clock.now()))
     except (SQLAlchemyError, OSError) as fault:
         raise Stop(f"The database in {settings.data} cannot be used: {fault}.", Exit.DATA_UNUSABLE) from fault
     except NewerDatabase as fault:

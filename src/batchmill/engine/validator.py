@@ -22,6 +22,7 @@ from batchmill.store.batch import Batch, advance, claim_batch, has_batch, releas
 from batchmill.store.blob import blob_bytes, doom_blob, insert_writing, publish_blob
 from batchmill.store.database import Database, Transaction
 from batchmill.store.model import list_models
+from batchmill.store.organisation import find_allowance
 from batchmill.store.slice import Slice, insert_slices
 
 _CHILD_BYTES = 8 << 20  # larger inputs are checked in a process of their own, off the worker's event loop
@@ -32,7 +33,7 @@ _NEW = (Status.VALIDATING,)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Claimed:
-    """A batch in this Validator's hands, the bytes of its input, and the models that are known."""
+    """A batch in this Validator's hands, the bytes of its input, and the models that its organisation may use."""
 
     batch: Batch
     size: int
@@ -85,9 +86,9 @@ class Validator:
             return None
         now = int(self._clock.now())
         insert_writing(tx, key=_plan_key(batch), organisation_id=batch.organisation_id, now=now)
-        return _Claimed(
-            batch=batch, size=blob_bytes(tx, key=_input_key(batch)), known={name for name, _ in list_models(tx)}
-        )
+        permits = find_allowance(tx, organisation_id=batch.organisation_id).permits
+        known = {name for name, _ in list_models(tx) if permits(name)}
+        return _Claimed(batch=batch, size=blob_bytes(tx, key=_input_key(batch)), known=known)
 
     async def _validate(self, claimed: _Claimed) -> Validation:
         batch = claimed.batch

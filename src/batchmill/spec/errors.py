@@ -90,8 +90,8 @@ def unauthenticated() -> ApiError:
 
 
 def permission_denied(message: str) -> ApiError:
-    """Return the 403."""
-    return ApiError(status=403, type="permission_denied_error", message=message)
+    """Return the 403 for a key that may not do this."""
+    return ApiError(status=403, type="permission_denied_error", message=message, code="insufficient_permissions")
 
 
 def not_found(what: str) -> ApiError:

@@ -32,5 +32,10 @@ def key_digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
+def key_hint(key: str) -> str:
+    """Return the first characters of a key's secret, which people know it by; 232 of its 256 bits stay secret."""
+    return key.removeprefix(KEY_PREFIX)[:6]
+
+
 def _checksum(secret: str) -> str:
     return f"{zlib.crc32(secret.encode()):08x}"

@@ -59,6 +59,7 @@ class Limits:
     max_batches_page: int = 100  # a.8
     files_page: int = 10_000  # a.2
     max_files_page: int = 10_000  # a.2
+    failed_auth_per_minute: int | None = 60  # S10: bad keys from one address
     max_idempotency_key: int = 255  # a.9, in characters
     idempotency_kept: int = _DAY  # choice 9
     retry_replayed: int = 15 * _MINUTE  # choice 9

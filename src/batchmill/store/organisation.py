@@ -1,9 +1,67 @@
-"""Organisations and their keys."""
+"""Organisations, what each may use, and their keys."""
 
-from sqlalchemy import insert, select
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
+import msgspec
+from sqlalchemy import ColumnElement, Row, insert, or_, select, update
+
+from batchmill.spec.scopes import DEFAULT_SCOPES, Scope, read_scopes, write_scopes
 from batchmill.store.database import Transaction
 from batchmill.store.tables import api_key, organisation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """What an organisation may use. None is what the server allows everyone: its limits, every model, any rate."""
+
+    max_files: int | None = None
+    max_bytes: int | None = None
+    models: tuple[str, ...] | None = None
+    requests_per_minute: int | None = None
+
+    def permits(self, model: str) -> bool:
+        """Say whether the organisation may use this model."""
+        return self.models is None or model in self.models
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who asks: the organisation, the digest of the key that was shown, and what the two may do."""
+
+    organisation_id: str
+    digest: str
+    scopes: frozenset[Scope]
+    allowance: Allowance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Organisation:
+    """An organisation; `created_at` in Unix seconds."""
+
+    id: str
+    name: str
+    created_at: int
+    allowance: Allowance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """A key as operators see it, which is never the key itself; times in Unix seconds."""
+
+    id: str
+    organisation_id: str
+    org: str
+    name: str | None
+    hint: str | None
+    scopes: frozenset[Scope]
+    created_at: int
+    expires_at: int | None
+    revoked_at: int | None
+
+    def is_live(self, now: int) -> bool:
+        """Say whether the key is good for a request."""
+        return self.revoked_at is None and (self.expires_at is None or self.expires_at > now)
 
 
 def find_organisation(tx: Transaction, *, name: str) -> str | None:
@@ -12,14 +70,58 @@ def find_organisation(tx: Transaction, *, name: str) -> str | None:
 
 
 def insert_organisation(tx: Transaction, *, organisation_id: str, name: str, now: int) -> None:
-    """Add an organisation."""
+    """Add an organisation, which may use what the server allows everyone."""
     tx.connection.execute(insert(organisation).values(id=organisation_id, name=name, created_at=now))
 
 
-def insert_key(tx: Transaction, *, key_id: str, organisation_id: str, digest: str, now: int) -> None:
+def list_organisations(tx: Transaction) -> Sequence[Organisation]:
+    """Return every organisation, by name."""
+    rows = tx.connection.execute(select(organisation).order_by(organisation.c.name))
+    return [
+        Organisation(id=row.id, name=row.name, created_at=row.created_at, allowance=_allowance(row)) for row in rows
+    ]
+
+
+def find_allowance(tx: Transaction, *, organisation_id: str) -> Allowance:
+    """Return what an organisation may use."""
+    return _allowance(tx.connection.execute(select(organisation).where(organisation.c.id == organisation_id)).one())
+
+
+def save_allowance(tx: Transaction, *, organisation_id: str, allowance: Allowance) -> None:
+    """Say from now on what an organisation may use."""
+    values = {
+        "max_files": allowance.max_files,
+        "max_bytes": allowance.max_bytes,
+        "models": None if allowance.models is None else msgspec.json.encode(allowance.models).decode(),
+        "requests_per_minute": allowance.requests_per_minute,
+    }
+    tx.connection.execute(update(organisation).where(organisation.c.id == organisation_id).values(values))
+
+
+def insert_key(
+    tx: Transaction,
+    *,
+    key_id: str,
+    organisation_id: str,
+    digest: str,
+    now: int,
+    name: str | None = None,
+    hint: str | None = None,
+    scopes: Collection[Scope] = DEFAULT_SCOPES,
+    expires_at: int | None = None,
+) -> None:
     """Add a key by its digest; the key itself is not kept."""
     tx.connection.execute(
-        insert(api_key).values(id=key_id, organisation_id=organisation_id, digest=digest, created_at=now)
+        insert(api_key).values(
+            id=key_id,
+            organisation_id=organisation_id,
+            digest=digest,
+            created_at=now,
+            name=name,
+            hint=hint,
+            scopes=write_scopes(scopes),
+            expires_at=expires_at,
+        )
     )
 
 
@@ -28,7 +130,68 @@ def has_keys(tx: Transaction) -> bool:
     return tx.connection.execute(select(api_key.c.id).limit(1)).first() is not None
 
 
-def organisation_of_key(tx: Transaction, *, digest: str) -> str | None:
-    """Return the organisation of a live key. The look-up is by digest, so its time tells nothing of the key (S3)."""
-    live = select(api_key.c.organisation_id).where(api_key.c.digest == digest, api_key.c.revoked_at.is_(None))
-    return tx.connection.execute(live).scalar()
+def find_caller(tx: Transaction, *, digest: str, now: int) -> Caller | None:
+    """Return whom a live key stands for. The look-up is by digest, so its time tells nothing of the key (S3)."""
+    query = (
+        select(api_key.c.scopes, api_key.c.organisation_id, organisation)
+        .join(organisation, organisation.c.id == api_key.c.organisation_id)
+        .where(api_key.c.digest == digest, _live(now))
+    )
+    row = tx.connection.execute(query).first()
+    if row is None:
+        return None
+    return Caller(
+        organisation_id=row.organisation_id,
+        digest=digest,
+        scopes=read_scopes(row.scopes),
+        allowance=_allowance(row),
+    )
+
+
+def list_keys(tx: Transaction, *, key_id: str | None = None) -> Sequence[Key]:
+    """Return every key, or the one of this id; the oldest first."""
+    query = select(api_key, organisation.c.name.label("org")).join(
+        organisation, organisation.c.id == api_key.c.organisation_id
+    )
+    if key_id is not None:
+        query = query.where(api_key.c.id == key_id)
+    rows = tx.connection.execute(query.order_by(api_key.c.id))
+    return [
+        Key(
+            id=row.id,
+            organisation_id=row.organisation_id,
+            org=row.org,
+            name=row.name,
+            hint=row.hint,
+            scopes=read_scopes(row.scopes),
+            created_at=row.created_at,
+            expires_at=row.expires_at,
+            revoked_at=row.revoked_at,
+        )
+        for row in rows
+    ]
+
+
+def revoke_key(tx: Transaction, *, key_id: str, now: int) -> None:
+    """Let a key be good for no request any more; a key that was revoked before keeps its time."""
+    live = (api_key.c.id == key_id) & api_key.c.revoked_at.is_(None)
+    tx.connection.execute(update(api_key).where(live).values(revoked_at=now))
+
+
+def expire_key(tx: Transaction, *, key_id: str, expires_at: int) -> None:
+    """Let a key be good until then, and no longer than it was."""
+    later = or_(api_key.c.expires_at.is_(None), api_key.c.expires_at > expires_at)
+    tx.connection.execute(update(api_key).where(api_key.c.id == key_id, later).values(expires_at=expires_at))
+
+
+def _live(now: int) -> ColumnElement[bool]:
+    return api_key.c.revoked_at.is_(None) & or_(api_key.c.expires_at.is_(None), api_key.c.expires_at > now)
+
+
+def _allowance(row: Row[tuple[object, ...]]) -> Allowance:
+    return Allowance(
+        max_files=row.max_files,
+        max_bytes=row.max_bytes,
+        models=None if row.models is None else msgspec.json.decode(row.models, type=tuple[str, ...]),
+        requests_per_minute=row.requests_per_minute,
+    )

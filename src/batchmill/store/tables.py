@@ -45,6 +45,11 @@ organisation = Table(
     Column("id", String, primary_key=True),
     Column("name", String, nullable=False, unique=True),
     Column("created_at", BigInteger, nullable=False),
+    # What it may use; null is what the server allows everyone.
+    Column("max_files", BigInteger),
+    Column("max_bytes", BigInteger),
+    Column("models", Text),  # JSON
+    Column("requests_per_minute", BigInteger),
 )
 
 api_key = Table(
@@ -55,6 +60,10 @@ api_key = Table(
     Column("digest", String, nullable=False, unique=True),  # SHA-256 of the key; the key itself is nowhere
     Column("created_at", BigInteger, nullable=False),
     Column("revoked_at", BigInteger),
+    Column("name", String),
+    Column("hint", String),  # its first characters after the prefix, for people to know it by
+    Column("scopes", String, nullable=False, server_default="read write"),
+    Column("expires_at", BigInteger),
 )
 
 # The truth about bytes. `refs` counts the rows that point at the key: a File, a live batch's input or Plan, a Segment.

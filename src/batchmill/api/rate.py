@@ -1,0 +1,54 @@
+"""Token buckets: how many calls a minute someone may make, with bounded memory."""
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from batchmill.clock import Clock
+
+_MINUTE = 60.0
+_MOST = 10_000  # buckets remembered; about 2 MB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """What came of one call: `wait` is the seconds until the next one may be made, `reset` those until all may."""
+
+    allowed: bool
+    limit: int
+    remaining: int
+    wait: int
+    reset: int
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the rate headers of contract a.0."""
+        facts = {b"x-ratelimit-limit": self.limit, b"x-ratelimit-remaining": self.remaining}
+        return [(name, str(value).encode()) for name, value in (facts | {b"x-ratelimit-reset": self.reset}).items()]
+
+
+class Buckets:
+    """A bucket for each name, which fills up evenly; past `most` names the one unused for longest is forgotten."""
+
+    def __init__(self, *, clock: Clock, most: int = _MOST) -> None:
+        self._clock = clock
+        self._most = most
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and when there were so many
+
+    def take(self, name: str, *, per_minute: int) -> Taken:
+        """Take a token out of a bucket that holds `per_minute` (at least 1), if there is one."""
+        now = self._clock.boot()
+        tokens, then = self._buckets.pop(name, (float(per_minute), now))
+        rate = per_minute / _MINUTE
+        tokens = min(float(per_minute), tokens + (now - then) * rate)
+        allowed = tokens >= 1
+        tokens -= allowed
+        self._buckets[name] = tokens, now
+        if len(self._buckets) > self._most:
+            self._buckets.popitem(last=False)
+        return Taken(
+            allowed=allowed,
+            limit=per_minute,
+            remaining=int(tokens),
+            wait=math.ceil(max(0.0, 1 - tokens) / rate),
+            reset=math.ceil((per_minute - tokens) / rate),
+        )

@@ -1,0 +1,85 @@
+"""`batchmill orgs`: make and list organisations, and say what each may use."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from batchmill.assemble import build_clock
+from batchmill.cli.exit import Exit, Stop
+from batchmill.cli.keys import in_rows
+from batchmill.settings import Settings
+from batchmill.spec.ids import mint_id
+from batchmill.store.database import Transaction
+from batchmill.store.organisation import (
+    Organisation,
+    find_organisation,
+    insert_organisation,
+    list_organisations,
+    save_allowance,
+)
+
+_NONE = "none"  # takes a limit away
+_LEAST = {"max_files": 0, "max_bytes": 0, "requests_per_minute": 1}
+_MOST = 1 << 53  # every reader of JSON knows whole numbers up to here
+
+
+def create_org(settings: Settings, *, name: str, limits: Mapping[str, str | None]) -> dict[str, object]:
+    """Make an organisation; `limits` as in `set_org`.
+
+    Raises:
+        Stop: there is one of this name, or a limit makes no sense.
+    """
+    now, values = build_clock().now(), _values(limits)
+
+    def statements(tx: Transaction) -> dict[str, object]:
+        if find_organisation(tx, name=name) is not None:
+            raise Stop(f"There is an organisation {name!r} already.", Exit.FAULT)
+        insert_organisation(tx, organisation_id=mint_id("org", now), name=name, now=int(now))
+        return _changed(tx, name, values)
+
+    return in_rows(settings, statements)
+
+
+def set_org(settings: Settings, *, name: str, limits: Mapping[str, str | None]) -> dict[str, object]:
+    """Change what an organisation may use: a number, or names of models with commas; `none` takes a limit away.
+
+    Raises:
+        Stop: there is no such organisation, or a limit makes no sense.
+    """
+    values = _values(limits)
+    return in_rows(settings, lambda tx: _changed(tx, name, values))
+
+
+def show_orgs(settings: Settings) -> list[dict[str, object]]:
+    """Return every organisation, by name."""
+    return [_shown(organisation) for organisation in in_rows(settings, list_organisations)]
+
+
+def _changed(tx: Transaction, name: str, values: Mapping[str, Any]) -> dict[str, object]:
+    for found in list_organisations(tx):
+        if found.name == name:
+            changed = replace(found, allowance=replace(found.allowance, **values))
+            save_allowance(tx, organisation_id=found.id, allowance=changed.allowance)
+            return _shown(changed)
+    raise Stop(f"There is no organisation {name!r}: `batchmill orgs list` shows them all.", Exit.FAULT)
+
+
+def _values(limits: Mapping[str, str | None]) -> dict[str, Any]:
+    return {name: _value(name, text) for name, text in limits.items() if text is not None}
+
+
+def _value(name: str, text: str) -> object:
+    if text == _NONE:
+        return None
+    if name == "models":
+        return tuple(dict.fromkeys(model for model in text.split(",") if model))
+    least = _LEAST[name]
+    if not (text.isascii() and text.isdigit() and least <= int(text[:17]) <= _MOST and len(text) <= len(str(_MOST))):
+        option = f"--{name.replace('_', '-')}"
+        raise Stop(f"{option}: {text!r} is neither a whole number from {least} on nor the word none.", Exit.USAGE)
+    return int(text)
+
+
+def _shown(organisation: Organisation) -> dict[str, object]:
+    facts = {"id": organisation.id, "name": organisation.name, "created_at": organisation.created_at}
+    return facts | asdict(organisation.allowance)
