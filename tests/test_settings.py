@@ -1,12 +1,15 @@
 """Settings: flags over environment over file, and every wrong one named."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from batchmill.assemble import limits_of
 from batchmill.settings import BackendSettings, BadSettings, Settings, load_settings
+from batchmill.spec.limits import KIMI, OPEN
 
 
 @pytest.fixture(autouse=True)
@@ -105,10 +108,11 @@ def test_each_backend_has_its_time_limit(times: list[str], each: list[float]) ->
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("30s", 30.0), ("2m", 120.0), ("1h", 3600.0), ("1500ms", 1.5), ("2.5", 2.5), ("0.5m", 30.0)]
+    ("text", "seconds"),
+    [("30s", 30.0), ("2m", 120.0), ("1h", 3600.0), ("1500ms", 1.5), ("2.5", 2.5), ("0.5m", 30.0), ("1d", 86_400.0)],
 )
 def test_durations_are_read_with_their_units(text: str, seconds: float) -> None:
-    """A duration is a number with ms, s, m or h; a bare number is seconds."""
+    """A duration is a number with ms, s, m, h or d; a bare number is seconds."""
     assert load_settings({"drain": text}).drain == seconds
 
 
@@ -120,6 +124,7 @@ _WRONG: list[tuple[dict[str, Any], str]] = [
     ({"drain": "1 day"}, "drain: '1 day' is not a duration such as 30s or 2m"),
     ({"lease": "0.5s"}, "lease: "),
     ({"window": 0}, "window: "),
+    ({"retention": "0.5s"}, "retention: "),
     ({"backend": ["gpu-1:8000"]}, "backend.0.url: "),
     ({"backend": ["http://gpu-1", "http:///v1"]}, "backend.1.url: "),
     ({"backend": ["http://gpu-1"], "backend_key_env": ["A", "B"]}, "backend_key_env: "),
@@ -188,3 +193,96 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     path.write_text("port = 1\nport =\n")
     with pytest.raises(BadSettings, match=r"broken\.toml: .*line 2"):
         load_settings({"settings": path})
+
+
+def test_each_limit_can_be_set_over_the_profiles(tmp_path: Path) -> None:
+    """`[limits_override]` changes what it names and leaves the profile's other limits; `none` takes a limit away."""
+    text = (
+        '[limits_override]\nmax_lines = 50000\nwindow_units = ["m", "h"]\nmodels_per_file = "none"\nwindow_min = 60\n'
+    )
+    path = _file(tmp_path, text)
+    changed = {"max_lines": 50_000, "window_units": ("m", "h"), "models_per_file": None, "window_min": 60}
+    assert limits_of(load_settings({"settings": path})) == replace(KIMI, **changed)
+    assert limits_of(load_settings({"settings": path, "limits": "open"})) == replace(OPEN, **changed)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("max_line = 1", "max_line"),
+        ("max_lines = true", "max_lines"),
+        ('max_lines = "5"', "max_lines"),
+        ("max_lines = 1.5", "max_lines"),
+        ("max_lines = 1979-05-27", "max_lines"),
+        ("max_lines = 0", "max_lines"),
+        ("max_custom_id = -1", "max_custom_id"),
+        ('max_custom_id = "none"', "max_custom_id"),
+        ("max_depth = 501", "max_depth"),
+        ("window_min = 604801", "window_min"),
+        ("window_max = 43199", "window_min"),
+        ("batches_page = 101", "batches_page"),
+        ("expires_after_min = 9999999", "expires_after_min"),
+        ('window_units = ["w"]', "window_units"),
+        ("window_units = []", "window_units"),
+        ("window_units = 5", "window_units"),
+        ('endpoints = ["/v1/embeddings"]', "default_endpoint"),
+        ('extension = ""', "extension"),
+    ],
+)
+def test_a_limit_that_makes_no_sense_is_named(tmp_path: Path, text: str, name: str) -> None:
+    """An unknown limit, one of the wrong type and one that contradicts another are wrong settings."""
+    with pytest.raises(BadSettings, match=rf"^limits_override\.{name}: "):
+        load_settings({"settings": _file(tmp_path, f"[limits_override]\n{text}\n")})
+
+
+def test_limits_that_contradict_another_profile_are_named(tmp_path: Path) -> None:
+    """`batchmill run` takes the open profile by itself; what does not go together with that is no fault of ours."""
+    path = _file(tmp_path, "[limits_override]\nwindow_max = 59\nwindow_min = 58\n")
+    settings = load_settings({"settings": path}).model_copy(update={"limits_override": {"window_max": 59}})
+    with pytest.raises(BadSettings, match=r"^limits_override\.window_min: "):
+        limits_of(settings)
+
+
+def test_models_are_configured_by_name(tmp_path: Path) -> None:
+    """`[models."NAME"]` says what there is to say of a model; what is not set is not shown."""
+    text = """
+        [models."org/big"]
+        aliases = ["big"]
+        batch = false
+        locked = {n = 1, temperature = [1.0, 0.6]}
+        owned_by = "us"
+        context_length = 4096
+        supports_image_in = true
+        supports_reasoning = false
+    """
+    facts = load_settings({"settings": _file(tmp_path, text)}).catalogue.facts("big")
+    assert (facts.name, facts.aliases, facts.batch, facts.owned_by) == ("org/big", ("big",), False, "us")
+    assert facts.locked == {"n": [1], "temperature": [1.0, 0.6]}
+    assert facts.extras == {"context_length": 4096, "supports_image_in": True, "supports_reasoning": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "beginning"),
+    [
+        ('[models.m]\ncolour = "red"', "models.m.colour: "),
+        ('[models.m]\nbatch = "no"', "models.m.batch: "),
+        ("[models.m]\nbatch = 0", "models.m.batch: "),
+        ("[models.m]\ncontext_length = 0", "models.m.context_length: "),
+        ('[models.m]\naliases = [""]', "models.m.aliases.0: "),
+        ("[models.m.locked]\nn = {a = 1}", "models.m.locked.n"),
+        ('[models.m]\naliases = ["n"]\n[models.n]\n', "models.m.aliases: "),
+        ('[models.m]\naliases = ["x"]\n[models.n]\naliases = ["x"]\n', "models.n.aliases: "),
+    ],
+)
+def test_a_model_that_is_configured_wrongly_is_named(tmp_path: Path, text: str, beginning: str) -> None:
+    """The sentence begins with the model's name and what is wrong about it."""
+    with pytest.raises(BadSettings) as caught:
+        load_settings({"settings": _file(tmp_path, text)})
+    assert str(caught.value).startswith(beginning)
+
+
+def test_media_must_be_public_where_it_is_said(tmp_path: Path) -> None:
+    """`media_urls` is a limit like others; by default a URL is the backend's business."""
+    assert limits_of(load_settings({})).media_urls == "any"
+    path = _file(tmp_path, 'media_urls = "public"\n')
+    assert limits_of(load_settings({"settings": path, "limits": "open"})) == replace(OPEN, media_urls="public")

@@ -36,7 +36,7 @@ from batchmill.engine.validator import Validator
 from batchmill.engine.worker import Worker
 from batchmill.ledger.ledger import Ledger
 from batchmill.schedule.pace import Pace
-from batchmill.settings import BackendSettings, BadSettings, Settings
+from batchmill.settings import BackendSettings, BadSettings, Settings, limits_over
 from batchmill.spec.ids import mint_id
 from batchmill.spec.limits import PROFILES, Limits
 from batchmill.store.database import SqliteDatabase
@@ -92,8 +92,19 @@ def _refuse_what_is_not_built(settings: Settings) -> None:
 
 
 def limits_of(settings: Settings) -> Limits:
-    """Return the limits of the chosen profile."""
-    return PROFILES[settings.limits]
+    """Return the limits of the chosen profile, with those that the settings override.
+
+    Raises:
+        BadSettings: They do not go together with this profile.
+    """
+    try:
+        return limits_over(PROFILES[settings.limits], {"media_urls": settings.media_urls} | settings.limits_override)
+    except ValueError as fault:
+        raise BadSettings(str(fault)) from fault
+
+
+def _retention(settings: Settings) -> int | None:
+    return None if settings.retention is None else int(settings.retention)
 
 
 def build_api(*, settings: Settings, storage: Storage, clock: Clock, broken: Callable[[], None]) -> App:
@@ -106,6 +117,8 @@ def build_api(*, settings: Settings, storage: Storage, clock: Clock, broken: Cal
         limits=limits_of(settings),
         version=version("batchmill"),
         broken=broken,
+        retention=_retention(settings),
+        catalogue=settings.catalogue,
     )
 
 
@@ -180,7 +193,14 @@ def build_worker(
         blobs=blobs,
         room=storage.room,
         lanes=Lanes(lanes=lanes, router=router),
-        sender=Sender(clock=clock, draw=random.random, once=once, unwell=scout, metrics=metrics),
+        sender=Sender(
+            clock=clock,
+            draw=random.random,
+            once=once,
+            unwell=scout,
+            metrics=metrics,
+            catalogue=settings.catalogue,
+        ),
         lease=lease,
         clock=clock,
         bell=run,
@@ -198,11 +218,22 @@ def build_worker(
         runner=runner,
         loops=(
             (
-                Validator(blobs=blobs, room=room, limits=limits_of(settings), accepted=run, **mine),
+                Validator(
+                    blobs=blobs,
+                    room=room,
+                    limits=limits_of(settings),
+                    accepted=run,
+                    catalogue=settings.catalogue,
+                    **mine,
+                ),
                 validate,
                 _IDLE_SECONDS,
             ),
-            (Finalizer(blobs=blobs, room=room, **mine), Bell(clock=clock), _IDLE_SECONDS),
+            (
+                Finalizer(blobs=blobs, room=room, retention=_retention(settings), **mine),
+                Bell(clock=clock),
+                _IDLE_SECONDS,
+            ),
             (
                 Sweeper(database=database, blobs=blobs, room=room, router=router, clock=clock),
                 Bell(clock=clock),

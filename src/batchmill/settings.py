@@ -1,6 +1,9 @@
 """One frozen settings object: file < environment < flags."""
 
+import json
 import re
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from ipaddress import ip_network
 from pathlib import Path
 from tomllib import TOMLDecodeError
@@ -13,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -26,8 +30,11 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from batchmill.spec.limits import PROFILES, Limits
+from batchmill.spec.models import Catalogue, ModelFacts
+
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, None: 1.0}
 _LAST_PORT = 65535
 _SCHEMES = ("http", "https", "echo")
 
@@ -73,6 +80,40 @@ class BackendSettings(BaseModel):
         return url
 
 
+_Value = bool | int | float | str
+
+
+class ModelSettings(BaseModel):
+    """One `[models."NAME"]`: what is to be said of a model that backends serve under this name.
+
+    `locked` gives each locked parameter the value that it may have, or a list of them. What has no default is a member
+    of the model's object on the wire where it is set (contract a.10).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    aliases: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), strict=False)
+    batch: bool = True
+    locked: dict[str, _Value | list[_Value]] = Field(default_factory=dict)
+    owned_by: str = "batchmill"
+    context_length: int | None = Field(default=None, ge=1)
+    supports_image_in: bool | None = None
+    supports_video_in: bool | None = None
+    supports_reasoning: bool | None = None
+
+    def facts(self, name: str) -> ModelFacts:
+        """Return it as the rest of the program knows it."""
+        shown = ("context_length", "supports_image_in", "supports_video_in", "supports_reasoning")
+        return ModelFacts(
+            name=name,
+            aliases=self.aliases,
+            batch=self.batch,
+            locked={param: values if isinstance(values, list) else [values] for param, values in self.locked.items()},
+            owned_by=self.owned_by,
+            extras={member: value for member in shown if (value := getattr(self, member)) is not None},
+        )
+
+
 def _backend(value: object) -> object:
     """Read `URL#model-a,model-b`; anything but text stays for the validator."""
     if not isinstance(value, str):
@@ -115,6 +156,9 @@ class Settings(BaseSettings):
     backend_key_env: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = ()
     backend_timeout: Annotated[tuple[Seconds, ...], NoDecode, BeforeValidator(_words)] = ()
     limits: Literal["kimi", "open"] = "kimi"
+    models: dict[str, ModelSettings] = Field(default_factory=dict)
+    media_urls: Literal["any", "public"] = "any"
+    limits_override: dict[str, Any] = Field(default_factory=dict)  # any field of Limits, over the profile's
     database: str | None = None
     blobs: str | None = None
     settings: Path | None = None
@@ -123,6 +167,7 @@ class Settings(BaseSettings):
     on_unknown_outcome: Literal["retry", "fail"] = "retry"
     window: int = Field(default=8, ge=1)
     model: Path | None = None  # a GGUF file for the built-in engine, in place of its own
+    retention: Annotated[Seconds, Field(ge=1)] | None = None  # files without a time of their own; None: for ever
     log_format: Literal["text", "json"] = "text"
     # Addresses and networks whose X-Forwarded-For is believed.
     trusted_proxies: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_words)] = ()
@@ -133,6 +178,16 @@ class Settings(BaseSettings):
             raise ValueError("backend_key_env: give one name for each backend, in their order; - stands for none")
         if len(self.backend_timeout) not in {0, 1, len(self.backend)}:
             raise ValueError("backend_timeout: give one time for all backends, or one for each, in their order")
+        return self
+
+    @model_validator(mode="after")
+    def _has_limits_that_make_sense(self) -> Self:
+        limits_over(PROFILES[self.limits], self.limits_override)
+        return self
+
+    @model_validator(mode="after")
+    def _has_names_for_one_model_each(self) -> Self:
+        _ = self.catalogue
         return self
 
     @model_validator(mode="after")
@@ -147,6 +202,11 @@ class Settings(BaseSettings):
         if self.metrics_port is not None:
             return self.metrics_port
         return self.port and self.port + 1
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What is configured of models."""
+        return Catalogue(model.facts(name) for name, model in self.models.items())
 
     @property
     def backends(self) -> tuple[BackendSettings, ...]:
@@ -175,6 +235,37 @@ class Settings(BaseSettings):
             raise BadSettings(f"settings: there is no file {path}")
         file = TomlConfigSettingsSource(settings_cls, toml_file=path)
         return init_settings, env_settings, file
+
+
+def limits_over(profile: Limits, override: Mapping[str, Any]) -> Limits:
+    """Return a profile with some of its limits set anew (choice 1); the word `none` stands for no limit.
+
+    Raises:
+        ValueError: A name or a value makes no sense; each line of the text begins with `limits_override.NAME`.
+    """
+    types = {field.name: field.type for field in fields(Limits)}
+    chosen: dict[str, Any] = {}
+    wrong: list[str] = []
+    for name, value in override.items():
+        if name not in types:
+            wrong.append(f"limits_override.{name}: there is no such limit")
+            continue
+        try:  # JSON's strict rules are TOML's: true is no number, 1.5 no whole one, an array is a tuple
+            chosen[name] = _strictly(types[name], None if value == "none" else value)
+        except ValidationError as error:
+            wrong += [f"limits_override.{name}: {each['msg']}" for each in error.errors()]
+        except TypeError:  # a date, say
+            wrong.append(f"limits_override.{name}: {value} is no number, text or list")
+    if wrong:
+        raise ValueError("\n".join(wrong))
+    try:
+        return replace(profile, **chosen)
+    except ValueError as error:
+        raise ValueError(f"limits_override.{error}") from error
+
+
+def _strictly(kind: Any, value: object) -> Any:  # noqa: ANN401 - any type, and a value of it
+    return TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
 
 
 def load_settings(flags: dict[str, Any]) -> Settings:

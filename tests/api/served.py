@@ -23,6 +23,7 @@ from batchmill.blobs.space import Boundless, Room
 from batchmill.cli.process import server_config
 from batchmill.spec.ids import key_digest, mint_id, mint_key
 from batchmill.spec.limits import KIMI, Limits
+from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
 from batchmill.store.database import SqliteDatabase, Transaction
 from batchmill.store.migrate import migrate
 from batchmill.store.organisation import Allowance, insert_key, insert_organisation, save_allowance
@@ -76,6 +77,8 @@ class Served:
         room: Room | None = None,
         migrated: bool = True,
         trusted_proxies: Sequence[str] = (),
+        retention: int | None = None,
+        catalogue: Catalogue = NOTHING_CONFIGURED,
     ) -> None:
         self.clock = FakeClock()
         self.broken = threading.Event()
@@ -92,6 +95,8 @@ class Served:
             limits=limits,
             version="0.0.1",
             broken=self.broken.set,
+            retention=retention,
+            catalogue=catalogue,
         )
         self._server = uvicorn.Server(server_config(app, trusted_proxies=trusted_proxies))
         self._listening = socket.create_server(("127.0.0.1", 0))

@@ -1,10 +1,14 @@
+import asyncio
 import http.client
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from urllib.parse import quote
 
 import pytest
 
-from api.served import LINE, Tenant
+from api.served import LINE, Served, Tenant, file_part, text_part
+from batchmill.backends.router import Router
+from batchmill.blobs.space import Boundless
+from batchmill.engine.sweeper import Sweeper
 from batchmill.store.tables import blob
 
 NOT_FOUND = (404, "resource_not_found_error", None, "resource_not_found")
@@ -73,6 +77,26 @@ def test_an_expired_file_is_not_there(tenant: Tenant) -> None:
     assert tenant.call("GET", "/v1/files").json["data"] == []
     refused = tenant.send_json({"input_file_id": file_id, "completion_window": "24h"})
     assert refused.error == (400, "invalid_request_error", "input_file_id", "invalid_value")
+
+
+def test_a_file_lasts_as_long_as_it_says_or_else_as_the_server_keeps_files(serve: Callable[..., Served]) -> None:
+    """Past the retention a file without a time of its own is a 404, and the Sweeper removes its bytes."""
+    served = serve(retention=7200)
+    tenant = served.tenant()
+    kept = tenant.upload()
+    expiry = (text_part("expires_after[anchor]", "created_at"), text_part("expires_after[seconds]", "86400"))
+    own = tenant.send_form(text_part("purpose", "batch"), *expiry, file_part(LINE)).json
+    assert kept["expires_at"] == kept["created_at"] + 7200
+    assert own["expires_at"] == own["created_at"] + 86_400
+    served.clock.time += 7200
+    assert tenant.call("GET", f"/v1/files/{kept['id']}/content").error == NOT_FOUND
+    sweeper = Sweeper(
+        database=served.database, blobs=served.blobs, room=Boundless(), router=Router([]), clock=served.clock
+    )
+    while asyncio.run(sweeper.step()):
+        pass
+    assert len(tenant.bytes_on_disk()) == 1
+    assert tenant.call("GET", f"/v1/files/{own['id']}/content").body == LINE
 
 
 def test_a_delete_works_as_every_client_sends_it(tenant: Tenant) -> None:

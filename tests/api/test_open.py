@@ -1,4 +1,7 @@
+import re
 from collections.abc import Callable
+
+import pytest
 
 from api.served import Served
 from batchmill.store.model import BackendState, save_backend
@@ -34,6 +37,28 @@ def test_the_documents_need_no_key(served: Served) -> None:
         assert operation["description"]
         assert "422" not in operation["responses"]
         assert ("security" in operation) == ("/v1/" in name)
+
+
+def test_the_page_loads_nothing_from_elsewhere(served: Served) -> None:
+    """Everything that `/docs` and its style sheet name is answered by this server, without a key."""
+    page = served.call("GET", "/docs").body.decode()
+    named = re.findall(r"""(?:src|href)=["']([^"']+)["']|url: ["']([^"']+)["']""", page)
+    paths = {path for pair in named for path in pair if path}
+    assert len(paths) == 4
+    assert not any("//" in path for path in paths)
+    assert "://" not in page
+    for path in paths:
+        assert served.call("GET", path).status == 200
+    style = served.call("GET", "/docs/assets/swagger-ui.css").body.decode()
+    assert all(url.startswith("data:") for url in re.findall(r"""url\(["']?([^"')]+)""", style))
+
+
+@pytest.mark.parametrize("path", ["/docs/assets/nothing.js", "/docs/assets/../core.py", "/docs/assets/%2e%2e/core.py"])
+def test_only_the_pages_files_are_there(served: Served, path: str) -> None:
+    """No other file of the machine is served; another method is told the right ones."""
+    assert served.call("GET", path).error == (404, "resource_not_found_error", None, "unknown_url")
+    answer = served.call("POST", "/docs/assets/swagger-ui.css")
+    assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD")
 
 
 def test_a_living_process_says_so(served: Served) -> None:

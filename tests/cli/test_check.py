@@ -148,3 +148,18 @@ def test_a_reader_that_has_seen_enough_is_no_fault(processes: Processes, tmp_pat
     ended = processes.run(["sh", "-c", '"$0" -m batchmill check "$1" --all | head -1', BATCHMILL[0], str(path)])
     told = "line 1: Line 1 is not valid JSON (byte 2 of the line). [invalid_json_line]\n"
     assert (ended.code, ended.out, ended.err) == (0, told, "")
+
+
+def test_the_limits_of_the_settings_file_count(processes: Processes, tmp_path: Path) -> None:
+    """`[limits_override]` binds `check`, too, and a limit that does not exist stops it before it reads anything."""
+    path, settings = tmp_path / "good.jsonl", tmp_path / "settings.toml"
+    path.write_bytes(joined(plain_lines(3)))
+    settings.write_text("[limits_override]\nmax_lines = 2\n")
+    ended = processes.batchmill("check", path, "--settings", settings)
+    assert (ended.code, ended.out.splitlines()[0]) == (
+        1,
+        "The input: The file holds more than 2 requests. [too_many_tasks]",
+    )
+    settings.write_text("[limits_override]\nmax_line = 2\n")
+    ended = processes.batchmill("check", path, "--settings", settings)
+    assert (ended.code, "limits_override.max_line: there is no such limit" in ended.err) == (2, True)

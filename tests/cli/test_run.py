@@ -214,3 +214,25 @@ def _read(leader: int) -> str:
     finally:
         os.close(leader)
     return b"".join(pieces).decode()
+
+
+def test_aliases_and_locked_parameters_of_the_settings_file_count(processes: Processes, tmp_path: Path) -> None:
+    """A line for an alias is answered; one with another value for a locked parameter ends as a 400 of ours, unsent."""
+    settings, source, output = tmp_path / "settings.toml", tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    settings.write_text('[models.echo]\naliases = ["nick"]\nlocked = { temperature = 1.0 }\n')
+    bodies = {
+        "good": {"model": "nick", "messages": [{"role": "user", "content": "hi"}], "temperature": 1},
+        "hot": {"model": "nick", "messages": [{"role": "user", "content": "hi"}], "temperature": 2},
+    }
+    lines = [
+        {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}
+        for name, body in bodies.items()
+    ]
+    source.write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+    assert run(processes, source, output, "--settings", settings).code == 3
+    assert custom_ids(output) == ["good"]
+    assert json.loads(output.read_text())["response"]["body"]["model"] == "echo"
+    failed = json.loads((tmp_path / "out.errors.jsonl").read_text())
+    assert failed["custom_id"] == "hot"
+    assert failed["response"]["status_code"] == 400
+    assert failed["response"]["body"]["error"]["param"] == "temperature"

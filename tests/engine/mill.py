@@ -26,6 +26,7 @@ from batchmill.ledger.ledger import Ledger
 from batchmill.schedule.pace import Pace
 from batchmill.spec.ids import mint_id
 from batchmill.spec.limits import OPEN, Limits
+from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
 from batchmill.spec.objects import BatchObject, FileObject
 from batchmill.spec.states import Event, Status
 from batchmill.store.batch import Batch, advance, batches_by_id, insert_batch
@@ -114,6 +115,7 @@ class Mill:
     clock: FakeClock
     room: Room = field(default_factory=Boundless)
     limits: Limits = OPEN
+    catalogue: Catalogue = NOTHING_CONFIGURED
     _files: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -124,7 +126,14 @@ class Mill:
         await database.write(migrate)
         return cls(folder=folder, database=database, blobs=DiskBlobs(folder=folder / "blobs"), clock=clock)
 
-    def hand(self, *backends: Backend, window: int = 8, bounds: GroupBounds | None = None, once: bool = False) -> Hand:
+    def hand(
+        self,
+        *backends: Backend,
+        window: int = 8,
+        bounds: GroupBounds | None = None,
+        once: bool = False,
+        retention: int | None = None,
+    ) -> Hand:
         """Build a worker's loops over these backends."""
         worker_id = mint_id("worker", self.clock.now())
         mine: dict[str, Any] = {
@@ -143,7 +152,9 @@ class Mill:
             blobs=self.blobs,
             room=self.room,
             lanes=Lanes(lanes=lanes, router=router),
-            sender=Sender(clock=self.clock, draw=lambda: 0.5, once=once, unwell=bell, metrics=metrics),
+            sender=Sender(
+                clock=self.clock, draw=lambda: 0.5, once=once, unwell=bell, metrics=metrics, catalogue=self.catalogue
+            ),
             lease=lease,
             clock=self.clock,
             bell=bell,
@@ -154,8 +165,8 @@ class Mill:
         return Hand(
             worker_id=worker_id,
             runner=runner,
-            validator=Validator(room=self.room, limits=self.limits, accepted=bell, **mine),
-            finalizer=Finalizer(room=self.room, **mine),
+            validator=Validator(room=self.room, limits=self.limits, accepted=bell, catalogue=self.catalogue, **mine),
+            finalizer=Finalizer(room=self.room, retention=retention, **mine),
             scout=Scout(
                 database=self.database, lanes=lanes, router=router, clock=self.clock, learned=(bell,), metrics=metrics
             ),

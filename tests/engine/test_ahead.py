@@ -17,21 +17,21 @@ def running(rate: int) -> Ahead:
 def test_a_worker_that_begins_claims_one_slice() -> None:
     """Without a rate it wants a window's worth of lines, and at least a Slice while it has less."""
     ahead = Ahead(now=0.0)
-    assert ahead.slices(pending=0, window=8) == 1
-    assert ahead.slices(pending=7, window=8) == 1
-    assert ahead.slices(pending=8, window=8) == 0
+    assert ahead.slices(pending=0, window=8, lines=SLICE_LINES) == 1
+    assert ahead.slices(pending=7, window=8, lines=SLICE_LINES) == 1
+    assert ahead.slices(pending=8, window=8, lines=SLICE_LINES) == 0
 
 
 def test_a_fast_worker_claims_twenty_seconds_of_work() -> None:
     """It fills up to twenty seconds at its own rate, once less than ten are in hand."""
     ahead, rate = running(100), 100
-    assert ahead.slices(pending=10 * rate, window=8) == 0
-    assert ahead.slices(pending=9 * rate, window=8) == round(11 * rate / SLICE_LINES)
+    assert ahead.slices(pending=10 * rate, window=8, lines=SLICE_LINES) == 0
+    assert ahead.slices(pending=9 * rate, window=8, lines=SLICE_LINES) == round(11 * rate / SLICE_LINES)
 
 
 def test_no_claim_is_without_bound() -> None:
     """However fast it is, it takes sixteen Slices at once: others want some, too."""
-    assert running(10_000).slices(pending=0, window=8) == 16
+    assert running(10_000).slices(pending=0, window=8, lines=SLICE_LINES) == 16
 
 
 def test_the_rate_follows_what_ends() -> None:
@@ -39,4 +39,11 @@ def test_the_rate_follows_what_ends() -> None:
     ahead = running(1000)
     for second in range(61, 121):
         ahead.measure(float(second))
-    assert ahead.slices(pending=8, window=8) == 0
+    assert ahead.slices(pending=8, window=8, lines=SLICE_LINES) == 0
+
+
+def test_short_slices_are_claimed_by_their_lines() -> None:
+    """Where a file changes its model from line to line, many Slices are claimed at once, but not any number."""
+    ahead = Ahead(now=0.0)
+    assert ahead.slices(pending=0, window=8, lines=2) == 8
+    assert ahead.slices(pending=0, window=512, lines=1) == 64

@@ -2,6 +2,8 @@
 
 import errno
 
+import pytest
+
 from batchmill.spec.states import Status
 from batchmill.store.batch import claim_batch
 from engine.faulty import FaultyBlobs
@@ -66,13 +68,16 @@ async def test_a_runner_that_does_not_let_go_is_fenced(mill: Mill) -> None:
     assert (await mill.look(batch_id)).object.counts.failed == 5
 
 
-async def test_result_files_may_expire(mill: Mill) -> None:
-    """`output_expires_after` counts from the result file's own creation, and the Sweeper removes it then."""
-    hand = mill.hand(mill.echo())
-    batch_id = await mill.batch(lines(2), output_expires_after=3600)
+@pytest.mark.parametrize(("own", "retention"), [(3600, None), (None, 3600), (3600, 60), (3600, 7200)])
+async def test_result_files_may_expire(mill: Mill, own: int | None, retention: int | None) -> None:
+    """`output_expires_after`, else the retention, counts from the result file's own creation; then it is swept."""
+    hand = mill.hand(mill.echo(), retention=retention)
+    batch_id = await mill.batch(lines(2), output_expires_after=own)
     assert await mill.finish(hand, batch_id) is Status.COMPLETED
+    await mill.clock.advance(3500)
+    await mill.sweeper.step()
     assert len(await mill.results(batch_id)) == 2
-    await mill.clock.advance(3601)
+    await mill.clock.advance(101)
     for _ in range(3):
         await mill.sweeper.step()
     left = [key for key in mill.blobs.keys(before=float("inf")) if "output" in key]

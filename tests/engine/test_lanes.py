@@ -1,5 +1,7 @@
 """Which Backends of a worker can take a line now."""
 
+from collections.abc import Collection
+
 import pytest
 
 from batchmill.backends.router import Router
@@ -39,9 +41,9 @@ def test_slots_are_counted_for_each_model(lanes: Lanes) -> None:
 def test_a_lane_that_fell_counts_for_nothing(lanes: Lanes) -> None:
     """While a circuit is open its models, its window and its slots are not there."""
     first, second = lanes
-    assert (lanes.open_models(), lanes.window()) == (frozenset("abc"), 5)
+    assert (lanes.open_models(), lanes.window("abc")) == (frozenset("abc"), 5)
     fell(first)
-    assert (lanes.open_models(), lanes.window()) == (frozenset("bc"), 3)
+    assert (lanes.open_models(), lanes.window("abc")) == (frozenset("bc"), 3)
     assert [lanes.free_slots(model) for model in "abc"] == [0, 3, 3]
     assert lanes.free_lane("a", 1.0) is None
     assert lanes.free_lane("b", 1.0) is second
@@ -55,3 +57,18 @@ def test_the_first_free_lane_takes_a_line(lanes: Lanes) -> None:
         first.pace.sent(0.0)
     assert lanes.free_lane("b", 0.0) is second
     assert lanes.free_lane("a", 0.0) is None
+
+
+def test_a_lane_is_hungry_whatever_the_others_have(lanes: Lanes) -> None:
+    """What is in hand for one lane's model does not feed a lane that serves another."""
+    first, second = lanes
+    in_hand = {"a": 100, "b": 0, "c": 2}
+
+    def pending(models: Collection[str]) -> int:
+        return sum(in_hand[model] for model in models)
+
+    assert lanes.hungry_models(pending) == lanes.served_by(second)
+    assert lanes.window("a") == first.pace.window
+    assert lanes.window("c") == second.pace.window
+    fell(second)
+    assert lanes.hungry_models(pending) == frozenset()

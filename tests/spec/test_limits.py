@@ -1,6 +1,7 @@
 """The numbers of the contract."""
 
 from dataclasses import FrozenInstanceError, replace
+from typing import Any
 
 import pytest
 
@@ -39,3 +40,20 @@ def test_a_depth_that_the_parsers_cannot_bear_is_refused() -> None:
     """The bound on nesting must hold before a parser gives up by itself."""
     with pytest.raises(ValueError, match="max_depth"):
         replace(KIMI, max_depth=DEEPEST + 1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_lines": 0},
+        {"extension": ""},
+        {"endpoints": ()},
+        {"window_min": 2, "window_max": 1},
+        {"default_endpoint": "/v1/other"},
+        {"window_units": ("w",)},
+    ],
+)
+def test_limits_that_contradict_themselves_are_refused(wrong: dict[str, Any]) -> None:
+    """The sentence begins with the name of the limit."""
+    with pytest.raises(ValueError, match=rf"^{next(iter(wrong))}: "):
+        replace(KIMI, **wrong)

@@ -69,3 +69,14 @@ def test_no_text_is_more_than_refused(text: str) -> None:
     """Any text at all is a window or an ApiError."""
     with suppress(ApiError):
         assert KIMI.window_min <= window_seconds(text, KIMI) <= KIMI.window_max
+
+
+@given(st.text(max_size=8) | st.from_regex(r"[0-9٠-٩]{1,6}[mhdwHD]?\n?", fullmatch=True))
+def test_a_window_is_of_its_grammar_or_refused(text: str) -> None:
+    """Whatever is accepted is plain digits without a leading zero and one of the units (contract c.4)."""
+    with suppress(ApiError):
+        assert KIMI.window_min <= window_seconds(text, KIMI) <= KIMI.window_max
+        assert text.isascii()
+        assert text[:-1].isdigit()
+        assert text[0] != "0"
+        assert text[-1] in "hd"

@@ -4,16 +4,17 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, Request, Response
 from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
+from starlette.routing import Match, Mount
 
 from batchmill.api.answer import error_answer
 from batchmill.api.batches import batch_routes
 from batchmill.api.fault import as_api_error
 from batchmill.api.files import file_routes
-from batchmill.api.gate import App, Gate
+from batchmill.api.gate import DOCS_ASSETS, App, Gate
 from batchmill.api.health import health_routes
 from batchmill.api.models import model_routes
 from batchmill.api.replay import Replays
@@ -23,9 +24,10 @@ from batchmill.clock import Clock
 from batchmill.spec import errors
 from batchmill.spec.errors import ApiError
 from batchmill.spec.limits import Limits
+from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
 from batchmill.store.database import Database
 
-_METHODS = ("DELETE", "GET", "POST")
+_METHODS = ("DELETE", "GET", "HEAD", "POST")
 _NULLABLE = MappingProxyType({"type": ["string", "null"]})
 
 # For the OpenAPI document only: one envelope answers every fault (contract a.0).
@@ -58,14 +60,12 @@ def create_app(
     limits: Limits,
     version: str,
     broken: Callable[[], None],
+    retention: int | None = None,
+    catalogue: Catalogue = NOTHING_CONFIGURED,
 ) -> App:
-    """Build the API: the nine routes of the contract, models, and health; `broken` as in `Gate`."""
-    app = FastAPI(
-        title="Batchmill",
-        version=version,
-        redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
-        redirect_slashes=False,
+    """Build the API: the contract's routes, models, and health; `broken` as in `Gate`, `retention` in seconds."""
+    app = FastAPIOffline(  # its page loads nothing from any other host
+        title="Batchmill", version=version, redoc_url=None, static_url=DOCS_ASSETS, redirect_slashes=False
     )
     documented: dict[str, Any] = {
         "dependencies": [Depends(HTTPBearer(auto_error=False))],  # the gate asks for the key; this says so in the docs
@@ -83,9 +83,9 @@ def create_app(
         "limits": limits,
         "replays": Replays(database=database, clock=clock, limits=limits),
     }
-    app.include_router(file_routes(blobs=blobs, **shared), **documented)
+    app.include_router(file_routes(blobs=blobs, retention=retention, **shared), **documented)
     app.include_router(batch_routes(**shared), **documented)
-    app.include_router(model_routes(database=database), **documented)
+    app.include_router(model_routes(database=database, catalogue=catalogue), **documented)
     app.include_router(health_routes(database=database, blobs=blobs, clock=clock))
     app.add_exception_handler(HTTPException, _routing_answer)
     app.add_exception_handler(ApiError, _fault_answer)
@@ -108,6 +108,7 @@ async def _routing_answer(request: Request, fault: Exception) -> Response:
 
 def _allowed(request: Request) -> list[str]:
     """Return every method of a path; the framework names those of the first route that has the path."""
-    routes = request.app.routes
+    routes = [route for route in request.app.routes if not isinstance(route, Mount)]
     asked = {method: {**request.scope, "method": method} for method in _METHODS}
-    return [m for m in _METHODS if any(route.matches(asked[m])[0] is Match.FULL for route in routes)]
+    allowed = [m for m in _METHODS if any(route.matches(asked[m])[0] is Match.FULL for route in routes)]
+    return allowed or ["GET", "HEAD"]  # a file of the documentation's

@@ -1,17 +1,13 @@
 """The routes of Files: upload, list, retrieve, delete, content."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import replace
-from typing import BinaryIO
-from urllib.parse import quote
 
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from batchmill.api.answer import json_answer, query_after, query_choice, query_limit, query_word
+from batchmill.api.download import download
 from batchmill.api.fault import SPACE_SECONDS
 from batchmill.api.replay import KEY_HEADER, Made, Replays
 from batchmill.api.reserve import write_on_reserve
@@ -29,13 +25,18 @@ from batchmill.store.file import File, count_files, delete_file, find_file, inse
 from batchmill.store.organisation import Allowance
 from batchmill.store.replay import Call, delete_running, note_arrival
 
-_CHUNK = 1 << 20
-
 
 def file_routes(
-    *, database: Database, blobs: Blobs, room: Room, clock: Clock, limits: Limits, replays: Replays
+    *,
+    database: Database,
+    blobs: Blobs,
+    room: Room,
+    clock: Clock,
+    limits: Limits,
+    replays: Replays,
+    retention: int | None,
 ) -> APIRouter:
-    """Return the five routes of contract a.1 to a.5."""
+    """Return the routes of contract a.1 to a.5; a file without a time of its own lasts `retention` seconds."""
     router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[Depends(_only_one_version)])
 
     async def find(request: Request, file_id: str) -> File:
@@ -54,12 +55,12 @@ def file_routes(
         try:
             stream = replays.renewing(call, request.stream())
             received = await receive_upload(stream=stream, boundary=boundary, blobs=blobs, key=key, limits=limits)
-            added = _file(call.organisation_id, key, received, now=clock.now())
+            added = _file(call.organisation_id, key, received, now=clock.now(), retention=retention)
             answer = await replays.once(
                 request,
                 call=call,
                 fingerprint=received.fingerprint(),
-                make=lambda tx: _publish(tx, added, received, _quota(limits, request.state.allowance)),
+                make=lambda tx: _publish(tx, added, received, limits, request.state.allowance),
             )
         except BaseException:
             await database.write(lambda tx: _give_up(tx, call, key))
@@ -101,6 +102,7 @@ def file_routes(
         await write_on_reserve(database, room, lambda tx: _delete(tx, mine, caller, file_id, now=now))
         return json_answer(file_deleted(file_id))
 
+    @router.head("/{file_id}/content", include_in_schema=False)
     @router.get(
         "/{file_id}/content",
         summary="Download a file",
@@ -108,14 +110,13 @@ def file_routes(
         responses={200: {"content": {"text/plain": {}}}},
     )
     async def content(request: Request, file_id: str) -> Response:
-        """Return a file's bytes, as they were uploaded or written (contract a.5)."""
+        """Return a file's bytes, as they were uploaded or written (contract a.5), or one `Range` of them."""
         found = await find(request, file_id)
         try:
-            stream = await asyncio.to_thread(blobs.open, found.blob_key)
+            return await download(request, found, blobs=blobs)
         except BlobMissing:
             await find(request, file_id)  # deleted since: a 404, and no fault of ours
             raise
-        return _Download(stream, found.object)
 
     return router
 
@@ -131,8 +132,8 @@ async def _ask_for(room: Room) -> None:
         raise errors.insufficient_storage(SPACE_SECONDS)
 
 
-def _file(organisation_id: str, key: str, received: Upload, *, now: float) -> File:
-    lasts = received.expires_after
+def _file(organisation_id: str, key: str, received: Upload, *, now: float, retention: int | None) -> File:
+    lasts = retention if received.expires_after is None else received.expires_after
     return File(
         organisation_id=organisation_id,
         blob_key=key,
@@ -157,23 +158,18 @@ def _give_up(tx: Transaction, call: Call, key: str) -> None:
     doom_blob(tx, key=key)
 
 
-def _publish(tx: Transaction, added: File, received: Upload, limits: Limits) -> Made:
+def _publish(tx: Transaction, added: File, received: Upload, limits: Limits, allowance: Allowance) -> Made:
     """Add the File and publish its bytes, if the organisation's quotas allow it."""
     count, stored = count_files(tx, organisation_id=added.organisation_id, purpose=added.object.purpose)
-    if count >= limits.max_files:
-        raise errors.invalid_value("file", f"You have {count} files; at most {limits.max_files} are allowed.")
-    if limits.max_stored_bytes is not None and stored + added.object.bytes > limits.max_stored_bytes:
-        raise errors.invalid_value("file", f"All your files together may have {limits.max_stored_bytes} bytes at most.")
+    most = limits.max_files if allowance.max_files is None else allowance.max_files
+    if count >= most:
+        raise errors.invalid_value("file", f"You have {count} files; at most {most} are allowed.")
+    size = limits.max_stored_bytes if allowance.max_bytes is None else allowance.max_bytes
+    if size is not None and stored + added.object.bytes > size:
+        raise errors.invalid_value("file", f"All your files together may have {size} bytes at most.")
     publish_blob(tx, key=added.blob_key, size=received.written.bytes, sha256=received.written.sha256)
     insert_file(tx, added)
     return Made(id=added.object.id, answer=msgspec.json.encode(added.object.wire()))
-
-
-def _quota(limits: Limits, allowance: Allowance) -> Limits:
-    """Return the limits with the organisation's own in place of the server's."""
-    files = limits.max_files if allowance.max_files is None else allowance.max_files
-    size = limits.max_stored_bytes if allowance.max_bytes is None else allowance.max_bytes
-    return replace(limits, max_files=files, max_stored_bytes=size)
 
 
 def _visible(tx: Transaction, organisation_id: str, file_id: str, *, now: int) -> File:
@@ -190,29 +186,3 @@ def _delete(tx: Transaction, organisation_id: str, caller: str, file_id: str, *,
         raise errors.not_found("file")
     drop_refs(tx, key=key)
     note_arrival(tx, caller=caller, made_id=file_id)
-
-
-class _Download(StreamingResponse):
-    """The bytes of a File; however the answer ends, the stream is closed."""
-
-    def __init__(self, stream: BinaryIO, facts: FileObject) -> None:
-        headers = {"Content-Length": str(facts.bytes), "Content-Disposition": _disposition(facts.filename)}
-        # The charset keeps clients from guessing at Chinese text (contract a.5).
-        super().__init__(_chunks(stream), media_type="text/plain; charset=utf-8", headers=headers)
-        self._stream = stream
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._stream:
-            await super().__call__(scope, receive, send)
-
-
-async def _chunks(stream: BinaryIO) -> AsyncIterator[bytes]:
-    while chunk := await asyncio.to_thread(stream.read, _CHUNK):
-        yield chunk
-
-
-def _disposition(filename: str) -> str:
-    """Return the header that names a download: for old clients in plain ASCII, for all others in full (RFC 6266)."""
-    name = filename.replace("/", "_").replace("\\", "_")
-    plain = "".join(c if c.isascii() and c not in '"%' else "_" for c in name)
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"

@@ -27,6 +27,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs"})  # contract, choice 11
+DOCS_ASSETS = "/docs/assets"  # below it are the files that the page loads, open too
 
 
 class Gate:
@@ -85,7 +86,7 @@ class Gate:
 
     async def _admit(self, scope: Message, added: list[tuple[bytes, bytes]]) -> None:
         """Refuse what may not pass; `added` gains the headers that tell of an organisation's rate."""
-        if scope["path"] not in OPEN_PATHS:
+        if scope["path"] not in OPEN_PATHS and not scope["path"].startswith(f"{DOCS_ASSETS}/"):
             caller = await self._auth.caller(scope)
             per_minute = caller.allowance.requests_per_minute
             if per_minute is not None:

@@ -13,6 +13,7 @@ import msgspec
 from batchmill.cli.exit import RunExit, Stop
 from batchmill.spec.limits import Limits
 from batchmill.spec.lines import Checker, Line, RawLine, empty_file, likely_endpoint, read_lines, too_many_lines
+from batchmill.spec.models import Catalogue
 from batchmill.spec.objects import LineError, more_errors
 
 STDIN = Path("-")
@@ -43,6 +44,7 @@ def check_input(
     limits: Limits,
     endpoint: str | None,
     models: Collection[str],
+    catalogue: Catalogue,
     every: bool,
     as_json: bool,
 ) -> RunExit:
@@ -56,6 +58,7 @@ def check_input(
         limits: What is allowed.
         endpoint: What every line's `url` must be; None takes the first line's.
         models: The models that there are; if empty, any will do.
+        catalogue: What is configured of models.
         every: Whether to print more errors than the server would list.
         as_json: Whether to print JSON.
 
@@ -70,7 +73,15 @@ def check_input(
     try:
         with ExitStack() as stack:
             stream = sys.stdin.buffer if path == STDIN else stack.enter_context(path.open("rb", buffering=1 << 20))
-            for error in check_lines(stream.readline, checked, limits=limits, endpoint=endpoint, models=models or None):
+            errors = check_lines(
+                stream.readline,
+                checked,
+                limits=limits,
+                endpoint=endpoint,
+                models=models or None,
+                catalogue=catalogue,
+            )
+            for error in errors:
                 if most is None or shown < most:
                     write(error)
                     shown += 1
@@ -92,13 +103,19 @@ def check_lines(
     limits: Limits,
     endpoint: str | None,
     models: Collection[str] | None,
+    catalogue: Catalogue,
 ) -> Iterator[LineError]:
     """Yield everything that is wrong with an input, in order, and count in `checked` what is there."""
     counting = _Counting(readline)
     lines = read_lines(counting.readline, limits.max_line_bytes)
     first = next(lines, None)
     if first is not None:
-        checker = Checker(endpoint=endpoint or likely_endpoint(first.text, limits), limits=limits, known_models=models)
+        checker = Checker(
+            endpoint=endpoint or likely_endpoint(first.text, limits),
+            limits=limits,
+            known_models=models,
+            catalogue=catalogue,
+        )
         for error in _errors(chain([first], lines), checker, checked):
             checked.errors += 1
             yield error

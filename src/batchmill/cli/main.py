@@ -202,8 +202,16 @@ def check(
     from batchmill.assemble import limits_of  # noqa: PLC0415 - as above
     from batchmill.cli.check import check_input  # noqa: PLC0415 - as above
 
-    chosen = limits_of(_settings({"limits": limits, "settings": settings}))
-    code = check_input(source, limits=chosen, endpoint=endpoint, models=model or (), every=every, as_json=as_json)
+    chosen = _settings({"limits": limits, "settings": settings})
+    code = check_input(
+        source,
+        limits=limits_of(chosen),
+        endpoint=endpoint,
+        models=model or (),
+        catalogue=chosen.catalogue,
+        every=every,
+        as_json=as_json,
+    )
     raise typer.Exit(code)
 
 

@@ -3,7 +3,8 @@
 from batchmill.schedule.plan import SLICE_LINES
 
 _SECONDS = 20.0
-_SLICES_AT_ONCE = 16
+_LINES_AT_ONCE = 16 * SLICE_LINES
+_SLICES_AT_ONCE = 64  # each is two statements in one transaction
 
 
 class Ahead:
@@ -24,9 +25,9 @@ class Ahead:
         self._rate = 0.5 * self._rate + 0.5 * self._ended / elapsed
         self._ended, self._measured_at = 0, now
 
-    def slices(self, *, pending: int, window: int) -> int:
-        """Return how many Slices to claim beside `pending` lines in hand; 0 while those will do."""
+    def slices(self, *, pending: int, window: int, lines: float) -> int:
+        """Return how many Slices of so many lines to claim beside `pending` lines in hand; 0 while those will do."""
         if pending >= max(window, self._rate * _SECONDS / 2):
             return 0
-        wanted = max(2 * window, self._rate * _SECONDS) - pending
-        return max(1, min(_SLICES_AT_ONCE, round(wanted / SLICE_LINES)))
+        wanted = min(max(2 * window, self._rate * _SECONDS) - pending, _LINES_AT_ONCE)
+        return max(1, min(_SLICES_AT_ONCE, round(wanted / lines)))

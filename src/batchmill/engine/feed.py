@@ -9,7 +9,7 @@ from itertools import count, islice
 from batchmill.ledger.ledger import Claim, Portion
 from batchmill.ledger.segment import Result
 from batchmill.schedule.pace import Pace
-from batchmill.schedule.plan import Record
+from batchmill.schedule.plan import SLICE_LINES, Record
 from batchmill.store.slice import Bitmap
 
 SUSPECT_DEATHS = 3  # owners that died in a row without a commit: one of the Slice's lines may be what kills them
@@ -219,6 +219,16 @@ class Feed:
     def pending(self, models: Collection[str]) -> int:
         """Return how many lines for these models could be sent now."""
         return sum(work.pending for work in self if work.model in models)
+
+    @property
+    def slice_lines(self) -> float:
+        """How many lines a Slice in hand has, on average: few where a file changes its model from line to line."""
+        lines = [work.claim.slice.lines for work in self]
+        return sum(lines) / len(lines) if lines else SLICE_LINES
+
+    def is_loaded(self, model: str) -> bool:
+        """Say whether a line for this model could be sent at once."""
+        return any(work.text is not None and work.pending for work in self if work.model == model)
 
     def suspect(self, *, models: Collection[str], wall: float) -> Work | None:
         """Return a loaded Slice whose next line is to go alone, if there is one (`models`, `wall` as in `next`)."""

@@ -63,16 +63,28 @@ class _ResultFile:
 
 
 class Finalizer:
-    """Moves batches out of `finalizing` and `cancelling`."""
+    """Moves batches out of `finalizing` and `cancelling`.
+
+    A result file lasts as long as its batch says, else `retention` seconds, else for ever.
+    """
 
     def __init__(
-        self, *, database: Database, blobs: Blobs, room: Room, clock: Clock, worker_id: str, lease: float
+        self,
+        *,
+        database: Database,
+        blobs: Blobs,
+        room: Room,
+        clock: Clock,
+        worker_id: str,
+        lease: float,
+        retention: int | None = None,
     ) -> None:
         self._database = database
         self._blobs = blobs
         self._clock = clock
         self._worker_id = worker_id
         self._lease = lease
+        self._retention = retention
         self._attempts = Attempts(doing="finalizing", database=database, room=room, clock=clock)
         self._log = structlog.get_logger("finalizer")
 
@@ -176,10 +188,12 @@ class Finalizer:
                 "lease_until": None,
             },
         )
+        lasts = self._retention if batch.output_expires_after is None else batch.output_expires_after
         for kind, file in files.items():
             if moved and file.written is not None:
                 publish_blob(tx, key=file.key, size=file.written.bytes, sha256=file.written.sha256)
-                insert_file(tx, _file(batch, kind, str(ids[kind]), file, file.written.bytes, now=int(now)))
+                added = _file(batch, kind, str(ids[kind]), file, file.written.bytes, now=int(now), lasts=lasts)
+                insert_file(tx, added)
             else:
                 doom_blob(tx, key=file.key)
         if not moved:
@@ -204,8 +218,7 @@ def _key(batch: Batch, kind: bool) -> str:
     return f"{batch.id}-{batch.epoch}-{_KINDS[kind]}"
 
 
-def _file(batch: Batch, kind: bool, file_id: str, file: _ResultFile, size: int, *, now: int) -> File:
-    lasts = batch.output_expires_after
+def _file(batch: Batch, kind: bool, file_id: str, file: _ResultFile, size: int, *, now: int, lasts: int | None) -> File:
     return File(
         organisation_id=batch.organisation_id,
         blob_key=file.key,

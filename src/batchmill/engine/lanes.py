@@ -1,11 +1,12 @@
 """The Backends of one worker, each with its pace: which of them can take a line for a model now."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from batchmill.backends.backend import Backend
 from batchmill.backends.router import Router
 from batchmill.schedule.pace import Pace
+from batchmill.telemetry import Metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,12 @@ class Lanes:
         """Yield every lane, in the order of the settings."""
         return iter(self._lanes)
 
+    def tell(self, metrics: Metrics) -> None:
+        """Show how much is in flight at each lane, and how much may be."""
+        for lane in self._lanes:
+            metrics.in_flight.labels(lane.backend.name).set(lane.pace.in_flight)
+            metrics.window.labels(lane.backend.name).set(lane.pace.window)
+
     def served_by(self, lane: Lane) -> frozenset[str]:
         """Return the models that a lane serves."""
         return self._router.served_by(lane.backend)
@@ -35,9 +42,17 @@ class Lanes:
         """Return the models that some lane serves and, as far as its circuit goes, would take lines for."""
         return frozenset[str]().union(*(self.served_by(lane) for lane in self._well()))
 
-    def window(self) -> int:
-        """Return the most requests in flight at all those lanes together."""
-        return sum(lane.pace.window for lane in self._well())
+    def hungry_models(self, pending: Callable[[Collection[str]], int]) -> frozenset[str]:
+        """Return the models of the lanes that have less than a window in hand: `pending` counts lines for models.
+
+        What is in hand for a model that hangs feeds no other.
+        """
+        hungry = (lane for lane in self._well() if pending(self.served_by(lane)) < lane.pace.window)
+        return frozenset[str]().union(*map(self.served_by, hungry))
+
+    def window(self, models: Collection[str]) -> int:
+        """Return the most requests in flight at all lanes together that would take lines for one of these models."""
+        return sum(lane.pace.window for lane in self._well() if not self.served_by(lane).isdisjoint(models))
 
     def free_slots(self, model: str) -> int:
         """Return how many lines for this model could go now."""

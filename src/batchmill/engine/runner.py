@@ -28,7 +28,7 @@ from batchmill.telemetry import Metrics
 
 _WATCH_SECONDS = 0.5  # how often held batches are looked at: sends stop within a second of a cancel
 _CLOSING_SECONDS = 30.0  # open calls of a closing batch may end so long
-_LOADED_BYTES = 64 << 20  # bodies in memory, over all claimed Slices; one Slice is always loaded
+_LOADED_BYTES = 64 << 20  # bodies in memory, over all claimed Slices; one Slice of each model is always loaded
 _LONE_DEATHS = 3  # design, "Verdicts": a line that kills its worker three times alone in flight
 
 
@@ -74,6 +74,7 @@ class Runner:
         self._fault: BaseException | None = None
         self._watched = float("-inf")
         self._looked = float("-inf")
+        self._sated: frozenset[str] = frozenset()  # models that nothing was found for since the last watch
         self._ahead = Ahead(now=clock.boot())
         self._wakes_at = 0.0
         self._starved = False
@@ -152,11 +153,9 @@ class Runner:
         now = self._clock.boot()
         if now < self._watched + _WATCH_SECONDS:
             return
-        self._watched = now
+        self._watched, self._sated = now, frozenset()
         self._ahead.measure(now)
-        for lane in self._lanes:
-            self._metrics.in_flight.labels(lane.backend.name).set(lane.pace.in_flight)
-            self._metrics.window.labels(lane.backend.name).set(lane.pace.window)
+        self._lanes.tell(self._metrics)
         await self._shortage.look()
         held = sorted({work.batch_id for work in self._feed})
         if not held:
@@ -172,11 +171,11 @@ class Runner:
 
     async def _claim(self) -> None:
         """Claim about twenty seconds of work for models that can be served, and a Slice of each batch that waits."""
-        models, window = self._lanes.open_models(), self._lanes.window()
-        pending = self._feed.pending(models)
+        models = self._lanes.hungry_models(self._feed.pending) - self._sated or self._lanes.open_models()
+        pending, window = self._feed.pending(models), self._lanes.window(models)
         if not models or self._shortage.reason is not None or not self._lease.is_fresh:
             return
-        slices = self._ahead.slices(pending=pending, window=window)
+        slices = self._ahead.slices(pending=pending, window=window, lines=self._feed.slice_lines)
         if slices:
             claiming = self._ledger.claim(slices=slices, models=models)
         elif self._looked != self._watched and self._feed.batches < window:
@@ -186,7 +185,9 @@ class Runner:
             claiming = self._ledger.claim(slices=window - len(held), models=models, besides=held)
         else:
             return
-        for claim in await self._shortage.outlive(claiming, otherwise=[]):
+        claims = await self._shortage.outlive(claiming, otherwise=[])
+        self._sated = models if slices and not claims else frozenset()
+        for claim in claims:
             self._feed.add(Work(claim=claim, lone=window, once=self._once))
             self._starved = False
 
@@ -194,7 +195,7 @@ class Runner:
         """Read claimed Slices' lines into memory, as many as the bound holds."""
         loaded = sum(len(work.text) for work in self._feed if work.text is not None)
         for work in self._feed:
-            if work.is_wanting and (loaded == 0 or loaded < _LOADED_BYTES):
+            if work.is_wanting and (loaded < _LOADED_BYTES or not self._feed.is_loaded(work.model)):
                 try:
                     loaded += await self._load_one(work)
                 except BlobMissing as missing:

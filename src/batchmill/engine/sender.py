@@ -1,8 +1,9 @@
-"""One attempt at one line: sent as it was written, judged, and what became of it."""
+"""One attempt at one line: sent as it was written (but for an alias), judged, and what became of it."""
 
 from collections.abc import Callable
 from functools import cache
 
+import msgspec
 import structlog
 
 from batchmill.backends.backend import Call, Reply
@@ -13,6 +14,7 @@ from batchmill.engine.loop import Bell
 from batchmill.ledger.segment import Result
 from batchmill.schedule.retry import Done, GaveUp, Later, Verdict, judge
 from batchmill.spec.lines import split_envelope
+from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue, refusal, with_model
 from batchmill.spec.results import answered, result_id, unanswered, usage_of
 from batchmill.telemetry import Metrics
 
@@ -28,13 +30,24 @@ class Sender:
         once: No line may run twice: where its answer was lost it ends (`on_unknown_outcome = "fail"`).
         unwell: Rung when a Backend needs a probe.
         metrics: Counts sends and replies.
+        catalogue: What is configured of models.
     """
 
-    def __init__(self, *, clock: Clock, draw: Callable[[], float], once: bool, unwell: Bell, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        draw: Callable[[], float],
+        once: bool,
+        unwell: Bell,
+        metrics: Metrics,
+        catalogue: Catalogue = NOTHING_CONFIGURED,
+    ) -> None:
         self._clock = clock
         self._draw = draw
         self._once = once
         self._unwell = unwell
+        self._catalogue = catalogue
         # A look-up by labels costs as much as a count: each child is kept.
         self._sends, self._replies = cache(metrics.sends.labels), cache(metrics.replies.labels)
         self._log = structlog.get_logger("sender")
@@ -48,9 +61,16 @@ class Sender:
         line_id = result_id(work.batch_id, request.record.line)
         request_id = f"req{line_id.removeprefix('batch_req')}_{work.claim.slice.epoch}a{request.sends}"
         envelope = split_envelope(work.line(request))
+        refused = refusal(envelope.body, self._catalogue.facts(work.model))
+        if refused is not None:
+            lane.pace.withdrawn(sent_at)  # nothing leaves
+            text = answered(
+                line_id, envelope.custom_id, refused.status, request_id, msgspec.json.encode(refused.body())
+            )
+            return Result(index=request.index, succeeded=False, attempts=0, text=text)
         call = Call(
             endpoint=work.claim.batch.object.endpoint,
-            body=envelope.body,
+            body=with_model(envelope.body, work.model),
             request_id=request_id,
             idempotency_key=line_id,
             once=self._once,

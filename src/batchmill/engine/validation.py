@@ -7,6 +7,7 @@ from batchmill.blobs.blobs import Blobs, BlobWriter, Written
 from batchmill.schedule.plan import Cut, Record, cut, pack
 from batchmill.spec.limits import Limits
 from batchmill.spec.lines import Checker, ErrorReport, Line, empty_file, read_lines, too_many_lines
+from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
 from batchmill.spec.objects import LineError
 
 
@@ -26,6 +27,7 @@ class _Pass:
     """Yields the records of good lines, keeps the bad ones' errors, and writes the Plan while nothing was bad."""
 
     checker: Checker
+    catalogue: Catalogue
     plan: BlobWriter
     report: ErrorReport
     total: int = 0
@@ -50,23 +52,32 @@ class _Pass:
             line=line.number,
             id_offset=line.custom_id_offset,
             id_length=line.custom_id_length,
-            model=self.models.setdefault(line.model, len(self.models)),
+            model=self.models.setdefault(self.catalogue.resolve(line.model), len(self.models)),
             tokens=line.tokens,
             prefix=0,
         )
 
 
 def validate(
-    *, blobs: Blobs, input_key: str, plan_key: str, endpoint: str, limits: Limits, known_models: Collection[str]
+    *,
+    blobs: Blobs,
+    input_key: str,
+    plan_key: str,
+    endpoint: str,
+    limits: Limits,
+    known_models: Collection[str],
+    catalogue: Catalogue = NOTHING_CONFIGURED,
 ) -> Validation:
     """Check the whole input and lay down its Plan; blocking.
 
     Memory is bounded by the longest line, the errors kept, and some tens of bytes a line for repeated custom_ids.
     """
-    checker = Checker(endpoint=endpoint, limits=limits, known_models=known_models)
+    checker = Checker(endpoint=endpoint, limits=limits, known_models=known_models, catalogue=catalogue)
     plan = blobs.writer(plan_key)
     try:
-        reading = _Pass(checker=checker, plan=plan, report=ErrorReport(max_errors=limits.max_errors))
+        reading = _Pass(
+            checker=checker, catalogue=catalogue, plan=plan, report=ErrorReport(max_errors=limits.max_errors)
+        )
         cuts = tuple(cut(reading.records(blobs, input_key, limits.max_line_bytes)))
         errors = reading.report.data()
         if not errors:

@@ -16,6 +16,7 @@ from batchmill.engine.child import run_in_child
 from batchmill.engine.loop import Bell
 from batchmill.engine.validation import Validation, validate
 from batchmill.spec.limits import Limits
+from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
 from batchmill.spec.states import Event, Status
 from batchmill.store.batch import Batch, advance, claim_batch, has_batch, release_batch
 from batchmill.store.blob import blob_bytes, doom_blob, insert_writing, publish_blob
@@ -53,11 +54,13 @@ class Validator:
         worker_id: str,
         lease: float,
         accepted: Bell,
+        catalogue: Catalogue = NOTHING_CONFIGURED,
     ) -> None:
         self._database = database
         self._blobs = blobs
         self._clock = clock
         self._limits = limits
+        self._catalogue = catalogue
         self._worker_id = worker_id
         self._lease = lease
         self._accepted = accepted
@@ -97,6 +100,7 @@ class Validator:
             endpoint=batch.object.endpoint,
             limits=self._limits,
             known_models=claimed.known,
+            catalogue=self._catalogue,
         )
         return await (run_in_child(call) if claimed.size > _CHILD_BYTES else asyncio.to_thread(call))
 

@@ -96,12 +96,13 @@ class Worker:
                 known = await asyncio.wait_for(self._write_renewal(), timeout=self._lease.left)
             except TimeoutError as late:
                 raise LeaseLost(f"the lease could not be renewed for {self._lease.seconds} s") from late
-            if not known:
+            if known is False:
                 raise LeaseLost("another process has ended this worker's leases")
-            self._lease.renewed(began)
+            if known or self._alone:  # where others work, one of them may be the first to find space again, and claim
+                self._lease.renewed(began)
 
-    async def _write_renewal(self) -> bool:
-        """Renew in the rows; a full disk is no lapse, since nobody can claim on it either."""
+    async def _write_renewal(self) -> bool | None:
+        """Renew in the rows; None where the disk is full, which is no lapse for a worker that is alone."""
         try:
             return await self._database.write(
                 lambda tx: renew_leases(tx, worker_id=self._worker_id, lease=self._lease.seconds)
@@ -110,7 +111,7 @@ class Worker:
             if not is_full(fault):
                 raise
             self._log.warning("the lease could not be renewed", reason=str(fault))
-            return True
+            return None
 
     def _end(self, tx: Transaction) -> None:
         release_leases(tx, worker_id=self._worker_id)

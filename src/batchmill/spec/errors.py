@@ -132,6 +132,17 @@ def unsupported_media_type(message: str) -> ApiError:
     return ApiError(status=415, type="invalid_request_error", message=message, code="unsupported_media_type")
 
 
+def range_not_satisfiable(size: int) -> ApiError:
+    """Return the 416: of the bytes asked for, none is among the `size` that are there (RFC 9110, 15.5.17)."""
+    return ApiError(
+        status=416,
+        type="invalid_request_error",
+        message=f"The range asked for holds none of the {size} bytes.",
+        code="range_not_satisfiable",
+        headers={"Content-Range": f"bytes */{size}"},
+    )
+
+
 def rate_limited(retry_after: float) -> ApiError:
     """Return the 429 for too many calls; `retry_after` in seconds."""
     return ApiError(

@@ -1,13 +1,23 @@
 """Every number of the contract, as data: two profiles, and each single limit can be set (choice 1)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
+from typing import Literal
 
 _MIB, _GIB = 1 << 20, 1 << 30
 _MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
 
+UNITS: Mapping[str, int] = MappingProxyType({"m": _MINUTE, "h": _HOUR, "d": _DAY})  # c.4: of a window, in seconds
+
 DEEPEST = 500  # levels of nesting; the parsers themselves give up at about 900, depending on the caller's own stack
+
+_ORDERED = (
+    ("window_min", "window_max"),
+    ("expires_after_min", "expires_after_max"),
+    ("batches_page", "max_batches_page"),
+    ("files_page", "max_files_page"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +50,7 @@ class Limits:
     max_depth: int = DEEPEST  # c.3, reading rules; the envelope is level 1
     max_errors: int = 1_000  # choice 12
     errors_in_list: int = 10  # choice 12
+    media_urls: Literal["any", "public"] = "any"  # S8: public refuses what points inward
     max_reply_bytes: int = 32 * _MIB  # design, "Bytes"
 
     # HTTP.
@@ -54,9 +65,20 @@ class Limits:
     retry_replayed: int = 15 * _MINUTE  # choice 9
 
     def __post_init__(self) -> None:
-        """Refuse what could not be kept."""
+        """Refuse what could not be kept; the ValueError begins with the limit's name."""
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
+            if value in ("", ()) or (isinstance(value, int) and value <= 0):
+                raise ValueError(f"{name}: must be positive or hold something, not {value!r}")
+        for least, most in _ORDERED:
+            if getattr(self, least) > getattr(self, most):
+                raise ValueError(f"{least}: may be at most {most}, {getattr(self, most)}, not {getattr(self, least)}")
         if self.max_depth > DEEPEST:
-            raise ValueError(f"max_depth may be at most {DEEPEST}, not {self.max_depth}")
+            raise ValueError(f"max_depth: may be at most {DEEPEST}, not {self.max_depth}")
+        if self.default_endpoint not in self.endpoints:
+            raise ValueError(f"default_endpoint: {self.default_endpoint!r} is none of the endpoints")
+        if not UNITS.keys() >= set(self.window_units):
+            raise ValueError(f"window_units: each must be one of {', '.join(UNITS)}, not {list(self.window_units)}")
 
 
 KIMI = Limits()

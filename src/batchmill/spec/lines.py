@@ -9,6 +9,7 @@ import msgspec
 
 from batchmill.spec.errors import clip
 from batchmill.spec.limits import Limits
+from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
 from batchmill.spec.objects import LineError, more_errors
 from batchmill.spec.rules import UNREADABLE, Facts, Rules
 
@@ -104,18 +105,27 @@ class Checker:
         endpoint: The batch's; every line's `url` must equal it.
         limits: What is allowed.
         known_models: The models that some backend serves; None takes any.
+        catalogue: What is configured of models.
     """
 
-    def __init__(self, *, endpoint: str, limits: Limits, known_models: Collection[str] | None) -> None:
+    def __init__(
+        self,
+        *,
+        endpoint: str,
+        limits: Limits,
+        known_models: Collection[str] | None,
+        catalogue: Catalogue = NOTHING_CONFIGURED,
+    ) -> None:
         self._rules = Rules(endpoint=endpoint, limits=limits)
         self._limits = limits
         self._known = None if known_models is None else frozenset(known_models)
+        self._catalogue = catalogue
         self._models: dict[str, None] = {}
         self._used: dict[bytes, int] = {}  # digest of a custom_id: the line that used it
 
     @property
     def models(self) -> list[str]:
-        """The known models that the file uses, in order of first use."""
+        """The known models that the file uses, as it names them, in order of first use."""
         return list(self._models)
 
     def check(self, raw: RawLine) -> Line | tuple[LineError, ...]:
@@ -144,7 +154,7 @@ class Checker:
         model, most = facts.model, self._limits.models_per_file
         if model is None or model in self._models:
             return None
-        if self._known is not None and model not in self._known:
+        if not self._catalogue.offers(model, self._known):
             message = f"There is no model {clip(model)}."
             return LineError(code="model_not_found", message=message, param="body.model", line=number)
         if most is not None and len(self._models) >= most:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from batchmill.spec.states import Status
 
@@ -171,9 +172,11 @@ def list_page(items: Sequence[Mapping[str, object]], *, has_more: bool) -> dict[
     }
 
 
-def model_object(name: str, created: int, owned_by: str = "batchmill") -> dict[str, object]:
-    """Return a Model; the strict client needs `created` (contract a.10)."""
-    return {"id": name, "object": "model", "created": created, "owned_by": owned_by}
+def model_object(
+    name: str, created: int, owned_by: str = "batchmill", extras: Mapping[str, object] = MappingProxyType({})
+) -> dict[str, object]:
+    """Return a Model, `extras` being those of Kimi that are configured; the strict client needs `created` (a.10)."""
+    return {"id": name, "object": "model", "created": created, "owned_by": owned_by, **extras}
 
 
 def model_list(models: Sequence[Mapping[str, object]]) -> dict[str, object]:

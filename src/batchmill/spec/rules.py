@@ -13,6 +13,7 @@ import msgspec
 
 from batchmill.spec.errors import clip
 from batchmill.spec.limits import Limits
+from batchmill.spec.media import inward_url, may_hold_media
 from batchmill.spec.mistakes import likely_mistake, likely_mistake_of_value
 from batchmill.spec.objects import LineError
 
@@ -109,6 +110,7 @@ class Rules:
             or _streams(body.stream)
             or (self._input and not _usable(getattr(body, self._input), text_will_do=self._text_will_do))
             or self._too_deep(text)
+            or (self._limits.media_urls == "public" and may_hold_media(bytes(envelope.body)))
         ):
             return None
         tokens = _estimate(envelope.body, body.max_completion_tokens or body.max_tokens)
@@ -200,6 +202,9 @@ class Rules:
             param = f"body.{self._input}"
             expected = "a string or a non-empty array" if self._text_will_do else "a non-empty array"
             found.add("invalid_request", f"'{param}' must be {expected}.", param)
+        if self._limits.media_urls == "public" and (inward := inward_url(bytes(raw))) is not None:
+            param = f"body.{self._input}"  # or a repetition of it: parsers differ on which of the two counts
+            found.add("invalid_request", f"'{param}' has a media URL that is not public: {inward}.", param)
         if _streams(body.get("stream", _NOTHING)):
             found.add("streaming_unsupported", "'body.stream' must be false or left out.", "body.stream")
         allowed = body.get("max_completion_tokens") or body.get("max_tokens", _NOTHING)
