@@ -45,7 +45,7 @@ def test_the_documents_need_no_key(served: Served) -> None:
 
 def test_the_document_tells_this_servers_limits(serve: Callable[..., Served]) -> None:
     """An operator's own limits are in it: pages, windows, endpoints and metadata."""
-    limits = replace(OPEN, batches_page=7, max_batches_page=7, metadata_pairs=3)
+    limits = replace(OPEN, batches_page=5, max_batches_page=7, metadata_pairs=3)
     paths = serve(limits=limits).call("GET", "/openapi.json").json["paths"]
     assert paths["/v1/batches"]["get"]["parameters"][0]["schema"]["maximum"] == 7
     order = paths["/v1/batches"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]

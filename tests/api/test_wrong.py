@@ -21,6 +21,16 @@ def test_a_parameter_that_stands_twice_is_refused(tenant: Tenant, path: str, par
     assert tenant.call("GET", path).error == (400, "invalid_request_error", param, "invalid_value")
 
 
+def test_a_purpose_with_a_nul_is_refused(tenant: Tenant) -> None:
+    """No database is asked for what none of them stores alike."""
+    assert tenant.call("GET", "/v1/files?purpose=%00").error == (
+        400,
+        "invalid_request_error",
+        "purpose",
+        "invalid_value",
+    )
+
+
 def test_an_empty_body_is_called_empty(tenant: Tenant) -> None:
     """A create without a body is told that there is none, not where the JSON is broken."""
     assert "empty" in tenant.call("POST", "/v1/batches", b"").json["error"]["message"]

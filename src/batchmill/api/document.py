@@ -292,8 +292,8 @@ def _seconds(limits: Limits) -> _Json:
 
 def _schemas(limits: Limits) -> _Json:
     model: dict[str, _Json] = {"id": _TEXT, "object": {"const": "model"}, "created": _TIME, "owned_by": _TEXT}
-    known: dict[str, _Json] = {"context_length": {"type": "integer"}}  # where it is configured (contract a.10)
-    known |= {name: {"type": "boolean"} for name in ("supports_image_in", "supports_video_in", "supports_reasoning")}
+    kimis: dict[str, _Json] = {"context_length": _COUNT}
+    kimis |= {f"supports_{what}": {"type": "boolean"} for what in ("image_in", "video_in", "reasoning")}
     fault: dict[str, _Json] = {"message": _TEXT, "type": _TEXT, "param": _TEXT_OR_NULL, "code": _TEXT_OR_NULL}
     return {
         "File": _file(),
@@ -301,7 +301,7 @@ def _schemas(limits: Limits) -> _Json:
         "FileDeleted": _object({"id": _id("file"), "object": {"const": "file"}, "deleted": {"const": True}}),
         "Batch": _batch(limits),
         "BatchList": _list("Batch"),
-        "Model": _object(model | known, optional=tuple(known)),
+        "Model": _object(model | kimis, optional=tuple(kimis)),
         "ModelList": _list("Model", paged=False),
         "Error": _object({"error": _object(fault)}),
     }
