@@ -27,5 +27,6 @@ if __name__ == "__main__":
 
     import atheris
 
+    atheris.instrument_all()  # what is reached guides what comes next
     atheris.Setup(sys.argv, one_input)
     atheris.Fuzz()

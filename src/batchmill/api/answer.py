@@ -81,6 +81,6 @@ def query_word(request: Request, name: str) -> str | None:
     values = request.query_params.getlist(name)
     if len(values) > 1:
         raise errors.invalid_value(name, f"'{name}' stands more than once in the query.")
-    if values and not values[0].isprintable():  # a NUL would be an error in PostgreSQL
-        raise errors.invalid_value(name, f"'{name}' holds control characters.")
+    if values and not (values[0].isascii() and values[0].isprintable()):  # a NUL would be an error in PostgreSQL
+        raise errors.invalid_value(name, f"'{name}' must be printable ASCII.")
     return values[0] if values else None

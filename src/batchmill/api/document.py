@@ -54,7 +54,7 @@ def openapi(*, version: str, limits: Limits) -> _Json:
 def _file_paths(limits: Limits) -> _Json:
     file_id = _in_path("file_id", "file")
     query = [
-        _in_query("purpose", _TEXT),
+        _in_query("purpose", {"type": "string", "pattern": "^[ -~]*$"}),
         _in_query("limit", _page(limits.files_page, limits.max_files_page)),
         _in_query("after", _id("file")),
         _in_query("order", {"type": "string", "enum": ["asc", "desc"], "default": "desc"}),

@@ -1,7 +1,6 @@
 """The routes of Files: upload, list, retrieve, delete, content."""
 
 import asyncio
-from dataclasses import replace
 
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
@@ -60,7 +59,7 @@ def file_routes(
                 request,
                 call=call,
                 fingerprint=received.fingerprint(),
-                make=lambda tx: _publish(tx, added, received, _quota(limits, request.state.allowance)),
+                make=lambda tx: _publish(tx, added, received, limits, request.state.allowance),
             )
         except BaseException:
             await database.write(lambda tx: _give_up(tx, call, key))
@@ -153,23 +152,18 @@ def _give_up(tx: Transaction, call: Call, key: str) -> None:
     doom_blob(tx, key=key)
 
 
-def _publish(tx: Transaction, added: File, received: Upload, limits: Limits) -> Made:
+def _publish(tx: Transaction, added: File, received: Upload, limits: Limits, allowance: Allowance) -> Made:
     """Add the File and publish its bytes, if the organisation's quotas allow it."""
     count, stored = count_files(tx, organisation_id=added.organisation_id, purpose=added.object.purpose)
-    if count >= limits.max_files:
-        raise errors.invalid_value("file", f"You have {count} files; at most {limits.max_files} are allowed.")
-    if limits.max_stored_bytes is not None and stored + added.object.bytes > limits.max_stored_bytes:
-        raise errors.invalid_value("file", f"All your files together may have {limits.max_stored_bytes} bytes at most.")
+    most = limits.max_files if allowance.max_files is None else allowance.max_files
+    if count >= most:
+        raise errors.invalid_value("file", f"You have {count} files; at most {most} are allowed.")
+    size = limits.max_stored_bytes if allowance.max_bytes is None else allowance.max_bytes
+    if size is not None and stored + added.object.bytes > size:
+        raise errors.invalid_value("file", f"All your files together may have {size} bytes at most.")
     publish_blob(tx, key=added.blob_key, size=received.written.bytes, sha256=received.written.sha256)
     insert_file(tx, added)
     return Made(id=added.object.id, answer=msgspec.json.encode(added.object.wire()))
-
-
-def _quota(limits: Limits, allowance: Allowance) -> Limits:
-    """Return the limits with the organisation's own in place of the server's."""
-    files = limits.max_files if allowance.max_files is None else allowance.max_files
-    size = limits.max_stored_bytes if allowance.max_bytes is None else allowance.max_bytes
-    return replace(limits, max_files=files, max_stored_bytes=size)
 
 
 def _visible(tx: Transaction, organisation_id: str, file_id: str, *, now: int) -> File:
