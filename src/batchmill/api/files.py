@@ -10,6 +10,7 @@ from batchmill.api.download import download
 from batchmill.api.fault import SPACE_SECONDS
 from batchmill.api.replay import Made, Replays
 from batchmill.api.reserve import write_on_reserve
+from batchmill.api.slots import Slots
 from batchmill.api.upload import Upload, form_boundary, receive_upload
 from batchmill.blobs.blobs import BlobMissing, Blobs
 from batchmill.blobs.space import Room
@@ -36,6 +37,7 @@ def file_routes(
     retention: int | None,
 ) -> APIRouter:
     """Return the routes of contract a.1 to a.5; a file without a time of its own lasts `retention` seconds."""
+    slots = Slots(each=limits.max_uploads_per_key, most=limits.max_uploads)
     router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[Depends(_only_one_version)])
 
     async def find(request: Request, file_id: str) -> File:
@@ -49,21 +51,22 @@ def file_routes(
         """Upload an input file: its bytes are kept as they are, and its lines are checked by the batch that uses it."""
         call, key = replays.call(request, route="files"), mint_id("upload", clock.now())
         boundary = form_boundary(request.headers.get("content-type", ""))
-        await _ask_for(room)  # before a byte is read
-        await database.write(lambda tx: _begin(tx, replays, call, key, now=int(clock.now())))
-        try:
-            stream = replays.renewing(call, request.stream())
-            received = await receive_upload(stream=stream, boundary=boundary, blobs=blobs, key=key, limits=limits)
-            added = _file(call.organisation_id, key, received, now=clock.now(), retention=retention)
-            answer = await replays.once(
-                request,
-                call=call,
-                fingerprint=received.fingerprint(),
-                make=lambda tx: _publish(tx, added, received, limits, request.state.allowance),
-            )
-        except BaseException:
-            await database.write(lambda tx: _give_up(tx, call, key))
-            raise
+        with slots.one(call.caller):
+            await _ask_for(room)  # before a byte is read
+            await database.write(lambda tx: _begin(tx, replays, call, key, now=int(clock.now())))
+            try:
+                stream = replays.renewing(call, request.stream())
+                received = await receive_upload(stream=stream, boundary=boundary, blobs=blobs, key=key, limits=limits)
+                added = _file(call.organisation_id, key, received, now=clock.now(), retention=retention)
+                answer = await replays.once(
+                    request,
+                    call=call,
+                    fingerprint=received.fingerprint(),
+                    make=lambda tx: _publish(tx, added, received, limits, request.state.allowance),
+                )
+            except BaseException:
+                await database.write(lambda tx: _give_up(tx, call, key))
+                raise
         if answer.replayed:  # these bytes are the first File's bytes again
             await database.write(lambda tx: doom_blob(tx, key=key))
         return answer.response()

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from batchmill.api.answer import error_answer
 from batchmill.api.auth import Auth
+from batchmill.api.body import Body
 from batchmill.api.fault import as_api_error, is_broken
 from batchmill.api.rate import Buckets
 from batchmill.clock import Clock
@@ -44,6 +45,7 @@ class Gate:
         self._app = app
         self._auth = Auth(database=database, clock=clock, limits=limits)
         self._calls = Buckets(clock=clock)
+        self._limits = limits
         self._broken = broken
         self._log = structlog.get_logger("api")
 
@@ -55,19 +57,22 @@ class Gate:
         request_id = f"req_{secrets.token_hex(16)}"
         added = [(b"x-request-id", request_id.encode()), (b"msh-request-id", request_id.encode())]
         started = ended = False
+        body = Body(receive=receive, headers=dict(scope["headers"]), limits=self._limits)
 
         async def send_with_id(message: Message) -> None:
             nonlocal started, ended
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message.get("headers", []), *added]
+                message["headers"] = [*message.get("headers", []), *added, *body.headers()]
             elif not message.get("more_body", False):
                 ended = True
+                message = await body.let_go(send, message)
             await send(message)
 
         try:
             await self._admit(scope, added)
-            await self._app(scope, receive, send_with_id)
+            body.admitted = True
+            await self._app(scope, body.receive, send_with_id)
         except ApiError as error:
             await error_answer(error)(scope, receive, send_with_id)
         except ClientDisconnect:

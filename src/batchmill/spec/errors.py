@@ -127,6 +127,11 @@ def conflict(message: str, *, retry_after: float | None = None) -> ApiError:
     return ApiError(status=409, type="conflict_error", message=message, code="idempotency_conflict", headers=again)
 
 
+def request_timeout(message: str) -> ApiError:
+    """Return the 408 for a body that does not come; the client may try again."""
+    return ApiError(status=408, type="invalid_request_error", message=message, code="request_timeout")
+
+
 def unsupported_media_type(message: str) -> ApiError:
     """Return the 415: a Content-Type or Content-Encoding that we do not read (choice 11)."""
     return ApiError(status=415, type="invalid_request_error", message=message, code="unsupported_media_type")

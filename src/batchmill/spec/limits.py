@@ -59,6 +59,12 @@ class Limits:
     max_batches_page: int = 100  # a.8
     files_page: int = 10_000  # a.2
     max_files_page: int = 10_000  # a.2
+    max_uploads_per_key: int = 16  # reliability A29: at a time
+    max_uploads: int = 64  # all together
+    body_idle: float = 30.0  # a body may stand still for so long (reliability 4.6)
+    body_rate: int = 1024  # bytes a second that it must come at
+    body_grace: float = 10.0  # beyond so much waiting
+    body_total: float = 3600.0  # of waiting, whatever the rate
     failed_auth_per_minute: int | None = 60  # S10: bad keys from one address
     max_idempotency_key: int = 255  # a.9, in characters
     idempotency_kept: int = _DAY  # choice 9

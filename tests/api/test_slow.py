@@ -1,0 +1,98 @@
+"""Bodies that come too slowly, stand still or never end, and more uploads than there are slots."""
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+
+import pytest
+
+from api.served import LINE, Served, Tenant, file_part, form, text_part
+from batchmill.spec.limits import KIMI
+
+CONTENT_TYPE, FORM = form(text_part("purpose", "batch"), file_part(LINE))
+
+
+@contextmanager
+def upload(
+    tenant: Tenant, *, length: int = len(FORM), path: str = "/v1/files", key: str = ""
+) -> Iterator[socket.socket]:
+    """Begin an upload by hand, up to the end of its headers."""
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {key or tenant.key}\r\n"
+        f"Content-Type: {CONTENT_TYPE}\r\nContent-Length: {length}\r\n\r\n"
+    )
+    with closing(socket.create_connection(("127.0.0.1", tenant.served.port), timeout=30)) as connection:
+        connection.sendall(head.encode())
+        yield connection
+
+
+def told(connection: socket.socket) -> bytes:
+    """Read until the server closes."""
+    said = b""
+    while chunk := connection.recv(65_536):
+        said += chunk
+    return said
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/batches"])
+def test_a_body_that_stands_still_is_a_408(serve: Callable[..., Served], path: str) -> None:
+    """It is answered, its connection ends, and nothing of it is left."""
+    tenant = serve(limits=replace(KIMI, body_idle=0.2)).tenant()
+    with upload(tenant, path=path) as connection:
+        connection.sendall(FORM[:50])
+        said = told(connection)
+    assert said.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"request_timeout"' in said
+    assert b"connection: close" in said.lower()
+    tenant.served.idle()
+    assert {state for state, _ in tenant.blobs().values()} <= {"doomed"}
+
+
+def test_a_body_that_trickles_is_a_408(serve: Callable[..., Served]) -> None:
+    """A byte now and then does not keep an upload alive: the rate counts from the end of the grace."""
+    tenant = serve(limits=replace(KIMI, body_grace=0.05, body_rate=1_000_000)).tenant()
+    with upload(tenant) as connection:
+        connection.settimeout(0.02)
+        said = b""
+        for n in range(len(FORM)):
+            connection.sendall(FORM[n : n + 1])
+            try:
+                said = connection.recv(65_536)
+            except TimeoutError:
+                continue
+            break
+    assert said.startswith(b"HTTP/1.1 408 ")
+
+
+def test_an_endless_body_is_refused_and_not_read_on(serve: Callable[..., Served]) -> None:
+    """Once it is larger than a file may be the answer comes, and the connection ends, whatever is still to come."""
+    tenant = serve(limits=replace(KIMI, max_input_bytes=1000)).tenant()
+    with upload(tenant, length=1 << 40) as connection:
+        connection.sendall(FORM[:-60] + b"x" * 100_000)
+        said = told(connection)
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert b"larger than 1000 bytes" in said
+
+
+def test_uploads_beyond_the_slots_are_429s(serve: Callable[..., Served]) -> None:
+    """One key has so many uploads at a time; another key's goes on, and a slot is free again when one ends."""
+    served = serve(limits=replace(KIMI, max_uploads_per_key=1, body_idle=5.0))
+    ours, theirs = served.tenant(), served.tenant()
+    with upload(ours) as first:
+        first.sendall(FORM[:50])
+        while not [state for state, _ in ours.blobs().values()]:  # it has its slot
+            pass
+        refused = _again(ours)
+        assert refused.startswith(b"HTTP/1.1 429 ")
+        assert b"retry-after: 5" in refused.lower()
+        assert _again(theirs).startswith(b"HTTP/1.1 200 ")
+        first.sendall(FORM[50:])
+        assert first.recv(65_536).startswith(b"HTTP/1.1 200 ")
+    assert _again(ours).startswith(b"HTTP/1.1 200 ")
+
+
+def _again(tenant: Tenant) -> bytes:
+    with upload(tenant) as connection:
+        connection.sendall(FORM)
+        return connection.recv(65_536)
