@@ -247,7 +247,7 @@ def _built(plan: Plan, folder: Path) -> Iterator[Run]:
 def _make(tx: Transaction) -> dict[str, str]:
     """Make the tables and a key for each organisation."""
     migrate(tx)
-    return {name: make_key(tx, name=name, now=build_clock().now()).key for name in ORGANISATIONS}
+    return {name: make_key(tx, org=name, now=build_clock().now()).key for name in ORGANISATIONS}
 
 
 async def _write(site: Site, statements: Statements[T]) -> T:
