@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from acceptance.serving import until
 from api.served import LINE, Served, Tenant, file_part, form, text_part
 from batchmill.spec.limits import KIMI
 
@@ -75,14 +76,28 @@ def test_an_endless_body_is_refused_and_not_read_on(serve: Callable[..., Served]
     assert b"larger than 1000 bytes" in said
 
 
+def test_a_declared_length_beyond_all_limits_is_refused_unread(tenant: Tenant) -> None:
+    """A terabyte that is only announced is answered at once."""
+    with upload(tenant, length=1 << 40) as connection:
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 400 ")
+    tenant.served.idle()
+    assert tenant.blobs() == {}
+
+
+def test_what_follows_a_form_is_bounded(serve: Callable[..., Served]) -> None:
+    """An epilogue without an end is refused like a file without one, though it is no part of the file."""
+    tenant = serve(limits=replace(KIMI, max_input_bytes=1000)).tenant()
+    answer = tenant.call("POST", "/v1/files", [FORM, *[b"x" * 65_536] * 20], Content_Type=CONTENT_TYPE)
+    assert answer.error == (400, "invalid_request_error", "file", "invalid_value")
+
+
 def test_uploads_beyond_the_slots_are_429s(serve: Callable[..., Served]) -> None:
     """One key has so many uploads at a time; another key's goes on, and a slot is free again when one ends."""
     served = serve(limits=replace(KIMI, max_uploads_per_key=1, body_idle=5.0))
     ours, theirs = served.tenant(), served.tenant()
     with upload(ours) as first:
         first.sendall(FORM[:50])
-        while not [state for state, _ in ours.blobs().values()]:  # it has its slot
-            pass
+        until(ours.blobs, 10.0)  # it has its slot
         refused = _again(ours)
         assert refused.startswith(b"HTTP/1.1 429 ")
         assert b"retry-after: 5" in refused.lower()

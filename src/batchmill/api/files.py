@@ -11,7 +11,7 @@ from batchmill.api.fault import SPACE_SECONDS
 from batchmill.api.replay import Made, Replays
 from batchmill.api.reserve import write_on_reserve
 from batchmill.api.slots import Slots
-from batchmill.api.upload import Upload, form_boundary, receive_upload
+from batchmill.api.upload import Upload, form_boundary, receive_upload, refuse_long_form
 from batchmill.blobs.blobs import BlobMissing, Blobs
 from batchmill.blobs.space import Room
 from batchmill.clock import Clock
@@ -51,6 +51,7 @@ def file_routes(
         """Upload an input file: its bytes are kept as they are, and its lines are checked by the batch that uses it."""
         call, key = replays.call(request, route="files"), mint_id("upload", clock.now())
         boundary = form_boundary(request.headers.get("content-type", ""))
+        refuse_long_form(int(request.headers.get("content-length", "0")), limits)  # the server took it for a number
         with slots.one(call.caller):
             await _ask_for(room)  # before a byte is read
             await database.write(lambda tx: _begin(tx, replays, call, key, now=int(clock.now())))

@@ -24,6 +24,7 @@ _TEXT_BYTES = 1024  # the longest value of a text part: all of ours are words an
 _PARTS = 16  # reliability A9
 _BUFFER = 1 << 20  # bytes handed to the writing thread at once
 _FILENAME = 255  # bytes
+_FRAME = 1 << 20  # bytes of a form beside its file: what stands before, between and after its parts is bounded, too
 _AS_IT_IS = frozenset({b"binary", b"8bit", b"7bit"})  # RFC 7578, 4.7: deprecated, and nobody decodes the others
 _LINE_BREAKERS = frozenset({"Cc", "Zl", "Zp"})  # control characters and line separators, by their Unicode category
 
@@ -155,6 +156,12 @@ def form_boundary(content_type: str) -> bytes:
     return boundary
 
 
+def refuse_long_form(size: int, limits: Limits) -> None:
+    """Raise the 400 for a form of so many bytes, declared or received, that its file must be too large (A11, A15)."""
+    if size > limits.max_input_bytes + _FRAME:
+        raise errors.too_big("The file", limits.max_input_bytes, "file")
+
+
 async def receive_upload(
     *, stream: AsyncIterator[bytes], boundary: bytes, blobs: Blobs, key: str, limits: Limits
 ) -> Upload:
@@ -181,8 +188,10 @@ async def receive_upload(
 async def _read_form(stream: AsyncIterator[bytes], boundary: bytes, writer: BlobWriter, limits: Limits) -> _Parts:
     parts = _Parts(limits)
     parser = MultipartParser(boundary, parts.callbacks())
-    waiting = 0
+    waiting = size = 0
     async for chunk in stream:
+        size += len(chunk)
+        refuse_long_form(size, limits)
         try:
             parser.write(chunk)
         except MultipartParseError as fault:
