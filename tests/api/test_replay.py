@@ -132,7 +132,8 @@ async def test_answers_lost_at_random_make_no_batch_too_many(tenant: Tenant, see
 @pytest.mark.parametrize("identical", [True, False], ids=["identical", "different"])
 async def test_the_clients_own_retries_make_each_file_once(serve: Callable[..., Served], *, identical: bool) -> None:
     """N uploads whose first answers are lost make N Files; the bytes of each second try are given up."""
-    tenant = serve(limits=replace(KIMI, max_uploads_per_key=UPLOADS)).tenant()
+    limits = replace(KIMI, max_uploads_per_key=UPLOADS)
+    tenant = await asyncio.to_thread(lambda: serve(limits=limits).tenant())
     async with proxy(tenant.served.port, LOSSES["every first"]) as url, tenant.async_openai() as client:
         lossy = client.with_options(base_url=f"{url}/v1")
         contents = [LINE * (1 if identical else 1 + n) for n in range(UPLOADS)]

@@ -12,8 +12,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-_DRAIN_BYTES = 1 << 20  # of a refused body: a client that is still sending gets to read why (contract f.13)
-_DRAIN_SECONDS = 2.0
+_DRAIN_BYTES = 128 << 20  # of a refused body: a client that is still sending gets to read why (contract f.13)
+_DRAIN_SECONDS = 5.0
 
 
 class Body:
@@ -51,7 +51,7 @@ class Body:
         return [] if self.ended else [(b"connection", b"close")]
 
     async def let_go(self, send: Send, last: Message) -> Message:
-        """Send an answer's last part and return what ends it; in between, take a little of what still comes, unseen.
+        """Send an answer's last part and return what ends it; in between, take some of what still comes, unseen.
 
         An answer on a connection that is cut at once may be lost. Who has no key is not read at all (invariant S10).
         """
