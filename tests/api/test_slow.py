@@ -10,6 +10,7 @@ import pytest
 from acceptance.serving import until
 from api.served import LINE, Served, Tenant, file_part, form, text_part
 from batchmill.spec.limits import KIMI
+from batchmill.spec.scopes import Scope
 
 CONTENT_TYPE, FORM = form(text_part("purpose", "batch"), file_part(LINE))
 
@@ -82,6 +83,23 @@ def test_a_declared_length_beyond_all_limits_is_refused_unread(tenant: Tenant) -
         assert connection.recv(65_536).startswith(b"HTTP/1.1 400 ")
     tenant.served.idle()
     assert tenant.blobs() == {}
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/v1/files"])
+def test_a_body_without_a_key_is_not_read(served: Served, path: str) -> None:
+    """Whoever shows no key is answered and cut off, where none is needed as well; nothing that he sends is taken."""
+    head = f"POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {1 << 30}\r\n\r\n"
+    with closing(socket.create_connection(("127.0.0.1", served.port), timeout=30)) as connection:
+        connection.sendall(head.encode())
+        assert b"connection: close" in told(connection).lower()
+
+
+def test_a_large_body_that_may_not_be_sent_gets_its_answer(served: Served) -> None:
+    """A key without the scope is told so after megabytes, and no reset."""
+    tenant = served.tenant()
+    tenant = replace(tenant, key=served.key(tenant.id, scopes=[Scope.READ]))
+    answer = tenant.call("POST", "/v1/files", b"x" * (32 << 20), Content_Type=CONTENT_TYPE)
+    assert answer.status == 403
 
 
 def test_what_follows_a_form_is_bounded(serve: Callable[..., Served]) -> None:

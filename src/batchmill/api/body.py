@@ -27,7 +27,7 @@ class Body:
         self._limits = limits
         self._bytes = 0
         self._waited = 0.0
-        self.admitted = False  # whose it is is known
+        self.admitted = False  # it came with a key that is good
         self.ended = b"transfer-encoding" not in headers and headers.get(b"content-length", b"0") == b"0"
         self._may_drain = b"expect" not in headers  # who waits for leave to send has nothing on the way
 

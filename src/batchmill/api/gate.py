@@ -70,8 +70,7 @@ class Gate:
             await send(message)
 
         try:
-            await self._admit(scope, added)
-            body.admitted = True
+            await self._admit(scope, added, body)
             await self._app(scope, body.receive, send_with_id)
         except ApiError as error:
             await error_answer(error)(scope, receive, send_with_id)
@@ -89,10 +88,11 @@ class Gate:
         if is_broken(fault):
             self._broken()
 
-    async def _admit(self, scope: Message, added: list[tuple[bytes, bytes]]) -> None:
+    async def _admit(self, scope: Message, added: list[tuple[bytes, bytes]], body: Body) -> None:
         """Refuse what may not pass; `added` gains the headers that tell of an organisation's rate."""
         if scope["path"] not in OPEN_PATHS and not scope["path"].startswith(f"{DOCS_ASSETS}/"):
             caller = await self._auth.caller(scope)
+            body.admitted = True
             per_minute = caller.allowance.requests_per_minute
             if per_minute is not None:
                 taken = self._calls.take(caller.organisation_id, per_minute=per_minute)
