@@ -1,22 +1,14 @@
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from acceptance.serving import Processes, Server, processes_in
+from acceptance.serving import Processes, Server
 
 _HERE = Path(__file__).parent
 _CLIENTS = Path(sys.prefix) / "clients"  # made by `make .venv/clients`, beside what the tests themselves run in
 _PYTHONS = ("openai-1.109.1", "openai-2.54.0")
-
-
-@pytest.fixture
-def processes(tmp_path: Path) -> Iterator[Processes]:
-    """Processes in sessions of their own, all of which end with the test."""
-    with processes_in(tmp_path) as started:
-        yield started
 
 
 @pytest.fixture
