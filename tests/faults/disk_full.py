@@ -151,7 +151,8 @@ def _full(round_: Round, batch_id: str, victim: str, spare: str) -> None:
     time.sleep(_PAUSED)
     later = round_.row(batch_id)
     round_.seen.append(f"{later['status']} at {later['completed']}: {later['waiting']}")
-    assert later["status"] == paused["status"] != "completed", "the batch did not pause"
+    moved = f"the batch did not pause: {paused['status']}, then {later['status']}"
+    assert later["status"] == paused["status"] != "completed", moved
     no_uploads(round_)
 
 
