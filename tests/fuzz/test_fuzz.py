@@ -12,7 +12,7 @@ _HERE = Path(__file__).parent
 _SECONDS = int(os.environ.get("BATCHMILL_FUZZ_SECONDS", "60"))
 
 
-@pytest.mark.parametrize("target", ["lines.py"])
+@pytest.mark.parametrize("target", ["lines.py", "multipart.py"])
 def test_no_input_is_a_crash(tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str) -> None:
     """Whatever bytes come, a target gives its verdict; a minute of atheris looks for those that it cannot take."""
     if importlib.util.find_spec("atheris") is None:
