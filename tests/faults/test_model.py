@@ -6,6 +6,7 @@ CI plays the same games each time; `BATCHMILL_MODEL_EXAMPLES=5000 pytest tests/f
 import asyncio
 import os
 from collections.abc import Callable, Coroutine
+from itertools import count
 from typing import Any, TypeVar
 
 import pytest
@@ -101,12 +102,21 @@ class Hand:
     def __init__(self, world: World, number: int) -> None:
         self.database = Breaking(world.database)
         mine: dict[str, Any] = {"blobs": world.blobs, "clock": world.clock, "worker_id": f"w{number}", "lease": LEASE}
-        self.ledger = Ledger(database=self.database, metrics=Metrics(), **mine)
+        self._lives = (
+            Ledger(database=self.database, metrics=Metrics(), **mine | {"worker_id": f"w{number}.{life}"})
+            for life in count()
+        )
+        self.ledger = next(self._lives)
         self.finalizer = Finalizer(database=self.database, room=Boundless(), **mine)
         bell = Bell(clock=world.clock)
         self.validator = Validator(database=self.database, room=Boundless(), limits=OPEN, accepted=bell, **mine)
         self.held: list[tuple[Claim, set[int]]] = []  # with the lines that were done by the time of the claim, or by us
         self.paused: asyncio.Task[bool] | None = None
+
+    def die(self) -> None:
+        """Begin anew, as a worker that is started again does: under another id, with nothing in hand."""
+        self.held.clear()
+        self.ledger = next(self._lives)
 
 
 class Mill(RuleBasedStateMachine):
@@ -251,7 +261,7 @@ class Mill(RuleBasedStateMachine):
     @rule(hand=st.integers(0, HANDS - 1))
     def crash(self, hand: int) -> None:
         """A worker dies: nobody has what it held until the lease lapses."""
-        self.hands[hand].held.clear()
+        self.hands[hand].die()
 
     @rule(seconds=st.sampled_from((1.0, LEASE + 1.0, 40.0)))
     def wait(self, seconds: float) -> None:
