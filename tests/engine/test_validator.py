@@ -74,12 +74,14 @@ async def test_errors_are_capped(mill: Mill) -> None:
 
 
 async def test_too_many_lines(mill: Mill) -> None:
-    """A configured limit on lines is kept."""
+    """A configured limit on lines is kept, and told beside whatever is wrong with the lines."""
     mill.limits = replace(KIMI, max_lines=2)
     await mill.knows("echo")
-    batch_id = await mill.batch(lines(3))
-    await mill.hand(mill.echo()).validator.step()
-    assert [e.code for e in (await mill.look(batch_id)).object.errors or ()] == ["too_many_tasks"]
+    for content, wrong in ((lines(3), []), (lines(2) + b"{\n", ["invalid_json_line"])):
+        batch_id = await mill.batch(content)
+        await mill.hand(mill.echo()).validator.step()
+        errors = (await mill.look(batch_id)).object.errors or ()
+        assert [error.code for error in errors] == [*wrong, "too_many_tasks"]
 
 
 async def test_a_large_input_is_checked_in_a_child(mill: Mill) -> None:

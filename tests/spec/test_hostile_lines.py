@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchmill.spec.limits import KIMI
-from batchmill.spec.lines import Checker, ErrorReport, Line, RawLine, empty_file, read_lines
+from batchmill.spec.lines import Checker, ErrorReport, Line, RawLine, read_lines, whole_file_errors
 from batchmill.spec.objects import LineError
 
 CHAT = "/v1/chat/completions"
@@ -39,7 +39,7 @@ def verdicts(data: bytes) -> list[Verdict]:
     """Check a file; return everything that is wrong with it."""
     checker = Checker(endpoint=CHAT, limits=_LIMITS, known_models=["m", "n"])
     lines = list(read_lines(io.BytesIO(data).readline, _LIMITS.max_line_bytes))
-    found: list[LineError] = [] if lines else [empty_file()]
+    found: list[LineError] = list(whole_file_errors(len(lines), _LIMITS))
     for raw in lines:
         checked = checker.check(raw)
         found += [] if isinstance(checked, Line) else checked

@@ -15,11 +15,10 @@ from batchmill.spec.lines import (
     ErrorReport,
     Line,
     RawLine,
-    empty_file,
     likely_endpoint,
     read_lines,
     split_envelope,
-    too_many_lines,
+    whole_file_errors,
 )
 from batchmill.spec.objects import LineError, more_errors
 
@@ -273,6 +272,8 @@ def test_a_report_keeps_the_first_errors_and_counts_all() -> None:
 
 
 def test_faults_of_the_whole_file_have_no_line() -> None:
-    """An empty file and one with too many lines."""
-    assert (empty_file().code, empty_file().line) == ("empty_file", None)
-    assert (too_many_lines(5).code, too_many_lines(5).line) == ("too_many_tasks", None)
+    """An empty file and one with too many lines; where no limit on lines is set, any number will do."""
+    limits = replace(KIMI, max_lines=5)
+    found = {count: [(e.code, e.line) for e in whole_file_errors(count, limits)] for count in (0, 1, 5, 6)}
+    assert found == {0: [("empty_file", None)], 1: [], 5: [], 6: [("too_many_tasks", None)]}
+    assert list(whole_file_errors(1_000_000, KIMI)) == []

@@ -12,7 +12,7 @@ import msgspec
 
 from batchmill.cli.exit import RunExit, Stop
 from batchmill.spec.limits import Limits
-from batchmill.spec.lines import Checker, Line, RawLine, empty_file, likely_endpoint, read_lines, too_many_lines
+from batchmill.spec.lines import Checker, Line, RawLine, likely_endpoint, read_lines, whole_file_errors
 from batchmill.spec.models import Catalogue
 from batchmill.spec.objects import LineError, more_errors
 
@@ -121,10 +121,9 @@ def check_lines(
             yield error
         checked.models = checker.models
     checked.bytes = counting.bytes
-    if not checked.errors:
-        for error in _whole_file_errors(checked, limits):
-            checked.errors += 1
-            yield error
+    for error in whole_file_errors(checked.lines, limits):
+        checked.errors += 1
+        yield error
 
 
 def refuse_unknown_endpoint(endpoint: str | None, limits: Limits) -> None:
@@ -146,13 +145,6 @@ def _errors(lines: Iterator[RawLine], checker: Checker, checked: Checked) -> Ite
         found = checker.check(raw)
         if not isinstance(found, Line):
             yield from found
-
-
-def _whole_file_errors(checked: Checked, limits: Limits) -> Iterator[LineError]:
-    if checked.lines == 0:
-        yield empty_file()
-    if limits.max_lines is not None and checked.lines > limits.max_lines:
-        yield too_many_lines(limits.max_lines)
 
 
 class _Counting:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from batchmill.blobs.blobs import Blobs, BlobWriter, Written
 from batchmill.schedule.plan import Cut, Record, cut, pack
 from batchmill.spec.limits import Limits
-from batchmill.spec.lines import Checker, ErrorReport, Line, empty_file, read_lines, too_many_lines
+from batchmill.spec.lines import Checker, ErrorReport, Line, read_lines, whole_file_errors
 from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
 from batchmill.spec.objects import LineError
 
@@ -30,12 +30,14 @@ class _Pass:
     catalogue: Catalogue
     plan: BlobWriter
     report: ErrorReport
+    lines: int = 0  # good or bad
     total: int = 0
     models: dict[str, int] = field(default_factory=dict)
 
     def records(self, blobs: Blobs, input_key: str, max_line_bytes: int) -> Iterator[Record]:
         with blobs.open(input_key) as stream:
             for raw in read_lines(stream.readline, max_line_bytes):
+                self.lines += 1
                 checked = self.checker.check(raw)
                 if isinstance(checked, Line):
                     self.total += 1
@@ -79,19 +81,9 @@ def validate(
             checker=checker, catalogue=catalogue, plan=plan, report=ErrorReport(max_errors=limits.max_errors)
         )
         cuts = tuple(cut(reading.records(blobs, input_key, limits.max_line_bytes)))
-        errors = reading.report.data()
-        if not errors:
-            errors = _whole_file_errors(reading.total, limits)
-        if errors:
+        reading.report.add(whole_file_errors(reading.lines, limits))
+        if errors := reading.report.data():
             return Validation(errors=tuple(errors))
         return Validation(total=reading.total, models=tuple(reading.models), cuts=cuts, plan=plan.finish())
     finally:
         plan.discard()
-
-
-def _whole_file_errors(total: int, limits: Limits) -> list[LineError]:
-    if total == 0:
-        return [empty_file()]
-    if limits.max_lines is not None and total > limits.max_lines:
-        return [too_many_lines(limits.max_lines)]
-    return []

@@ -190,14 +190,12 @@ class ErrorReport:
         return [*self._kept, more_errors(left_out)] if left_out else list(self._kept)
 
 
-def empty_file() -> LineError:
-    """Return the error of a file without a single request line (contract c.3, row 28)."""
-    return LineError(code="empty_file", message="The file holds no request lines.")
-
-
-def too_many_lines(max_lines: int) -> LineError:
-    """Return the error of a file with more lines than configured (contract c.3, row 29)."""
-    return LineError(code="too_many_tasks", message=f"The file holds more than {max_lines} requests.")
+def whole_file_errors(count: int, limits: Limits) -> Iterator[LineError]:
+    """Yield what is wrong with a file of so many request lines, good or bad (contract c.3, rows 28 and 29)."""
+    if count == 0:
+        yield LineError(code="empty_file", message="The file holds no request lines.")
+    if limits.max_lines is not None and count > limits.max_lines:
+        yield LineError(code="too_many_tasks", message=f"The file holds more than {limits.max_lines} requests.")
 
 
 def _too_long(number: int, max_line_bytes: int) -> LineError:
