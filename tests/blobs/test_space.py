@@ -65,16 +65,37 @@ def test_dropping_the_reserve_starts_nothing() -> None:
     ("volume", "held", "verdict"),
     [
         (
-            Volume(free=BIG, size=BIG, inodes=0),
+            Volume(free=BIG, size=BIG, inodes=0, all_inodes=16),
             True,
-            Verdict(short="the disk has no inodes left", change=Change.DROP),
+            Verdict(short="the disk is short of inodes: 0 are free, 1 are needed", change=Change.DROP),
         ),
         (
-            Volume(free=BIG, size=BIG, inodes=0),
+            Volume(free=BIG, size=BIG, inodes=0, all_inodes=16),
             False,
-            Verdict(short="the disk has no inodes left", change=Change.NONE),
+            Verdict(short="the disk is short of inodes: 0 are free, 1 are needed", change=Change.NONE),
         ),
-        (Volume(free=BIG, size=BIG, inodes=1), True, Verdict(short=None, change=Change.NONE)),
+        (Volume(free=BIG, size=BIG, inodes=1, all_inodes=16), True, Verdict(short=None, change=Change.NONE)),
+        (
+            Volume(free=BIG, size=BIG, inodes=1, all_inodes=16),
+            False,
+            Verdict(short=None, change=Change.MAKE),
+        ),
+        (
+            Volume(free=BIG, size=BIG, inodes=63, all_inodes=1 << 20),
+            True,
+            Verdict(short="the disk is short of inodes: 63 are free, 64 are needed", change=Change.NONE),
+        ),
+        (
+            Volume(free=BIG, size=BIG, inodes=63, all_inodes=1 << 20),
+            False,
+            Verdict(short="the disk is short of inodes: 63 are free, 64 are needed", change=Change.NONE),
+        ),
+        (
+            Volume(free=0, size=BIG, inodes=63, all_inodes=1 << 20),
+            True,
+            Verdict(short="the disk is short of inodes: 63 are free, 64 are needed", change=Change.DROP),
+        ),
+        (Volume(free=BIG, size=BIG, inodes=64, all_inodes=1 << 20), True, Verdict(short=None, change=Change.NONE)),
         (
             Volume(free=BIG, size=BIG, read_only=True),
             False,
@@ -191,7 +212,7 @@ def test_inodes_run_out(tmp_path: Path) -> None:
         while os.statvfs(folder).f_favail:
             (folder / str(number)).touch()
             number += 1
-        assert space.short() == "the disk has no inodes left"
+        assert space.short() == "the disk is short of inodes: 0 are free, 1 are needed"
         space.keep()
         (folder / "journal").touch()
 

@@ -3,7 +3,8 @@
     floor    free space below which uploads, validation, new sends and finalizing stop, with their reason
     reserve  a file as large as the floor; dropped when something has eaten the space below the floor, too
 
-Both are 64 MiB, or 5 % of the volume where that is less (design, "Full disk"; invariant R11).
+Both are 64 MiB, or 5 % of the volume where that is less (design, "Full disk"; invariant R11). Inodes have a floor, too,
+of 64 or 5 %: without one, each that a delete makes free lets work go on for a moment.
 """
 
 import errno
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Protocol
 
 _MOST_RESERVE = 64 << 20
-_SHARE = 20  # the reserve is at most a twentieth of the volume
+_MOST_INODES = 64
+_SHARE = 20  # the reserve is at most a twentieth of the volume, the inodes' floor of its inodes
 _FAR = 4  # a quarter of the floor: so little is left when others fill the disk, or when what we wrote last did not stop
 _BLOCK = 512  # bytes; st_blocks counts in these whatever the filesystem
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
@@ -69,11 +71,12 @@ class Change(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
-    """What statvfs says. `free` and `size` in bytes; `inodes` that are free, None where their number is not fixed."""
+    """What statvfs says. `free` and `size` in bytes; `inodes` free of `all_inodes`; None: any number."""
 
     free: int
     size: int
     inodes: int | None = None
+    all_inodes: int = 0
     read_only: bool = False
 
 
@@ -106,9 +109,13 @@ def judge(volume: Volume, *, held: bool) -> Verdict:
     elif not held and volume.free >= needed + floor // _FAR:
         change = Change.MAKE
     short = None
-    if volume.inodes == 0:
-        short = "the disk has no inodes left"
-        change = Change.DROP if held else Change.NONE  # its own inode is one that a row's journal can have
+    least = max(1, min(_MOST_INODES, volume.all_inodes // _SHARE))
+    if volume.inodes is not None and volume.inodes < least:
+        short = f"the disk is short of inodes: {volume.inodes} are free, {least} are needed"
+        if held and volume.inodes == 0:
+            change = Change.DROP  # its own inode is one that a row's journal can have
+        elif change is Change.MAKE:
+            change = Change.NONE
     elif volume.free < needed:
         short = f"the disk is full: {volume.free >> 20} MiB are free, {-(-needed >> 20)} MiB are needed"
     return Verdict(short=short, change=change)
@@ -163,6 +170,7 @@ class Space:
             free=found.f_bavail * found.f_frsize,
             size=found.f_blocks * found.f_frsize,
             inodes=found.f_favail if found.f_files else None,
+            all_inodes=found.f_files,
             read_only=bool(found.f_flag & os.ST_RDONLY),
         )
 
