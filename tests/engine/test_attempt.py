@@ -19,7 +19,7 @@ from engine.mill import LEASE, Hand, Mill, lines
 from store.rows import stuck_ids
 from volume import fill, small_volume
 
-WRITES = [("plan", 0), ("plan", 3), ("output", 0), ("output", 1)]
+WRITES = [("plan", 0, 5), ("plan", 1, 1100), ("output", 0, 5), ("output", 1, 5)]  # where, after, lines
 
 
 @pytest.fixture
@@ -77,15 +77,15 @@ def damage(mill: Mill) -> None:
         path.write_bytes(data[:20] + bytes([data[20] ^ 1]) + data[21:])
 
 
-@pytest.mark.parametrize(("where", "after"), WRITES)
+@pytest.mark.parametrize(("where", "after", "count"), WRITES)
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
 async def test_a_write_without_space_waits(
-    mill: Mill, faulty: FaultyBlobs, where: str, after: int, number: int
+    mill: Mill, faulty: FaultyBlobs, *, where: str, after: int, count: int, number: int
 ) -> None:
     """Whichever write has no space, the batch waits with the reason, nothing is left over, and it ends as it would."""
     hand = mill.hand(mill.echo())
     faulty.number, faulty.where, faulty.after = number, where, after
-    batch_id = await mill.batch(lines(5))
+    batch_id = await mill.batch(lines(count))
     status = await mill.finish(hand, batch_id, seconds=5)
     assert status is (Status.VALIDATING if where == "plan" else Status.FINALIZING)
     waiting = await mill.look(batch_id)
@@ -99,7 +99,7 @@ async def test_a_write_without_space_waits(
     assert await mill.finish(hand, batch_id) is Status.COMPLETED
     assert mill.clock.uptime - before <= 30
     assert (await mill.look(batch_id)).waiting is None
-    assert len(await mill.results(batch_id)) == 5
+    assert len(await mill.results(batch_id)) == count
 
 
 @pytest.mark.parametrize("where", ["plan", "output"])

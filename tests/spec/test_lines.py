@@ -277,3 +277,13 @@ def test_faults_of_the_whole_file_have_no_line() -> None:
     found = {count: [(e.code, e.line) for e in whole_file_errors(count, limits)] for count in (0, 1, 5, 6)}
     assert found == {0: [("empty_file", None)], 1: [], 5: [], 6: [("too_many_tasks", None)]}
     assert list(whole_file_errors(1_000_000, KIMI)) == []
+
+
+def test_a_report_reads_lines() -> None:
+    """It keeps what is wrong with each, and nothing of the good ones."""
+    report = ErrorReport(max_errors=10)
+    report.read(read(line("a") + b"\nx\n" + line("a")), Checker(endpoint=CHAT, limits=KIMI, known_models=["m"]))
+    assert [(error.code, error.line) for error in report.data()] == [
+        ("invalid_json_line", 2),
+        ("duplicate_custom_id", 3),
+    ]

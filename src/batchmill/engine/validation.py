@@ -1,14 +1,18 @@
 """One streaming pass over an input File: every rule, every bad line, and a Plan record for each good one."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from batchmill.blobs.blobs import Blobs, BlobWriter, Written
 from batchmill.schedule.plan import Cut, Record, cut, pack
 from batchmill.spec.limits import Limits
-from batchmill.spec.lines import Checker, ErrorReport, Line, read_lines, whole_file_errors
+from batchmill.spec.lines import Checker, ErrorReport, Line, RawLine, read_lines, whole_file_errors
 from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
 from batchmill.spec.objects import LineError
+from batchmill.spec.repeats import Hashes, Watched
+
+_PACKED = 1024  # records written at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,28 +28,31 @@ class Validation:
 
 @dataclass(slots=True, kw_only=True)
 class _Pass:
-    """Yields the records of good lines, keeps the bad ones' errors, and writes the Plan while nothing was bad."""
+    """Yields the records of good lines, keeps the bad ones' errors, and writes the Plan."""
 
     checker: Checker
     catalogue: Catalogue
-    plan: BlobWriter
     report: ErrorReport
     lines: int = 0  # good or bad
     total: int = 0
     models: dict[str, int] = field(default_factory=dict)
 
-    def records(self, blobs: Blobs, input_key: str, max_line_bytes: int) -> Iterator[Record]:
-        with blobs.open(input_key) as stream:
-            for raw in read_lines(stream.readline, max_line_bytes):
-                self.lines += 1
-                checked = self.checker.check(raw)
-                if isinstance(checked, Line):
-                    self.total += 1
-                    record = self._record(checked)
-                    self.plan.write(pack(record))
-                    yield record
-                else:
-                    self.report.add(checked)
+    def records(self, lines: Iterable[RawLine], plan: BlobWriter) -> Iterator[Record]:
+        packed: list[bytes] = []
+        for raw in lines:
+            self.lines += 1
+            checked = self.checker.check(raw)
+            if isinstance(checked, Line):
+                self.total += 1
+                record = self._record(checked)
+                packed.append(pack(record))
+                if len(packed) == _PACKED:
+                    plan.write(b"".join(packed))
+                    packed.clear()
+                yield record
+            else:
+                self.report.add(checked)
+        plan.write(b"".join(packed))
 
     def _record(self, line: Line) -> Record:
         return Record(
@@ -70,19 +77,23 @@ def validate(
     known_models: Collection[str],
     catalogue: Catalogue = NOTHING_CONFIGURED,
 ) -> Validation:
-    """Check the whole input and lay down its Plan; blocking.
+    """Check the whole input and lay down its Plan; blocking. An input with a repeated custom_id is read twice.
 
-    Memory is bounded by the longest line, the errors kept, and some tens of bytes a line for repeated custom_ids.
+    Memory is bounded by the longest line, the errors kept, and some ten bytes a line for repeated custom_ids.
     """
-    checker = Checker(endpoint=endpoint, limits=limits, known_models=known_models, catalogue=catalogue)
+    checker = partial(Checker, endpoint=endpoint, limits=limits, known_models=known_models, catalogue=catalogue)
+    hashes, report = Hashes(), ErrorReport(max_errors=limits.max_errors)
     plan = blobs.writer(plan_key)
     try:
-        reading = _Pass(
-            checker=checker, catalogue=catalogue, plan=plan, report=ErrorReport(max_errors=limits.max_errors)
-        )
-        cuts = tuple(cut(reading.records(blobs, input_key, limits.max_line_bytes)))
-        reading.report.add(whole_file_errors(reading.lines, limits))
-        if errors := reading.report.data():
+        reading = _Pass(checker=checker(ids=hashes), catalogue=catalogue, report=report)
+        with blobs.open(input_key) as stream:
+            cuts = tuple(cut(reading.records(read_lines(stream.readline, limits.max_line_bytes), plan)))
+        if repeated := hashes.repeated():
+            report = ErrorReport(max_errors=limits.max_errors)
+            with blobs.open(input_key) as stream:
+                report.read(read_lines(stream.readline, limits.max_line_bytes), checker(ids=Watched(repeated)))
+        report.add(whole_file_errors(reading.lines, limits))
+        if errors := report.data():
             return Validation(errors=tuple(errors))
         return Validation(total=reading.total, models=tuple(reading.models), cuts=cuts, plan=plan.finish())
     finally:

@@ -2,19 +2,19 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
-from hashlib import blake2b
 from typing import NamedTuple
 
 import msgspec
 
 from batchmill.spec.errors import clip
+from batchmill.spec.layout import Envelope
 from batchmill.spec.limits import Limits
 from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
 from batchmill.spec.objects import LineError, more_errors
+from batchmill.spec.repeats import EveryId, Ids
 from batchmill.spec.rules import UNREADABLE, Facts, Rules
 
 _BOM = b"\xef\xbb\xbf"
-_DIGEST = 16  # bytes: 128 bits cannot be made to collide, and cost less than the ids themselves
 
 
 class RawLine(NamedTuple):
@@ -36,13 +36,6 @@ class Line(NamedTuple):
     custom_id_length: int
     model: str
     tokens: int  # estimate
-
-
-class Envelope(NamedTuple):
-    """The two parts of a line that matter once it is checked, byte for byte as the user wrote them."""
-
-    custom_id: bytes  # the raw JSON string, quotes included
-    body: bytes
 
 
 class _Envelope(msgspec.Struct, gc=False):
@@ -106,6 +99,7 @@ class Checker:
         limits: What is allowed.
         known_models: The models that some backend serves; None takes any.
         catalogue: What is configured of models.
+        ids: Tells a custom_id that was used before; left out, every one is remembered.
     """
 
     def __init__(
@@ -115,13 +109,14 @@ class Checker:
         limits: Limits,
         known_models: Collection[str] | None,
         catalogue: Catalogue = NOTHING_CONFIGURED,
+        ids: Ids | None = None,
     ) -> None:
         self._rules = Rules(endpoint=endpoint, limits=limits)
         self._limits = limits
         self._known = None if known_models is None else frozenset(known_models)
         self._catalogue = catalogue
         self._models: dict[str, None] = {}
-        self._used: dict[bytes, int] = {}  # digest of a custom_id: the line that used it
+        self._ids = EveryId() if ids is None else ids
 
     @property
     def models(self) -> list[str]:
@@ -143,9 +138,8 @@ class Checker:
     def _repeated_id(self, facts: Facts, number: int) -> LineError | None:
         if facts.custom_id is None:
             return None
-        digest = blake2b(facts.custom_id.encode(), digest_size=_DIGEST).digest()
-        first = self._used.setdefault(digest, number)
-        if first == number:
+        first = self._ids.first(facts.custom_id, number)
+        if first is None:
             return None
         message = f"custom_id {clip(facts.custom_id)} was already used on line {first}."
         return LineError(code="duplicate_custom_id", message=message, param="custom_id", line=number)
@@ -183,6 +177,13 @@ class ErrorReport:
             self._count += 1
             if len(self._kept) < self._most:
                 self._kept.append(error)
+
+    def read(self, lines: Iterable[RawLine], checker: Checker) -> None:
+        """Add what is wrong with these lines."""
+        for raw in lines:
+            checked = checker.check(raw)
+            if not isinstance(checked, Line):
+                self.add(checked)
 
     def data(self) -> list[LineError]:
         """Return the first max_errors entries and, if there were more, one that counts them (choice 12)."""
