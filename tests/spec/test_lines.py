@@ -287,3 +287,6 @@ def test_a_report_reads_lines() -> None:
         ("invalid_json_line", 2),
         ("duplicate_custom_id", 3),
     ]
+    report.add_unlisted(7)
+    assert report.count == 9
+    assert report.data()[-1].message.startswith("7 more errors")

@@ -14,7 +14,7 @@ def test_two_passes_find_what_one_finds(ids: list[str]) -> None:
     every, hashes = EveryId(), Hashes()
     told = [every.first(custom_id, number) for number, custom_id in enumerate(ids, 1)]
     assert {hashes.first(custom_id, number) for number, custom_id in enumerate(ids, 1)} <= {None}
-    watched = Watched(hashes.repeated())
+    watched = Watched(hashes.repeated().watched)
     assert [watched.first(custom_id, number) for number, custom_id in enumerate(ids, 1)] == told
 
 
@@ -24,4 +24,6 @@ def test_of_very_many_repeated_ids_some_are_watched(monkeypatch: pytest.MonkeyPa
     hashes = Hashes()
     for number in range(100_000):
         hashes.first(str(number % 50_000), number)
-    assert 10 < len(hashes.repeated()) < 1000
+    watched, others = hashes.repeated()
+    assert 10 <= len(watched) < 1000
+    assert len(watched) + others == 50_000

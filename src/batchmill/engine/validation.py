@@ -88,10 +88,12 @@ def validate(
         reading = _Pass(checker=checker(ids=hashes), catalogue=catalogue, report=report)
         with blobs.open(input_key) as stream:
             cuts = tuple(cut(reading.records(read_lines(stream.readline, limits.max_line_bytes), plan)))
-        if repeated := hashes.repeated():
+        watched, others = hashes.repeated()
+        if watched:
             report = ErrorReport(max_errors=limits.max_errors)
             with blobs.open(input_key) as stream:
-                report.read(read_lines(stream.readline, limits.max_line_bytes), checker(ids=Watched(repeated)))
+                report.read(read_lines(stream.readline, limits.max_line_bytes), checker(ids=Watched(watched)))
+            report.add_unlisted(others)
         report.add(whole_file_errors(reading.lines, limits))
         if errors := report.data():
             return Validation(errors=tuple(errors))

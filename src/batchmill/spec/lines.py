@@ -15,6 +15,7 @@ from batchmill.spec.repeats import EveryId, Ids
 from batchmill.spec.rules import UNREADABLE, Facts, Rules
 
 _BOM = b"\xef\xbb\xbf"
+_PIECE = 1 << 20  # bytes of a long line read at once
 
 
 class RawLine(NamedTuple):
@@ -62,18 +63,31 @@ def read_lines(readline: Callable[[int], bytes], max_line_bytes: int) -> Iterato
         max_line_bytes: The longest text allowed.
     """
     most = max_line_bytes + len(_BOM) + len(b"\r\n")
+    piece = min(_PIECE, most)
     number = end = 0
-    while chunk := readline(most):
+    while chunk := readline(piece):
+        if len(chunk) == piece and not chunk.endswith(b"\n"):
+            chunk = _whole(readline, chunk, most)
         number, offset, end = number + 1, end, end + len(chunk)
         if number == 1 and chunk.startswith(_BOM):
             chunk, offset = chunk[len(_BOM) :], len(_BOM)
         text = chunk.removesuffix(b"\n").removesuffix(b"\r")
         if len(text) > max_line_bytes:
-            while not chunk.endswith(b"\n") and (chunk := readline(most)):
-                end += len(chunk)
+            ended, chunk, text = chunk.endswith(b"\n"), b"", b""
+            while not ended and (chunk := readline(piece)):
+                ended, end = chunk.endswith(b"\n"), end + len(chunk)
             yield RawLine(number, offset, b"", over=True)
         elif text and not text.isspace():
             yield RawLine(number, offset, text, over=False)
+
+
+def _whole(readline: Callable[[int], bytes], first: bytes, most: int) -> bytes:
+    """Return a long line, or `most` bytes of one that is longer; in pieces, since one call takes the memory twice."""
+    pieces, size = [first], len(first)
+    while size < most and not pieces[-1].endswith(b"\n") and (piece := readline(min(_PIECE, most - size))):
+        pieces.append(piece)
+        size += len(piece)
+    return b"".join(pieces)
 
 
 def split_envelope(text: bytes) -> Envelope:
@@ -177,6 +191,10 @@ class ErrorReport:
             self._count += 1
             if len(self._kept) < self._most:
                 self._kept.append(error)
+
+    def add_unlisted(self, count: int) -> None:
+        """Count errors that nobody can list."""
+        self._count += count
 
     def read(self, lines: Iterable[RawLine], checker: Checker) -> None:
         """Add what is wrong with these lines."""

@@ -4,7 +4,7 @@ from array import array
 from collections import Counter
 from collections.abc import Collection
 from hashlib import blake2b
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 _DIGEST = 16  # bytes: 128 bits cannot be made to collide, and cost less than the ids themselves
 _BUCKETS = 256
@@ -47,15 +47,24 @@ class Hashes:
         self._buckets[value % _BUCKETS].append(value)
         return None
 
-    def repeated(self) -> frozenset[int]:
-        """Return the hashes that came more than once; of very many, some."""
-        found: set[int] = set()
+    def repeated(self) -> "Repeated":
+        """Return the hashes that came more than once."""
+        watched: set[int] = set()
+        others = 0
         for bucket in self._buckets:
-            if len(set(bucket)) < len(bucket):
-                found.update(value for value, times in Counter(bucket).items() if times > 1)
-            if len(found) > _MOST_WATCHED:
-                break
-        return frozenset(found)
+            repeats = len(bucket) - len(set(bucket))
+            if repeats and len(watched) < _MOST_WATCHED:
+                watched.update(value for value, times in Counter(bucket).items() if times > 1)
+            else:
+                others += repeats
+        return Repeated(frozenset(watched), others)
+
+
+class Repeated(NamedTuple):
+    """What a first pass found: hashes to watch, and the number of repeated uses of all others where those are many."""
+
+    watched: frozenset[int]
+    others: int
 
 
 class Watched:
