@@ -44,6 +44,8 @@ class Work:
 
     def __init__(self, *, claim: Claim, lone: int, once: bool = False) -> None:
         self.claim = claim
+        self.batch_id = claim.slice.batch_id
+        self.model = claim.slice.model
         self.text: bytes | None = None  # the input's bytes from `text_from` on, once loaded
         self.text_from = 0
         self.out = 0
@@ -64,16 +66,6 @@ class Work:
         self._pending = deque(sendable)
         self._left = len(holes)
         self._results: list[Result] = []
-
-    @property
-    def batch_id(self) -> str:
-        """The batch that it is of."""
-        return self.claim.slice.batch_id
-
-    @property
-    def model(self) -> str:
-        """The model that its lines are for."""
-        return self.claim.slice.model
 
     @property
     def pending(self) -> int:
@@ -271,7 +263,7 @@ class Feed:
             works = self._works[self._turns[0]]
             self._turns.rotate(-1)
             for work in works:
-                if work.text is not None and work.model in models and not work.suspect:
+                if work.pending and work.text is not None and work.model in models and not work.suspect:
                     request = work.take() if wall < work.expires_at else None
                     if request is not None:
                         return request

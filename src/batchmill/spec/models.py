@@ -56,7 +56,7 @@ class Catalogue:
 
     def facts(self, name: str) -> ModelFacts:
         """Return what is configured of the model that a name stands for."""
-        target = self.resolve(name)
+        target = self._targets.get(name, name)
         return self._models.get(target) or ModelFacts(name=target)
 
     def offers(self, name: str, served: Collection[str] | None) -> bool:
