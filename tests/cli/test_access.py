@@ -101,12 +101,12 @@ def test_an_organisation_is_held_to_what_it_may_use(served: Served, command: Cal
     tenant = Tenant(served=served, id=org["id"], key=made(command, "keys", "create", "--org", "lab")["key"])
     with pytest.raises(AssertionError, match="at most 0"):
         tenant.upload(LINE)
-    changed = made(command, "orgs", "set", "lab", "--max-files", "none", "--max-bytes", "1000")
+    changed = made(command, "orgs", "set", "lab", "--max-files", "none", "--max-bytes", "1000", "--weight", "3")
     assert made(command, "orgs", "list") == [changed]
     assert (changed["max_files"], changed["max_bytes"], changed["requests_per_minute"]) == (None, 1000, 100)
     assert tenant.upload(LINE)["object"] == "file"
     assert tenant.call("GET", "/v1/files").headers["x-ratelimit-limit"] == "100"
-    assert "\t-\t1000\ta,b\t100\n" in command("orgs", "list")
+    assert "\t-\t1000\ta,b\t100\t3\n" in command("orgs", "list")
 
 
 @pytest.mark.parametrize(

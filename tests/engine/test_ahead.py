@@ -1,5 +1,7 @@
 """How much a worker claims ahead."""
 
+import pytest
+
 from batchmill.engine.ahead import Ahead
 from batchmill.schedule.plan import SLICE_LINES
 
@@ -9,7 +11,7 @@ def running(rate: int) -> Ahead:
     ahead = Ahead(now=0.0)
     for second in range(1, 61):
         for _ in range(rate):
-            ahead.line_ended()
+            ahead.line_ended(tokens=50)
         ahead.measure(float(second))
     return ahead
 
@@ -40,6 +42,12 @@ def test_the_rate_follows_what_ends() -> None:
     for second in range(61, 121):
         ahead.measure(float(second))
     assert ahead.slices(pending=8, window=8, lines=SLICE_LINES) == 0
+
+
+def test_the_rate_is_told_in_tokens() -> None:
+    """By the estimates of the lines that ended; nobody knows it before one has."""
+    assert Ahead(now=0.0).token_rate is None
+    assert running(100).token_rate == pytest.approx(5000)
 
 
 def test_short_slices_are_claimed_by_their_lines() -> None:

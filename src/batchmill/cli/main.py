@@ -51,6 +51,7 @@ FilesOption = Annotated[str | None, typer.Option(help="Files that it may keep.")
 BytesOption = Annotated[str | None, typer.Option(help="Bytes that its files may have together.")]
 ModelsOption = Annotated[str | None, typer.Option(help="Models that it may use, with commas between.")]
 RateOption = Annotated[str | None, typer.Option(help="Calls of the API that it may make in a minute.")]
+WeightOption = Annotated[str | None, typer.Option(help="Its share beside other organisations; 1 is the usual one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 ListOption = Annotated[bool, typer.Option("--json", help="Print a JSON list.")]
 
@@ -283,13 +284,14 @@ def orgs_create(
     max_bytes: BytesOption = None,
     models: ModelsOption = None,
     requests_per_minute: RateOption = None,
+    weight: WeightOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make an organisation."""
     from batchmill.cli.orgs import create_org  # noqa: PLC0415 - as above
 
     limits = {"max_files": max_files, "max_bytes": max_bytes, "models": models}
-    limits["requests_per_minute"] = requests_per_minute
+    limits |= {"requests_per_minute": requests_per_minute, "weight": weight}
     made = create_org(_settings({"data": data, "settings": settings}), name=name, limits=limits)
     _say(json.dumps(made) if as_json else _row(made))
 
@@ -312,13 +314,14 @@ def orgs_set(
     max_bytes: BytesOption = None,
     models: ModelsOption = None,
     requests_per_minute: RateOption = None,
+    weight: WeightOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Change what an organisation may use, from the next request on; the word none removes a limit."""
     from batchmill.cli.orgs import set_org  # noqa: PLC0415 - as above
 
     limits = {"max_files": max_files, "max_bytes": max_bytes, "models": models}
-    limits["requests_per_minute"] = requests_per_minute
+    limits |= {"requests_per_minute": requests_per_minute, "weight": weight}
     changed = set_org(_settings({"data": data, "settings": settings}), name=name, limits=limits)
     _say(json.dumps(changed) if as_json else _row(changed))
 

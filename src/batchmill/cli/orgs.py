@@ -19,7 +19,7 @@ from batchmill.store.organisation import (
 )
 
 _NONE = "none"  # takes a limit away
-_LEAST = {"max_files": 0, "max_bytes": 0, "requests_per_minute": 1}
+_LEAST = {"max_files": 0, "max_bytes": 0, "requests_per_minute": 1, "weight": 1}
 _MOST = 1 << 53  # every reader of JSON knows whole numbers up to here
 
 

@@ -12,18 +12,26 @@ class Ahead:
 
     def __init__(self, *, now: float) -> None:
         self._rate = 0.0  # lines a second
-        self._ended = 0
+        self._token_rate = 0.0
+        self._ended = self._tokens = 0
         self._measured_at = now
 
-    def line_ended(self) -> None:
-        """Count a line."""
+    @property
+    def token_rate(self) -> float | None:
+        """Tokens a second, by the estimates of the lines that ended; None while none has."""
+        return self._token_rate or None
+
+    def line_ended(self, tokens: int) -> None:
+        """Count a line of so many tokens, by estimate."""
         self._ended += 1
+        self._tokens += tokens
 
     def measure(self, now: float) -> None:
         """Take what has ended since the last measuring into the rate."""
         elapsed = max(now - self._measured_at, 1e-3)
         self._rate = 0.5 * self._rate + 0.5 * self._ended / elapsed
-        self._ended, self._measured_at = 0, now
+        self._token_rate = 0.5 * self._token_rate + 0.5 * self._tokens / elapsed
+        self._ended, self._tokens, self._measured_at = 0, 0, now
 
     def slices(self, *, pending: int, window: int, lines: float) -> int:
         """Return how many Slices of so many lines to claim beside `pending` lines in hand; 0 while those will do."""

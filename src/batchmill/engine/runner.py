@@ -177,7 +177,7 @@ class Runner:
             return
         slices = self._ahead.slices(pending=pending, window=window, lines=self._feed.slice_lines)
         if slices:
-            claiming = self._ledger.claim(slices=slices, models=models)
+            claiming = self._ledger.claim(slices=slices, models=models, rate=self._ahead.token_rate)
         elif self._looked != self._watched and self._feed.batches < window:
             # Enough is in hand, but of how many batches? A small one must not wait behind a large one's Slice.
             self._looked = self._watched
@@ -332,7 +332,7 @@ class Runner:
     def _record(self, request: Request, result: Result) -> None:
         """Keep a Result for the next group commit."""
         request.work.record(result)
-        self._ahead.line_ended()
+        self._ahead.line_ended(request.record.tokens)
         self._group.add(size=len(result.text), slice_ended=request.work.ended, now=self._clock.boot())
 
     def _call_ended(self, lane: Lane, sent_at: float, call: asyncio.Task[None]) -> None:

@@ -20,6 +20,7 @@ class Validation:
     """What became of an input: `errors`, or else a durable Plan of `total` lines, cut into Slices."""
 
     total: int = 0
+    tokens: int = 0  # of all lines, by estimate
     models: tuple[str, ...] = ()
     cuts: tuple[Cut, ...] = ()
     errors: tuple[LineError, ...] = ()
@@ -35,6 +36,7 @@ class _Pass:
     report: ErrorReport
     lines: int = 0  # good or bad
     total: int = 0
+    tokens: int = 0
     models: dict[str, int] = field(default_factory=dict)
 
     def records(self, lines: Iterable[RawLine], plan: BlobWriter) -> Iterator[Record]:
@@ -44,6 +46,7 @@ class _Pass:
             checked = self.checker.check(raw)
             if isinstance(checked, Line):
                 self.total += 1
+                self.tokens += checked.tokens
                 record = self._record(checked)
                 packed.append(pack(record))
                 if len(packed) == _PACKED:
@@ -97,6 +100,12 @@ def validate(
         report.add(whole_file_errors(reading.lines, limits))
         if errors := report.data():
             return Validation(errors=tuple(errors))
-        return Validation(total=reading.total, models=tuple(reading.models), cuts=cuts, plan=plan.finish())
+        return Validation(
+            total=reading.total,
+            tokens=reading.tokens,
+            models=tuple(reading.models),
+            cuts=cuts,
+            plan=plan.finish(),
+        )
     finally:
         plan.discard()

@@ -115,6 +115,7 @@ class Validator:
             values = {
                 "total": validation.total,
                 "open_slices": len(validation.cuts),
+                "slice_tokens": max(1, validation.tokens // len(validation.cuts)),
                 "plan_key": _plan_key(batch),
                 "model": validation.models[0] if len(validation.models) == 1 else None,
             }

@@ -13,7 +13,7 @@ from batchmill.blobs.blobs import BlobMissing, Blobs
 from batchmill.blobs.space import is_full
 from batchmill.clock import Clock
 from batchmill.ledger.segment import Result, pack_results
-from batchmill.schedule.choose import Candidate, choose
+from batchmill.schedule.choose import Candidate, Chooser
 from batchmill.schedule.plan import RECORD_BYTES, Record, unpack
 from batchmill.spec.ids import mint_id
 from batchmill.spec.objects import Usage
@@ -71,13 +71,15 @@ class Ledger:
         self._worker_id = worker_id
         self._lease = lease
         self._metrics = metrics
-        self._turn = 0
+        self._chooser = Chooser()
         self._log = structlog.get_logger("ledger")
 
-    async def claim(self, *, slices: int, models: Collection[str], besides: Collection[str] = ()) -> list[Claim]:
+    async def claim(
+        self, *, slices: int, models: Collection[str], besides: Collection[str] = (), rate: float | None = None
+    ) -> list[Claim]:
         """Claim at most so many Slices for these models, shared fairly between organisations and batches.
 
-        With `besides`, the batches already in hand: one Slice of each other batch.
+        With `besides`, the batches already in hand: one Slice of each other batch. `rate` as in `Chooser`.
         """
 
         def candidates(tx: Transaction) -> Sequence[Candidate]:
@@ -86,7 +88,7 @@ class Ledger:
             return others if besides else found
 
         def statements(tx: Transaction) -> list[tuple[Slice, bool, Batch]]:
-            turns = choose(candidates(tx), slices, self._turn)
+            turns = self._chooser.choose(candidates(tx), slices, now=self._clock.now(), rate=rate)
             batches = batches_by_id(tx, batch_ids=sorted(set(turns)))
             taken = [
                 claim_slice(tx, batch_id=b, models=models, worker_id=self._worker_id, lease=self._lease) for b in turns
@@ -96,7 +98,6 @@ class Ledger:
         # A look first: an idle worker must not write.
         if not await self._database.read(candidates):
             return []
-        self._turn += 1
         claimed = await self._database.write(statements)
         self._metrics.takeovers.inc(sum(taken_over for _, taken_over, _ in claimed))
         claims: list[Claim] = []

@@ -19,6 +19,7 @@ class Allowance:
     max_bytes: int | None = None
     models: tuple[str, ...] | None = None
     requests_per_minute: int | None = None
+    weight: int | None = None  # of the tokens that organisations share; None is 1
 
     def permits(self, model: str) -> bool:
         """Say whether the organisation may use this model."""
@@ -94,6 +95,7 @@ def save_allowance(tx: Transaction, *, organisation_id: str, allowance: Allowanc
         "max_bytes": allowance.max_bytes,
         "models": None if allowance.models is None else msgspec.json.encode(allowance.models).decode(),
         "requests_per_minute": allowance.requests_per_minute,
+        "weight": allowance.weight,
     }
     tx.connection.execute(update(organisation).where(organisation.c.id == organisation_id).values(values))
 
@@ -194,4 +196,5 @@ def _allowance(row: Row[tuple[object, ...]]) -> Allowance:
         max_bytes=row.max_bytes,
         models=None if row.models is None else msgspec.json.decode(row.models, type=tuple[str, ...]),
         requests_per_minute=row.requests_per_minute,
+        weight=row.weight,
     )

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Row, and_, case, delete, exists, insert, o
 from batchmill.schedule.choose import Candidate
 from batchmill.spec.states import Status
 from batchmill.store.database import Transaction
-from batchmill.store.tables import batch, segment, slice_
+from batchmill.store.tables import batch, organisation, segment, slice_
 
 Fence = tuple[str, int, int]  # batch, ordinal and epoch: one claim of one Slice
 
@@ -90,7 +90,16 @@ def list_candidates(tx: Transaction, *, models: Collection[str], worker_id: str,
     """Return batches in progress that have a Slice for one of these models, the nearest deadline first."""
     claimable = exists().where(slice_.c.batch_id == batch.c.id, _claimable(tx, models, worker_id))
     query = (
-        select(batch.c.id, batch.c.organisation_id, batch.c.open_slices, batch.c.expires_at, batch.c.created_at)
+        select(
+            batch.c.id,
+            batch.c.organisation_id,
+            batch.c.open_slices,
+            batch.c.slice_tokens,
+            batch.c.expires_at,
+            batch.c.created_at,
+            organisation.c.weight,
+        )
+        .join(organisation, organisation.c.id == batch.c.organisation_id)
         .where(batch.c.status == Status.IN_PROGRESS.value, claimable)
         .where(or_(batch.c.retry_at.is_(None), batch.c.retry_at <= tx.lease_now))
         .order_by(batch.c.expires_at, batch.c.id)
@@ -103,6 +112,8 @@ def list_candidates(tx: Transaction, *, models: Collection[str], worker_id: str,
             open_slices=row.open_slices,
             expires_at=row.expires_at,
             created_at=row.created_at,
+            slice_tokens=row.slice_tokens,
+            weight=row.weight or 1,
         )
         for row in tx.connection.execute(query)
     ]

@@ -50,6 +50,7 @@ organisation = Table(
     Column("max_bytes", BigInteger),
     Column("models", Text),  # JSON
     Column("requests_per_minute", BigInteger),
+    Column("weight", BigInteger),  # its share beside others; null is 1
 )
 
 api_key = Table(
@@ -122,6 +123,7 @@ batch = Table(
     Column("completed", Integer, nullable=False, server_default="0"),
     Column("failed", Integer, nullable=False, server_default="0"),
     Column("open_slices", Integer, nullable=False, server_default="0"),
+    Column("slice_tokens", BigInteger, nullable=False, server_default="1"),  # of a Slice, by estimate, on average
     Column("seq", Integer, nullable=False, server_default="0"),  # orders the Segments
     Column("input_tokens", BigInteger, nullable=False, server_default="0"),
     Column("cached_tokens", BigInteger, nullable=False, server_default="0"),
