@@ -27,7 +27,7 @@ from batchmill.engine.finalizer import Finalizer
 from batchmill.engine.group import GroupBounds
 from batchmill.engine.lanes import Lane, Lanes
 from batchmill.engine.lease import Lease
-from batchmill.engine.loop import Bell
+from batchmill.engine.loop import Bell, Doorbell
 from batchmill.engine.runner import Runner
 from batchmill.engine.scout import Scout
 from batchmill.engine.sender import Sender
@@ -42,7 +42,8 @@ from batchmill.spec.limits import PROFILES, Limits
 from batchmill.store.database import SqliteDatabase
 from batchmill.telemetry import Metrics
 
-_IDLE_SECONDS = 0.25  # how long a loop that found nothing waits for the bell
+_LOOK_SECONDS = 0.25  # how often somebody looks whether rows have changed, or a backend wants a probe
+_IDLE_SECONDS = 5.0  # how long a loop that found nothing waits for the bell
 _SWEEP_SECONDS = 1.0
 
 
@@ -186,7 +187,7 @@ def build_worker(
     lanes = [Lane(backend=backend, pace=Pace(window=window)) for backend, window in backends]
     once = settings.on_unknown_outcome == "fail"
     router = Router([lane.backend for lane in lanes])
-    validate, run, scout = (Bell(clock=clock) for _ in range(3))
+    validate, run, finalize, scout = (Bell(clock=clock) for _ in range(4))
     runner = Runner(
         ledger=Ledger(blobs=blobs, metrics=metrics, **mine),
         database=database,
@@ -231,7 +232,7 @@ def build_worker(
             ),
             (
                 Finalizer(blobs=blobs, room=room, retention=_retention(settings), **mine),
-                Bell(clock=clock),
+                finalize,
                 _IDLE_SECONDS,
             ),
             (
@@ -249,7 +250,12 @@ def build_worker(
                     metrics=metrics,
                 ),
                 scout,
-                _IDLE_SECONDS,
+                _LOOK_SECONDS,
+            ),
+            (
+                Doorbell(database=database, bells=(validate, run, finalize)),
+                Bell(clock=clock),
+                _LOOK_SECONDS,
             ),
         ),
     )

@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from batchmill.engine.loop import Bell, run_steps
+from batchmill.engine.loop import Bell, Doorbell, run_steps
+from engine.mill import Mill
 from fakeclock import FakeClock, settle
 
 
@@ -51,3 +52,23 @@ async def test_a_fault_ends_a_loop() -> None:
     """What a step raises is not swallowed."""
     with pytest.raises(ValueError, match="broken"):
         await run_steps(_Broken(), bell=Bell(clock=FakeClock()), idle=1.0)
+
+
+async def test_a_doorbell_rings_for_every_change(mill: Mill) -> None:
+    """Whoever makes it, in this process or another; where nothing has changed it is still."""
+    bell = Bell(clock=mill.clock)
+    door = Doorbell(database=mill.database, bells=[bell])
+
+    async def rings() -> bool:
+        assert not await door.step()
+        waiting = asyncio.create_task(bell.wait(60.0))
+        await settle(50)
+        rung = waiting.done()
+        waiting.cancel()
+        return rung
+
+    assert await rings()  # the first look knows of nothing before
+    assert not await rings()
+    await mill.knows("m")
+    assert await rings()
+    assert not await rings()

@@ -1,9 +1,11 @@
 """One lifecycle for all loops: step while there is work, else wait for the bell or for time to pass."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Protocol
 
 from batchmill.clock import Clock
+from batchmill.store.database import Database
 
 
 class Step(Protocol):
@@ -37,6 +39,24 @@ class Bell:
                 for wait in waits:
                     wait.cancel()
         self._rung.clear()
+
+
+class Doorbell:
+    """Rings when the rows have changed, whoever changed them: loops that find nothing need not look all the time."""
+
+    def __init__(self, *, database: Database, bells: Sequence[Bell]) -> None:
+        self._database = database
+        self._bells = bells
+        self._version: int | None = None
+
+    async def step(self) -> bool:
+        """Look once; False, since the next look has its time."""
+        version = await self._database.version()
+        if version is None or version != self._version:
+            for bell in self._bells:
+                bell.ring()
+        self._version = version
+        return False
 
 
 async def run_steps(looped: Step, *, bell: Bell, idle: float) -> None:

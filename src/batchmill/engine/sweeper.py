@@ -1,6 +1,7 @@
 """Watches the clock for the others: closes windows, re-checks what should have moved, clears what nobody needs."""
 
 import asyncio
+from dataclasses import dataclass
 from itertools import islice
 
 import structlog
@@ -33,6 +34,17 @@ _ORPHAN_SECONDS = 600  # how often the bytes are compared with the rows
 _STUCK_SECONDS = 600  # how often a stuck batch is tried again: what was wrong may have been mended
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Due:
+    """Which sweeps have something to do."""
+
+    moves: bool = True
+    clearing: bool = True
+    expiry: bool = True
+    forgetting: bool = True
+    doomed: bool = True
+
+
 class Sweeper:
     """Moves batches whose window has passed, removes what has no use any more, keeps the reserve of the disk."""
 
@@ -55,18 +67,19 @@ class Sweeper:
         """
         await asyncio.to_thread(self._room.keep)
         more, full = False, False
-        for sweep in (
-            self._move_batches,
-            self._clear,
-            self._expire_files,
-            self._forget_replays,
-            self._remove_doomed,
-            self._remove_orphans,
-            self._retry_stuck,
-            self._tell,
+        due = await self._look()
+        for sweep, is_due in (
+            (self._move_batches, due.moves),
+            (self._clear, due.clearing),
+            (self._expire_files, due.expiry),
+            (self._forget_replays, due.forgetting),
+            (self._remove_doomed, due.doomed),
+            (self._remove_orphans, True),
+            (self._retry_stuck, True),
+            (self._tell, True),
         ):
             try:
-                more |= await sweep()
+                more |= is_due and await sweep()
             except OSError as fault:
                 if not is_full(fault):
                     raise
@@ -76,6 +89,26 @@ class Sweeper:
             self._log.warning("the disk is full: not all could be swept")
         self._full = full
         return more and not full
+
+    async def _look(self) -> _Due:
+        """Look in one read what there is to do: mostly nothing, once a second."""
+        now = int(self._clock.now())
+
+        def statements(tx: Transaction) -> _Due:
+            return _Due(
+                moves=bool(batches_past_window(tx, now=now, limit=1) or batches_drained(tx, limit=1)),
+                clearing=bool(finished_uncleared(tx, limit=1)),
+                expiry=has_expired(tx, now=now),
+                forgetting=has_old_replays(tx, now=now),
+                doomed=bool(doomed_keys(tx, limit=1)),
+            )
+
+        try:
+            return await self._database.read(statements)
+        except OSError as fault:
+            if not is_full(fault):
+                raise
+            return _Due()
 
     async def _move_batches(self) -> bool:
         """Send the events that nobody else sends, or that someone died over."""
@@ -110,14 +143,10 @@ class Sweeper:
                 drop_refs(tx, key=key)
             return len(keys)
 
-        if not await self._database.read(lambda tx: has_expired(tx, now=now)):
-            return False
         return await self._database.write(statements) >= _AT_ONCE
 
     async def _forget_replays(self) -> bool:
         now = int(self._clock.now())
-        if not await self._database.read(lambda tx: has_old_replays(tx, now=now)):
-            return False
         return await self._database.write(lambda tx: delete_old_replays(tx, now=now, limit=_AT_ONCE)) >= _AT_ONCE
 
     async def _remove_doomed(self) -> bool:

@@ -87,6 +87,10 @@ class Database(Protocol):
         """
         ...
 
+    async def version(self) -> int | None:
+        """Return a number that differs once anybody has changed a row; None if the database has no such number."""
+        ...
+
     async def close(self) -> None:
         """Close all connections; a second call does nothing."""
         ...
@@ -101,6 +105,8 @@ class SqliteDatabase:
         self._reading = ThreadPoolExecutor(max_workers=_READERS, thread_name_prefix="sqlite-reader")
         self._writer = _sqlite_engine(path, size=1, writes=True)
         self._reader = _sqlite_engine(path, size=_READERS, writes=False)
+        self._path = path
+        self._watcher: sqlite3.Connection | None = None  # the version means something on one connection only
 
     async def read(self, statements: Statements[T]) -> T:
         """See `Database`."""
@@ -116,12 +122,24 @@ class SqliteDatabase:
 
         return await self._run(self._writing, in_writer)
 
+    async def version(self) -> int | None:
+        """See `Database`. It costs a fraction of a read; one caller at a time."""
+        return await self._run(self._reading, self._look)
+
     async def close(self) -> None:
         """See `Database`."""
         for pool in (self._writing, self._reading):
             await asyncio.to_thread(pool.shutdown)
         self._writer.dispose()
         self._reader.dispose()
+        if self._watcher is not None:
+            self._watcher.close()
+
+    def _look(self) -> int:
+        if self._watcher is None:
+            self._watcher = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, check_same_thread=False)
+        (version,) = self._watcher.execute("PRAGMA data_version").fetchone()
+        return int(version)
 
     def _transact(self, engine: Engine, statements: Statements[T]) -> T:
         try:
@@ -164,6 +182,10 @@ class PostgresDatabase:
             return await self._transact(self._engine, statements)
 
         return await self._run(in_order())
+
+    async def version(self) -> int | None:
+        """See `Database`."""
+        return None
 
     async def close(self) -> None:
         """See `Database`."""
