@@ -17,10 +17,12 @@ from openai import AsyncOpenAI, OpenAI
 from sqlalchemy import select
 
 from batchmill.api.app import create_app
+from batchmill.backends.router import Router
 from batchmill.blobs.blobs import Blobs
 from batchmill.blobs.disk import DiskBlobs
 from batchmill.blobs.space import Boundless, Room
 from batchmill.cli.process import server_config
+from batchmill.engine.sweeper import Sweeper
 from batchmill.spec.ids import key_digest, mint_id, mint_key
 from batchmill.spec.limits import KIMI, Limits
 from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
@@ -105,6 +107,14 @@ class Served:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
+
+    def sweep(self) -> None:
+        """Let the Sweeper do all that there is to do, as the worker would."""
+        sweeper = Sweeper(
+            database=self.database, blobs=self.blobs, room=Boundless(), router=Router([]), clock=self.clock
+        )
+        while asyncio.run(sweeper.step()):
+            pass
 
     def close(self) -> None:
         """Stop the server and wait for its end."""
