@@ -101,7 +101,8 @@ class Served:
             catalogue=catalogue,
         )
         self._server = uvicorn.Server(server_config(app, trusted_proxies=trusted_proxies))
-        self._listening = socket.create_server(("127.0.0.1", 0))
+        # A number tells asyncio that it is TCP, as in `serve`; else each answer may be held back for 40 ms (Nagle).
+        self._listening = socket.socket(fileno=socket.create_server(("127.0.0.1", 0)).detach())
         self.port = self._listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._loop = asyncio.new_event_loop()

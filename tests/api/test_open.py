@@ -32,7 +32,7 @@ def test_the_documents_need_no_key(served: Served) -> None:
         "GET /v1/batches/{batch_id}",
         "POST /v1/batches/{batch_id}/cancel",
         "GET /v1/models",
-        "GET /v1/models/{name}",
+        "GET /v1/models/{model}",
     }
     assert "multipart/form-data" in operations["POST /v1/files"]["requestBody"]["content"]
     assert "application/json" in operations["POST /v1/batches"]["requestBody"]["content"]

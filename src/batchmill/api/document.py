@@ -13,6 +13,11 @@ _TIME: _Json = {**_COUNT, "description": "Unix time in seconds."}
 _TEXT_OR_NULL: _Json = {"type": ["string", "null"]}
 _TIME_OR_NULL: _Json = {**_TIME, "type": ["integer", "null"]}
 
+_LINK: _Json = {  # what an upload is for
+    "operationId": "create_batch",
+    "requestBody": {"input_file_id": "$response.body#/id", "completion_window": "24h"},
+}
+
 _ALWAYS = (400, 401, 403, 415, 429, 500, 503)  # what the gate and any fault may answer, on every route with a key
 _FAULTS: Mapping[int, str] = {
     400: "Something in the request is wrong; `message` and `param` say what.",
@@ -68,10 +73,10 @@ def _file_paths(limits: Limits) -> _Json:
             "post": _operation(
                 "Upload a file",
                 "Its bytes are kept as they are; its lines are checked by the batch that uses it.",
-                {200: _json_answer("File")},
+                {200: {**_json_answer("File"), "links": {"batch": _LINK}}},
                 faults=(408, 409, 507),
                 parameters=[_idempotency_key(limits)],
-                body={"multipart/form-data": {"schema": _upload(limits)}},
+                body={"multipart/form-data": {"schema": _upload(limits), "encoding": {"file": _named(limits)}}},
             ),
             "get": _operation("List files", "Newest first.", {200: _json_answer("FileList")}, parameters=query),
         },
@@ -133,11 +138,11 @@ def _batch_paths(limits: Limits) -> _Json:
 
 
 def _model_paths() -> _Json:
-    name: _Json = {"name": "name", "in": "path", "required": True, "schema": _TEXT}
+    name: _Json = {"name": "model", "in": "path", "required": True, "schema": _TEXT}
     one = _operation("Retrieve a model", "Its facts.", {200: _json_answer("Model")}, faults=(404,))
     return {
         "/v1/models": {"get": _operation("List models", "All of them.", {200: _json_answer("ModelList")})},
-        "/v1/models/{name}": {"parameters": [name], "get": one},
+        "/v1/models/{model}": {"parameters": [name], "get": one},
     }
 
 
@@ -180,6 +185,7 @@ def _operation(
         shared: _Json = {"$ref": f"#/components/responses/{status}"}
         responses[str(status)] = {"description": _FAULTS[status]} if bodiless else shared
     operation: _Json = {
+        "operationId": summary.lower().replace(" a ", " ").replace(" ", "_"),
         "summary": summary,
         "description": description,
         "security": [{"key": []}],
@@ -224,7 +230,8 @@ def _in_header(name: str, schema: _Json) -> _Json:
 
 
 def _idempotency_key(limits: Limits) -> _Json:
-    return _in_header("Idempotency-Key", {"type": "string", "minLength": 1, "maxLength": limits.max_idempotency_key})
+    most = limits.max_idempotency_key
+    return _in_header("Idempotency-Key", {"type": "string", "pattern": f"^[!-~]{{1,{most}}}$", "maxLength": most})
 
 
 def _page(default: int, most: int) -> _Json:
@@ -256,12 +263,24 @@ def _upload(limits: Limits) -> _Json:
         "file": {
             "type": "string",
             "format": "binary",
+            "minLength": 1,
             "description": f"A {limits.extension} file of at most {limits.max_input_bytes} bytes.",
         },
         "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
         "expires_after[seconds]": _seconds(limits),
     }
-    return _object(members, optional=("expires_after[anchor]", "expires_after[seconds]"))
+    anchor, seconds = expiry = ("expires_after[anchor]", "expires_after[seconds]")
+    both = {"dependentRequired": {anchor: [seconds], seconds: [anchor]}}
+    return _object(members, optional=expiry) | both | {"additionalProperties": _TEXT}  # other parts are ignored
+
+
+def _named(limits: Limits) -> _Json:
+    """Return how a form's file is sent: its part carries a name (contract a.1)."""
+    example = f'form-data; name="file"; filename="requests{limits.extension}"'
+    return {
+        "contentType": "application/jsonl",
+        "headers": {"Content-Disposition": {"required": True, "schema": _TEXT, "example": example}},
+    }
 
 
 def _create(limits: Limits) -> _Json:
@@ -278,7 +297,7 @@ def _create(limits: Limits) -> _Json:
         "metadata": {
             "type": ["object", "null"],
             "maxProperties": limits.metadata_pairs,
-            "propertyNames": {"maxLength": limits.metadata_key},
+            "propertyNames": {"minLength": 1, "maxLength": limits.metadata_key},
             "additionalProperties": {"type": "string", "maxLength": limits.metadata_value},
         },
         "output_expires_after": {**lasts, "type": ["object", "null"]},
