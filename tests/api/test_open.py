@@ -105,6 +105,7 @@ def test_only_the_pages_files_are_there(served: Served, path: str) -> None:
 def test_a_living_process_says_so(served: Served) -> None:
     """`/healthz` needs no key and no database."""
     assert served.call("GET", "/healthz").json == {"status": "ok"}
+    assert (served.call("HEAD", "/healthz").status, served.call("HEAD", "/healthz").body) == (200, b"")
 
 
 def test_readiness_names_what_is_missing(serve: Callable[..., Served]) -> None:

@@ -168,22 +168,22 @@ def _health_paths() -> Json:
     check = object_({"ready": {"type": "boolean"}, "reason": TEXT_OR_NULL})
     ready = object_({"ready": {"type": "boolean"}, "checks": {"type": "object", "additionalProperties": check}})
     answers = {status: _answer(text, _json(ready)) for status, text in ((200, "Ready."), (503, "Not ready."))}
+    alive = {"200": _answer("Alive.", _json(living))}
     return {
-        "/healthz": {
-            "get": {
-                "summary": "Ask for life",
-                "description": "The process is alive.",
-                "responses": {"200": _answer("Alive.", _json(living))},
-            }
-        },
-        "/readyz": {
-            "get": {
-                "summary": "Ask for readiness",
-                "description": "Each part, with a reason where it is not ready.",
-                "responses": {str(status): answer for status, answer in answers.items()},
-            }
-        },
+        "/healthz": _for_machines("Ask for life", "The process is alive.", alive),
+        "/readyz": _for_machines(
+            "Ask for readiness",
+            "Each part, with a reason where it is not ready.",
+            {str(status): answer for status, answer in answers.items()},
+        ),
     }
+
+
+def _for_machines(summary: str, description: str, answers: Mapping[str, Json]) -> Json:
+    """Return what needs no key, and answers to HEAD, too."""
+    told = {"summary": summary, "description": description}
+    bare = {status: {**answer, "content": {}} for status, answer in answers.items()}
+    return {"get": {**told, "responses": {**answers}}, "head": {**told, "responses": bare}}
 
 
 def _operation(
