@@ -17,10 +17,12 @@ from openai import AsyncOpenAI, OpenAI
 from sqlalchemy import select
 
 from batchmill.api.app import create_app
+from batchmill.backends.router import Router
 from batchmill.blobs.blobs import Blobs
 from batchmill.blobs.disk import DiskBlobs
 from batchmill.blobs.space import Boundless, Room
 from batchmill.cli.process import server_config
+from batchmill.engine.sweeper import Sweeper
 from batchmill.spec.ids import key_digest, mint_id, mint_key
 from batchmill.spec.limits import KIMI, Limits
 from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
@@ -99,12 +101,21 @@ class Served:
             catalogue=catalogue,
         )
         self._server = uvicorn.Server(server_config(app, trusted_proxies=trusted_proxies))
-        self._listening = socket.create_server(("127.0.0.1", 0))
+        # A number tells asyncio that it is TCP, as in `serve`; else each answer may be held back for 40 ms (Nagle).
+        self._listening = socket.socket(fileno=socket.create_server(("127.0.0.1", 0)).detach())
         self.port = self._listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
+
+    def sweep(self) -> None:
+        """Let the Sweeper do all that there is to do, as the worker would."""
+        sweeper = Sweeper(
+            database=self.database, blobs=self.blobs, room=Boundless(), router=Router([]), clock=self.clock
+        )
+        while asyncio.run(sweeper.step()):
+            pass
 
     def close(self) -> None:
         """Stop the server and wait for its end."""

@@ -1,20 +1,28 @@
 """Keys as strangers and their software send them: group D of the hostile inputs (reliability, 5.4)."""
 
+import asyncio
+import re
 import socket
+import zlib
 from collections.abc import Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine, event
 
 from api.served import Served, Tenant, file_part, form, text_part
-from batchmill.spec.ids import key_digest, mint_id, mint_key
+from batchmill.spec.ids import KEY_PREFIX, key_digest, mint_id, mint_key
 from batchmill.spec.limits import KIMI
 from batchmill.spec.scopes import Scope
+from batchmill.spec.states import Status
+from batchmill.store.batch import batches_by_id
+from batchmill.store.database import Transaction
 from batchmill.store.model import add_models
 from batchmill.store.organisation import expire_key, list_keys, revoke_key
 from batchmill.store.tables import api_key
+from engine.mill import Mill
 
 UNAUTHENTICATED = (401, "incorrect_api_key_error", None, "invalid_api_key")
 FORBIDDEN = (403, "permission_denied_error", None, "insufficient_permissions")
@@ -107,6 +115,41 @@ def test_a_key_revoked_during_an_upload_ends_no_upload(served: Served, tenant: T
     assert tenant.call("GET", "/v1/files").error == UNAUTHENTICATED
 
 
+def test_a_key_revoked_during_a_run_ends_no_run(serve: Callable[..., Served]) -> None:
+    """D5: a batch belongs to its organisation; it runs to its end, and another key of the same fetches the results."""
+    served = serve()
+    tenant = served.tenant()
+    batch_id = tenant.create()["id"]
+    revoke(served, tenant.key)
+    assert tenant.call("GET", f"/v1/batches/{batch_id}").error == UNAUTHENTICATED
+    mill = Mill(folder=served.folder, database=served.database, blobs=served.blobs, clock=served.clock)
+    assert asyncio.run(mill.finish(mill.hand(mill.echo()), batch_id)) is Status.COMPLETED
+    heir = replace(tenant, key=served.key(tenant.id))
+    output = heir.call("GET", f"/v1/batches/{batch_id}").json["output_file_id"]
+    assert heir.call("GET", f"/v1/files/{output}/content").json["custom_id"] == "row-1"
+
+
+def test_a_near_miss_is_as_far_off_as_any_other_key(served: Served, tenant: Tenant) -> None:
+    """D4: keys are compared by the database, as digests; whichever digit is wrong, what it compares is another text."""
+    given: list[object] = []
+
+    def note(_: object, _cursor: object, sql: str, parameters: tuple[object, ...], *_more: object) -> None:
+        if "FROM api_key" in sql:
+            assert "api_key.digest = ?" in sql
+            given.extend(parameters)
+
+    secret = tenant.key[len(KEY_PREFIX) : -8]
+    event.listen(Engine, "before_cursor_execute", note)
+    for place in range(len(secret)):
+        near = f"{secret[:place]}{'1' if secret[place] == '0' else '0'}{secret[place + 1 :]}"
+        key = f"{KEY_PREFIX}{near}{zlib.crc32(near.encode()):08x}"  # its checksum is right: only the look-up can tell
+        assert served.call("GET", "/v1/files", Authorization=f"Bearer {key}").error == UNAUTHENTICATED
+    event.remove(Engine, "before_cursor_execute", note)
+    compared = [value for value in given if isinstance(value, str)]
+    assert len(compared) == len(secret) == len({value[:8] for value in compared} - {key_digest(tenant.key)[:8]})
+    assert all(re.fullmatch("[0-9a-f]{64}", value) for value in compared)
+
+
 def test_a_rotation_refuses_nobody_before_its_time(served: Served, tenant: Tenant) -> None:
     """D6: during the overlap both keys are good for the same objects; after it the new one alone is."""
     uploaded, new = tenant.upload()["id"], replace(tenant, key=served.key(tenant.id))
@@ -160,6 +203,18 @@ def test_ids_cannot_be_guessed() -> None:
     ids = {mint_id("file", 1_800_000_000.0) for _ in range(10_000)}
     assert len({name[-32:] for name in ids}) == 10_000
     assert len({name[-32:-16] for name in ids}) == len({name[-16:] for name in ids}) == 10_000
+
+
+def test_a_million_guesses_find_nothing(served: Served, tenant: Tenant) -> None:
+    """D11: not one hit, although whoever guesses knows the microsecond of fifty batches and asks past the gate."""
+    order = {"input_file_id": tenant.upload()["id"], "completion_window": "24h"}
+    assert {tenant.send_json(order).status for _ in range(50)} == {200}
+    then = served.clock.now()
+
+    def hits(tx: Transaction) -> int:
+        return len(batches_by_id(tx, batch_ids=[mint_id("batch", then) for _ in range(10_000)]))
+
+    assert sum(served.rows(hits) for _ in range(100)) == 0
 
 
 def test_operators_pages_are_not_on_the_api(served: Served, tenant: Tenant) -> None:

@@ -42,7 +42,7 @@ def test_an_unknown_route_is_a_404_in_the_envelope(tenant: Tenant, method: str, 
         ("GET", "/v1/batches/x/cancel", "POST"),
         ("POST", "/v1/models", "GET"),
         ("OPTIONS", "/v1/batches", "GET, POST"),
-        ("POST", "/healthz", "GET"),
+        ("POST", "/healthz", "GET, HEAD"),
     ],
 )
 def test_a_wrong_method_is_a_405_that_names_the_right_ones(

@@ -1,4 +1,3 @@
-import asyncio
 import http.client
 from collections.abc import Callable, Iterator
 from urllib.parse import quote
@@ -6,9 +5,6 @@ from urllib.parse import quote
 import pytest
 
 from api.served import LINE, Served, Tenant, file_part, text_part
-from batchmill.backends.router import Router
-from batchmill.blobs.space import Boundless
-from batchmill.engine.sweeper import Sweeper
 from batchmill.store.tables import blob
 
 NOT_FOUND = (404, "resource_not_found_error", None, "resource_not_found")
@@ -90,11 +86,7 @@ def test_a_file_lasts_as_long_as_it_says_or_else_as_the_server_keeps_files(serve
     assert own["expires_at"] == own["created_at"] + 86_400
     served.clock.time += 7200
     assert tenant.call("GET", f"/v1/files/{kept['id']}/content").error == NOT_FOUND
-    sweeper = Sweeper(
-        database=served.database, blobs=served.blobs, room=Boundless(), router=Router([]), clock=served.clock
-    )
-    while asyncio.run(sweeper.step()):
-        pass
+    served.sweep()
     assert len(tenant.bytes_on_disk()) == 1
     assert tenant.call("GET", f"/v1/files/{own['id']}/content").body == LINE
 

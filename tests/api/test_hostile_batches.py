@@ -1,11 +1,13 @@
 """Hostile batches, group C of the reliability page, through the served API; where the two differ, the contract wins."""
 
+import http.client
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from api.served import Tenant
+from api.served import Served, Tenant
 
 _ORDER = {"completion_window": "24h"}
 _BAD = (400, "invalid_request_error")
@@ -175,11 +177,49 @@ def test_a_cancel_said_twice_is_one(tenant: Tenant) -> None:
     assert first.json == second.json
 
 
-def test_a_file_may_be_in_many_batches_and_go(tenant: Tenant) -> None:
-    """C16, C17, choice 8: a file serves any number of batches, and its deletion takes nothing from them."""
+def test_a_file_may_be_in_a_thousand_batches_and_go(tenant: Tenant) -> None:
+    """C16, C17, choice 8: each batch counts as a reference of its own; a deletion takes one away, and no batch's."""
     file_id = tenant.upload()["id"]
-    ids = {tenant.create(file_id)["id"] for _ in range(30)}
+    ids = [tenant.create(file_id)["id"] for _ in range(1000)]
+    assert list(tenant.blobs().values()) == [("ready", 1001)]
     assert tenant.call("DELETE", f"/v1/files/{file_id}").json["deleted"] is True
-    page = tenant.call("GET", "/v1/batches?limit=100").json["data"]
-    assert {batch["id"] for batch in page} == ids
-    assert {batch["input_file_id"] for batch in page} == {file_id}
+    assert list(tenant.blobs().values()) == [("ready", 1000)]
+    with tenant.openai() as client:
+        assert [(b.id, b.input_file_id) for b in client.batches.list(limit=100)] == [(i, file_id) for i in ids[::-1]]
+
+
+def test_a_download_goes_on_although_its_file_is_deleted(serve: Callable[..., Served]) -> None:
+    """C17: what has begun is read to its last byte, also when the bytes' name is gone from the disk by then."""
+    tenant = serve().tenant()
+    content = bytes(range(256)) * (64 << 10)  # 16 MiB: more than all buffers on the way hold
+    path = f"/v1/files/{tenant.upload(content)['id']}"
+    download = http.client.HTTPConnection("127.0.0.1", tenant.served.port)
+    download.request("GET", f"{path}/content", headers={"Authorization": f"Bearer {tenant.key}"})
+    answer = download.getresponse()
+    begun = answer.read(1000)
+    assert tenant.served.ask("DELETE", path, Authorization=f"Bearer {tenant.key}").status == 200
+    assert tenant.served.ask("GET", f"{path}/content", Authorization=f"Bearer {tenant.key}").status == 404
+    tenant.served.sweep()
+    assert not tenant.bytes_on_disk()
+    assert begun + answer.read() == content
+    download.close()
+
+
+def test_a_flood_of_creates_is_slowed_down_to_its_rate(serve: Callable[..., Served]) -> None:
+    """C15: at 10,000 creates a minute an organisation gets its sixty and then one a second; others do not notice."""
+    served = serve()
+    flood, other = served.tenant(requests_per_minute=60), served.tenant(requests_per_minute=60)
+    orders = {tenant: _ORDER | {"input_file_id": tenant.upload()["id"]} for tenant in (flood, other)}
+    served.clock.uptime += 60  # the uploads are forgotten
+    answers = []
+    for _ in range(400):
+        answers.append(flood.send_json(orders[flood]))
+        served.clock.uptime += 60 / 10_000
+    made, refused = ([a for a in answers if (a.status == 200) is good] for good in (True, False))
+    assert len(made) == 60 + 2  # and 400 of 10,000 a minute are 2.4 seconds
+    assert {a.error for a in refused} == {(429, "rate_limit_reached_error", None, "rate_limit_exceeded")}
+    assert {(a.headers["retry-after"], a.headers["x-ratelimit-remaining"]) for a in refused} == {("1", "0")}
+    assert {a.headers["x-ratelimit-limit"] for a in answers} == {"60"}
+    assert other.send_json(orders[other]).status == 200
+    served.clock.uptime += 1
+    assert len(flood.call("GET", "/v1/batches?limit=100").json["data"]) == len(made)

@@ -1,3 +1,4 @@
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -5,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from api.served import Served
+from batchmill.spec import errors
 from batchmill.spec.limits import OPEN
 from batchmill.store.model import BackendState, save_backend
 from batchmill.store.worker import insert_worker
@@ -32,7 +34,7 @@ def test_the_documents_need_no_key(served: Served) -> None:
         "GET /v1/batches/{batch_id}",
         "POST /v1/batches/{batch_id}/cancel",
         "GET /v1/models",
-        "GET /v1/models/{name}",
+        "GET /v1/models/{model}",
     }
     assert "multipart/form-data" in operations["POST /v1/files"]["requestBody"]["content"]
     assert "application/json" in operations["POST /v1/batches"]["requestBody"]["content"]
@@ -41,6 +43,30 @@ def test_the_documents_need_no_key(served: Served) -> None:
         assert operation["description"]
         assert "422" not in operation["responses"]
         assert ("security" in operation) == ("/v1/" in name)
+
+
+def test_every_status_that_is_ever_answered_is_documented(served: Served) -> None:
+    """Each fault of our own has a response of its own, with the headers that come with it; a 405 is no operation's."""
+    document = served.call("GET", "/openapi.json").json
+    shared = document["components"]["responses"]
+    assert set(re.findall(r"status=(\d{3})", inspect.getsource(errors))) - {"405"} <= shared.keys()
+    for status, names in {"401": ["WWW-Authenticate"], "429": ["Retry-After"], "507": ["Retry-After"]}.items():
+        assert {name for name, header in shared[status]["headers"].items() if header["required"]} >= {*names}
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            if method in {"get", "head"}:
+                assert "507" not in operation["responses"], path
+            if method == "post":
+                assert {"408", "507"} <= operation["responses"].keys(), path
+
+
+def test_the_headers_of_a_rate_are_documented(served: Served) -> None:
+    """Those that an organisation with a rate gets on every answer, each as one that may be left out."""
+    paths = served.call("GET", "/openapi.json").json["paths"]
+    answer = served.tenant(requests_per_minute=10).call("GET", "/v1/batches")
+    documented = paths["/v1/batches"]["get"]["responses"]["200"]["headers"]
+    rate = {name.lower(): header["required"] for name, header in documented.items() if "RateLimit" in name}
+    assert rate == dict.fromkeys((name for name in answer.headers if "ratelimit" in name), False)
 
 
 def test_the_document_tells_this_servers_limits(serve: Callable[..., Served]) -> None:
@@ -79,6 +105,7 @@ def test_only_the_pages_files_are_there(served: Served, path: str) -> None:
 def test_a_living_process_says_so(served: Served) -> None:
     """`/healthz` needs no key and no database."""
     assert served.call("GET", "/healthz").json == {"status": "ok"}
+    assert (served.call("HEAD", "/healthz").status, served.call("HEAD", "/healthz").body) == (200, b"")
 
 
 def test_readiness_names_what_is_missing(serve: Callable[..., Served]) -> None:

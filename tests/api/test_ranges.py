@@ -1,5 +1,8 @@
 """Downloads in parts."""
 
+from contextlib import closing
+from http.client import HTTPConnection
+
 import pytest
 
 from api.served import LINE, Tenant
@@ -31,6 +34,19 @@ def test_what_is_not_one_range_of_bytes_gets_the_whole_once(tenant: Tenant, aske
     assert (answer.status, answer.body) == (200, LINE)
     assert answer.headers["accept-ranges"] == "bytes"
     assert "content-range" not in answer.headers
+
+
+def test_two_headers_are_two_ranges(tenant: Tenant) -> None:
+    """Neither of them is picked."""
+    path = f"/v1/files/{tenant.upload()['id']}/content"
+    with closing(HTTPConnection("127.0.0.1", tenant.served.port)) as connection:
+        connection.putrequest("GET", path)
+        connection.putheader("Authorization", f"Bearer {tenant.key}")
+        for asked in ("bytes=0-0", "bytes=1-1"):
+            connection.putheader("Range", asked)
+        connection.endheaders()
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (200, LINE)
 
 
 @pytest.mark.parametrize("asked", ["bytes=5-2", f"bytes={SIZE}-", "bytes=99999999999999999999-", "bytes=-0"])

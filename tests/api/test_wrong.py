@@ -37,6 +37,25 @@ def test_an_empty_body_is_called_empty(tenant: Tenant) -> None:
 
 
 @pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"input_file_id=file_1", "cannot be read as JSON: invalid character (byte 0)."),
+        (b'{"a":1,}', "cannot be read as JSON: trailing comma in object (byte 7)."),
+        (b'{"a":' + b"9" * 5000 + b"}", "cannot be read as JSON: Integer value out of range"),
+    ],
+)
+def test_a_body_that_cannot_be_read_says_where(tenant: Tenant, body: bytes, said: str) -> None:
+    """The place is told once, and a number too large is not called bad JSON."""
+    assert said in tenant.call("POST", "/v1/batches", body).json["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/files", "/v1/files/", "/v1", "/V1/files"])
+def test_a_path_that_is_none_names_those_that_are(tenant: Tenant, path: str) -> None:
+    """A client whose base URL lacks its /v1 reads what to mend."""
+    assert "/v1/files" in tenant.call("GET", path).json["error"]["message"]
+
+
+@pytest.mark.parametrize(
     ("parts", "param"),
     [
         ((BATCH, BASE64), "file"),

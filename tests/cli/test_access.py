@@ -125,6 +125,16 @@ def test_an_organisation_is_held_to_what_it_may_use(served: Served, command: Cal
         (["orgs", "set", "lab", "--max-files", "1"], 1, "There is no organisation 'lab'"),
         (["orgs", "create", "lab", "--max-files", "-1"], 2, "--max-files: '-1' is neither a whole number from 0 on"),
         (["orgs", "create", "lab", "--max-bytes", "9" * 5000], 2, "--max-bytes: "),
+        *(
+            (words, 2, f"{words[-2] if words[-2].startswith('--') else 'NAME'}: {words[-1]!r} is no name: 1 to 100")
+            for name in ("", " ", "a\tb", " lab", "x" * 101, "\x1b[31mred", "\udcff")
+            for words in (
+                ["orgs", "create", name],
+                ["orgs", "set", name],
+                ["keys", "create", "--org", name],
+                ["keys", "create", "--name", name],
+            )
+        ),
         (["orgs", "create", "lab", "--requests-per-minute", "0"], 2, "--requests-per-minute: '0' is neither"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",

@@ -50,13 +50,16 @@ def test_flags_win_over_the_environment_and_that_over_the_file(
 ) -> None:
     """A setting is taken from a flag, else from `BATCHMILL_…`, else from the settings file."""
     file = tmp_path / "batchmill.toml"
-    file.write_text('backend = ["echo:#of-the-file"]\nlog_format = "json"\n')
+    file.write_text('backend = ["echo:#of-the-file"]\nlog_format = "json"\nretention = "1h"\n')
     environment = clean_environment(
         BATCHMILL_SETTINGS=str(file), **({"BATCHMILL_BACKEND": variable} if variable else {})
     )
-    server = processes.serve(*(["--backend", flag] if flag else []), environment=environment)
+    flags = [*(["--backend", flag] if flag else []), "--retention", "2h"]
+    server = processes.serve(*flags, environment=environment)
     client = processes.client(server, server.key)
     assert until(lambda: [listed.id for listed in client.models.list()], 30) == [model]
+    kept = client.files.create(file=("a.jsonl", b"{}"), purpose="batch")
+    assert kept.expires_at == kept.created_at + 7200
     assert server.err.read_text().startswith('{"')  # what only the file sets comes from the file
 
 

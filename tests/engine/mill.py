@@ -44,8 +44,8 @@ LEASE = 15.0
 CHAT = "/v1/chat/completions"
 
 
-def line(custom_id: str, text: str = "hi", model: str = "echo", **more: object) -> bytes:
-    """Return a request line as bytes."""
+def line(custom_id: str, text: object = "hi", model: str = "echo", **more: object) -> bytes:
+    """Return a request line as bytes; a `text` that is none makes one that the echo backend refuses."""
     body = {"model": model, "messages": [{"role": "user", "content": text}], **more}
     value = {"custom_id": custom_id, "method": "POST", "url": CHAT, "body": body}
     return json.dumps(value, ensure_ascii=False).encode() + b"\n"

@@ -7,7 +7,7 @@ import pytest
 from batchmill.spec.states import Status
 from batchmill.store.batch import claim_batch
 from engine.faulty import FaultyBlobs
-from engine.mill import LEASE, Mill, lines
+from engine.mill import LEASE, Mill, line, lines
 from fakeclock import settle
 
 
@@ -113,3 +113,16 @@ async def test_a_cancel_does_not_wait_for_a_validation(mill: Mill) -> None:
     await mill.cancel(batch_id)
     assert await hand.finalizer.step()
     assert await mill.status(batch_id) is Status.CANCELLED
+
+
+@pytest.mark.parametrize(("good", "bad"), [(1, 0), (0, 1), (7, 0), (0, 7), (300, 1), (1, 300)])
+async def test_a_file_without_a_line_is_no_file(mill: Mill, good: int, bad: int) -> None:
+    """C18, contract b: without a line that succeeded there is no output file, without one that failed no error file."""
+    refused = b"".join(line(f"bad-{n}", 7) for n in range(bad))  # the content is no text: a 400
+    batch_id = await mill.batch(lines(good) + refused)
+    assert await mill.finish(mill.hand(mill.echo()), batch_id) is Status.COMPLETED
+    facts = (await mill.look(batch_id)).object
+    assert (facts.counts.completed, facts.counts.failed, facts.counts.total) == (good, bad, good + bad)
+    assert (facts.output_file_id is None, facts.error_file_id is None) == (good == 0, bad == 0)
+    assert [r["custom_id"] for r in await mill.results(batch_id)] == [f"r-{n}" for n in range(good)]
+    assert [r["custom_id"] for r in await mill.results(batch_id, "error")] == [f"bad-{n}" for n in range(bad)]

@@ -126,6 +126,9 @@ def test_metadata_at_the_limits_is_kept() -> None:
         ({"anchor": "now", "seconds": 3600}, "invalid_value", "output_expires_after.anchor"),
         ({"anchor": "created_at"}, "missing_required_parameter", "output_expires_after.seconds"),
         ({"anchor": "created_at", "seconds": "3600"}, "invalid_type", "output_expires_after.seconds"),
+        ({"anchor": "created_at", "seconds": 3600.5}, "invalid_type", "output_expires_after.seconds"),
+        ({"anchor": "created_at", "seconds": float("inf")}, "invalid_type", "output_expires_after.seconds"),
+        ({"anchor": "created_at", "seconds": 1e300}, "invalid_value", "output_expires_after.seconds"),
         ({"anchor": "created_at", "seconds": True}, "invalid_type", "output_expires_after.seconds"),
         ({"anchor": "created_at", "seconds": 3599}, "invalid_value", "output_expires_after.seconds"),
         ({"anchor": "created_at", "seconds": 2_592_001}, "invalid_value", "output_expires_after.seconds"),
@@ -135,6 +138,12 @@ def test_an_expiry_of_the_output_is_checked(after: object, code: str, param: str
     """An hour to thirty days, from the file's creation."""
     error = refused({**GOOD, "output_expires_after": after})
     assert (error.code, error.param) == (code, param)
+
+
+def test_a_whole_number_may_have_a_point() -> None:
+    """3600.0 is 3600, as JSON Schema has it."""
+    order = parse_create({**GOOD, "output_expires_after": {"anchor": "created_at", "seconds": 3600.0}}, limits=KIMI)
+    assert repr(order.output_expires_after) == "3600"
 
 
 JSON = st.recursive(

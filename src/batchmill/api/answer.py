@@ -40,7 +40,8 @@ async def read_json(request: Request, *, limit: int) -> object:
     try:
         return msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as fault:
-        raise errors.invalid_request(f"The request body is not valid JSON: {fault}.") from fault
+        what = str(fault).removeprefix("JSON is malformed: ")
+        raise errors.invalid_request(f"The request body cannot be read as JSON: {what}.") from fault
 
 
 def query_limit(request: Request, *, default: int, most: int) -> int:

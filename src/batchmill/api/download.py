@@ -36,7 +36,12 @@ async def download(request: Request, found: File, *, blobs: Blobs) -> Response:
 
 
 def _asked(request: Request, facts: FileObject) -> range | None:
-    """Return the range asked for; an `If-Range` that is not our ETag asks for the whole (RFC 9110, 13.1.5)."""
+    """Return the range asked for; an `If-Range` that is not our ETag asks for the whole (RFC 9110, 13.1.5).
+
+    So does a `Range` that stands twice, which is a list of ranges.
+    """
+    if len(request.headers.getlist("range")) > 1:
+        return None
     if request.headers.get("if-range", _etag(facts)) != _etag(facts):
         return None
     return parse_range(request.headers.get("range", ""), size=facts.bytes)

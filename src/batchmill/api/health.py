@@ -17,15 +17,17 @@ from batchmill.store.worker import has_live_worker
 
 
 def health_routes(*, database: Database, blobs: Blobs, clock: Clock) -> APIRouter:
-    """Return `/healthz` and `/readyz`; both answer without a key."""
+    """Return `/healthz` and `/readyz`; both answer without a key, and to HEAD, which many a balancer sends."""
     router = APIRouter(tags=["health"])
     log = structlog.get_logger("health")
 
+    @router.head("/healthz")
     @router.get("/healthz")
     async def healthz() -> Response:
         """Say that this process is alive."""
         return json_answer({"status": "ok"})
 
+    @router.head("/readyz")
     @router.get("/readyz")
     async def readyz() -> Response:
         """Say for each part whether it is ready, with a reason where it is not: 200 if all are, else 503."""

@@ -26,6 +26,7 @@ from batchmill.store.organisation import (
 )
 
 _Lasts = Annotated[Seconds, Field(le=100 * 365 * 86_400)]  # a hundred years: every calendar holds its end
+_LONGEST_NAME = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +73,11 @@ def create_key(
     """Make a key in a data directory, which is made if it is new; the server may run meanwhile.
 
     Raises:
-        Stop: a scope or a duration is none.
+        Stop: a name, a scope or a duration is none.
     """
+    read_name("--org", org)
+    if name is not None:
+        read_name("--name", name)
     try:
         chosen = {Scope(scope) for scope in scopes} or DEFAULT_SCOPES
     except ValueError as fault:
@@ -130,6 +134,20 @@ def rotate_key(settings: Settings, *, key_id: str, overlap: str) -> MadeKey:
 
     now, more = build_clock().now(), read_seconds("--overlap", overlap)
     return in_rows(settings, statements)
+
+
+def read_name(option: str, text: str) -> str:
+    """Return the name of an organisation or a key, which stands in tables and messages.
+
+    Raises:
+        Stop: it is blank, longer than a line, or holds what no terminal can show.
+    """
+    if not (text.isprintable() and text == text.strip() and 1 <= len(text) <= _LONGEST_NAME):
+        raise Stop(
+            f"{option}: {text!r} is no name: 1 to {_LONGEST_NAME} characters that can be seen, no space at either end.",
+            Exit.USAGE,
+        )
+    return text
 
 
 def read_seconds(option: str, text: str) -> float:

@@ -80,6 +80,9 @@ def serve(
     on_unknown_outcome: UnknownOption = None,
     limits: LimitsOption = None,
     window: WindowOption = None,
+    retention: Annotated[
+        str | None, typer.Option(help="How long files last that name no time of their own. [default: for ever]")
+    ] = None,
     database: Annotated[str | None, typer.Option(help="Database URL. [default: SQLite under --data]")] = None,
     blobs: Annotated[str | None, typer.Option(help="Bucket URL. [default: files under --data]")] = None,
     settings: FileOption = None,
@@ -100,6 +103,7 @@ def serve(
         "on_unknown_outcome": on_unknown_outcome,
         "limits": limits,
         "window": window,
+        "retention": retention,
         "database": database,
         "blobs": blobs,
         "settings": settings,

@@ -6,7 +6,7 @@ from typing import Any
 
 from batchmill.assemble import build_clock
 from batchmill.cli.exit import Exit, Stop
-from batchmill.cli.keys import in_rows
+from batchmill.cli.keys import in_rows, read_name
 from batchmill.settings import Settings
 from batchmill.spec.ids import mint_id
 from batchmill.store.database import Transaction
@@ -27,8 +27,9 @@ def create_org(settings: Settings, *, name: str, limits: Mapping[str, str | None
     """Make an organisation; `limits` as in `set_org`.
 
     Raises:
-        Stop: there is one of this name, or a limit makes no sense.
+        Stop: there is one of this name, it is no name, or a limit makes no sense.
     """
+    read_name("NAME", name)
     now, values = build_clock().now(), _values(limits)
 
     def statements(tx: Transaction) -> dict[str, object]:
@@ -46,6 +47,7 @@ def set_org(settings: Settings, *, name: str, limits: Mapping[str, str | None]) 
     Raises:
         Stop: there is no such organisation, or a limit makes no sense.
     """
+    read_name("NAME", name)
     values = _values(limits)
     return in_rows(settings, lambda tx: _changed(tx, name, values))
 

@@ -86,7 +86,12 @@ def _output_expires_after(value: object, limits: Limits) -> int | None:
 
 
 def expires_after_seconds(value: object, param: str, limits: Limits) -> int:
-    """Return a time to live in seconds; ApiError when it is no integer or out of range (contract a.1, a.6)."""
+    """Return a time to live in seconds; ApiError when it is no integer or out of range (contract a.1, a.6).
+
+    3600.0 is an integer, too: JSON knows one kind of number, and JSON Schema's `integer` takes it.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if not isinstance(value, int) or isinstance(value, bool):
         raise errors.invalid_type(param, "an integer")
     if not limits.expires_after_min <= value <= limits.expires_after_max:

@@ -101,7 +101,8 @@ def not_found(what: str) -> ApiError:
 
 def unknown_route() -> ApiError:
     """Return the 404 for a path that is nobody's."""
-    return ApiError(status=404, type="resource_not_found_error", message="No such route.", code="unknown_url")
+    message = "No such route. There are /v1/files, /v1/batches and /v1/models, and what is below them; no last slash."
+    return ApiError(status=404, type="resource_not_found_error", message=message, code="unknown_url")
 
 
 def method_not_allowed(allowed: Collection[str]) -> ApiError:

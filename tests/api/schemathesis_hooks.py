@@ -1,0 +1,26 @@
+"""What schemathesis cannot know of good requests: how a request line looks, and that a key stands for one of them."""
+
+import re
+import secrets
+from typing import Any
+
+import schemathesis
+from hypothesis import strategies as st
+
+from api.served import LINE
+
+_KEY = re.compile("[!-~]{1,200}")
+
+schemathesis.openapi.media_type(
+    "application/jsonl",
+    st.one_of(st.integers(1, 3).map(lambda count: LINE * count), st.binary(min_size=1, max_size=100)),
+)
+
+
+@schemathesis.hook
+def map_headers(_context: schemathesis.HookContext, headers: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Let a good Idempotency-Key come once: said again, it is answered with a File that may be deleted by now."""
+    key = (headers or {}).get("Idempotency-Key")
+    if headers and isinstance(key, str) and _KEY.fullmatch(key):
+        return headers | {"Idempotency-Key": key + secrets.token_hex(8)}
+    return headers
