@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from batchmill.schedule.pace import DOUBTS, TRIAL_PATIENCE, Pace
 from batchmill.schedule.retry import Done, GaveUp, Later, Verdict
+from batchmill.schedule.window import Gauges
 
 GOOD = Done(succeeded=True)
 REFUSED = Done(succeeded=False)
@@ -332,3 +333,58 @@ def test_a_gateways_last_word_is_no_sound_answer() -> None:
         pace.answered(BAD_GATEWAY, 101.0)
     assert not pace.answered_since(99.0)
     assert pace.is_open
+
+
+def test_a_better_window_is_sought_up_to_the_most() -> None:
+    """With `most` the window doubles while throughput does; without, it stays what it was set to."""
+    paces = Pace(window=8, most=20), Pace(window=8)
+    for now in range(3):
+        for pace in paces:
+            size = pace.window
+            send(pace, size, now)
+            for _ in range(size):
+                pace.answered(GOOD, now + 1, sent_at=now, work=10)
+    assert [pace.window for pace in paces] == [20, 8]
+
+
+def test_the_engines_gauges_lead() -> None:
+    """What waits inside an engine that is ours is taken off the window."""
+    pace = Pace(window=64, most=1024)
+    send(pace, 64)
+    pace.gauged(Gauges(40, 24), 1.0)
+    for _ in range(64):
+        pace.answered(GOOD, 2.0, sent_at=0.0)
+    assert pace.window == 24 + 4
+    pace.gauged(None, 3.0)
+
+
+def test_prompts_are_paced() -> None:
+    """A long prompt goes, the next waits for its tokens, and when it may go is told."""
+    pace = Pace(window=8)
+    pace.sent(0.0, prefill=3 * 8192)
+    assert not pace.may_send(1.0)
+    assert pace.opens_at(1.0) == pytest.approx(2.75)
+    assert pace.may_send(2.8)
+    assert pace.opens_at(2.8) is None
+
+
+def test_a_full_window_opens_at_no_known_time() -> None:
+    """Only an answer opens a full window, so there is nothing to wake up for."""
+    pace = Pace(window=1)
+    pace.sent(0.0, prefill=10_000)
+    assert pace.opens_at(0.0) is None
+
+
+def test_a_backend_that_is_back_gets_its_prompts_gently() -> None:
+    """After an outage prompts are paced as at a start, whatever was learned before."""
+    pace = Pace(window=64)
+    for second in range(40):
+        pace.sent(second, prefill=0)
+        pace.answered(GOOD, second + 0.5, sent_at=second, prefill=50_000)
+    pace.sent(40.0, prefill=0)
+    pace.answered(UNWELL, 40.0)
+    pace.probed(ok=True, now=41.0)
+    pace.sent(41.0, prefill=0)
+    pace.answered(GOOD, 41.5, sent_at=41.0)
+    pace.sent(41.5, prefill=100_000 + 2048)
+    assert pace.opens_at(41.5) == pytest.approx(43.5, abs=0.1)

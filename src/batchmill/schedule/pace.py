@@ -1,4 +1,4 @@
-"""How many requests a Backend gets now: a window that gives way under pressure, and a circuit that opens when unwell.
+"""What a Backend gets now: a window of requests, paced prompts, and a circuit that opens when it is unwell.
 
     well ── unwell verdict, or ──► open ── probe succeeded ──► half-open ── any other verdict ──► well
             doubts in a row         ▲                              │
@@ -12,13 +12,14 @@ Times are seconds of any one clock that does not step back; they are passed in, 
 
 from enum import StrEnum
 
+from batchmill.schedule.bucket import Bucket
 from batchmill.schedule.retry import Done, Later, Verdict
+from batchmill.schedule.window import Gauges, Window
 
 WINDOW = 8  # requests in flight
 FIRST_PROBE = 0.5  # seconds after the circuit opened; doubles with each failure
 SLOWEST_PROBE = 5.0  # seconds: a backend that is back is found within 10 s (reliability, targets)
 TRIAL_PATIENCE = 5.0  # seconds; then one more may go: the call on trial may be sound and take half an hour
-HALVING_PAUSE = 1.0  # seconds: the 429s of one burst count as one
 DOUBTS = 3  # in a row, without a success between: then it is not the lines
 
 
@@ -32,15 +33,15 @@ class Pace:
     """The pace of one Backend. Not shared between threads.
 
     Args:
-        window: The most requests in flight; pressure makes it smaller for a while.
+        window: The requests in flight at the start.
+        most: The most that a better window is sought within; without it `window` is the most, and nothing is sought.
+        polite: Leave more of the engine to others than the batch needs to lose nothing.
     """
 
-    def __init__(self, *, window: int = WINDOW) -> None:
-        self._most = window
-        self._window = window
+    def __init__(self, *, window: int = WINDOW, most: int | None = None, polite: bool = False) -> None:
+        self._window = Window(most=window if most is None else most, start=window, polite=polite)
+        self._bucket = Bucket()
         self._in_flight = 0
-        self._successes = 0
-        self._halved_at = float("-inf")
         self._doubts = 0
         self._answered_at = float("-inf")  # when it last answered as a sound backend does
         self._circuit = _Circuit.WELL
@@ -55,7 +56,7 @@ class Pace:
     @property
     def window(self) -> int:
         """The most requests in flight now."""
-        return self._window
+        return self._window.size
 
     @property
     def in_flight(self) -> int:
@@ -84,12 +85,22 @@ class Pace:
     def may_send(self, now: float) -> bool:
         """Say whether one more request may be sent."""
         if self._circuit is _Circuit.HALF_OPEN:
-            late = now >= self._trial_at + TRIAL_PATIENCE and self._in_flight < self._window
+            late = now >= self._trial_at + TRIAL_PATIENCE and self._in_flight < self._window.size
             return late or not self._trial_out
-        return self._circuit is _Circuit.WELL and self._in_flight < self._window
+        return self._circuit is _Circuit.WELL and self._in_flight < self._window.size and self._bucket.is_open(now)
 
-    def sent(self, now: float) -> bool:
-        """Count a request that was sent; say whether it is a trial and goes alone, so that a fall is its own."""
+    def opens_at(self, now: float) -> float | None:
+        """Return when one more request may be sent if nothing is answered before; None if never, or at once."""
+        free = self._circuit is _Circuit.WELL and self._in_flight < self._window.size
+        return self._bucket.opens_at(now) if free and not self._bucket.is_open(now) else None
+
+    def sent(self, now: float, *, prefill: int = 0) -> bool:
+        """Count a request that was sent; say whether it is a trial and goes alone, so that a fall is its own.
+
+        `prefill` are the tokens of its prompt that no prefix cache is expected to have.
+        """
+        self._bucket.take(prefill, now)
+        self._window.moved(now, self._in_flight)
         self._trial_out = self._circuit is _Circuit.HALF_OPEN
         self._trial_at = now
         self._in_flight += 1
@@ -101,14 +112,29 @@ class Pace:
         if not self._is_old(sent_at):
             self._trial_out = False
 
-    def answered(self, verdict: Verdict, now: float, sent_at: float | None = None, why: str = "") -> None:
+    def answered(
+        self,
+        verdict: Verdict,
+        now: float,
+        sent_at: float | None = None,
+        why: str = "",
+        *,
+        work: float = 1.0,
+        prefill: int = 0,
+    ) -> None:
         """Learn from an answer.
 
         A request sent before the circuit last changed says nothing about the backend's present health, so tell when
         it was sent; without `sent_at` it is taken for a recent one. `why` says in words what was wrong, if anything.
+        `work` is what the answer brought, in one unit for all of a Backend's: tokens generated, or bytes.
         """
+        self._window.moved(now, self._in_flight)
+        if isinstance(verdict, Later) and verdict.pressure:
+            self._window.pressed(now)
+        elif isinstance(verdict, Done) and verdict.succeeded:
+            self._bucket.answered(prefill, now)
+            self._window.answered(sent_at=now if sent_at is None else sent_at, now=now, work=max(1.0, work))
         self._in_flight -= 1
-        self._fit_window(verdict, now)
         if isinstance(verdict, Done) and not verdict.doubt:
             self._answered_at = now
             self._doubts = 0
@@ -120,6 +146,10 @@ class Pace:
             self._turn(_Circuit.WELL, now)
             self._unwell_since = None
             self._unwell_why = ""
+
+    def gauged(self, gauges: Gauges | None, now: float) -> None:
+        """Learn what the engine says of itself, about once a second; None when it says nothing."""
+        self._window.gauged(gauges, now, self._in_flight)
 
     def _is_old(self, sent_at: float | None) -> bool:
         return sent_at is not None and sent_at < self._turned_at
@@ -147,6 +177,7 @@ class Pace:
 
     def _open(self, now: float, why: str) -> None:
         self._doubts = 0
+        self._bucket.restart()
         if self._circuit is _Circuit.WELL:
             self._unwell_since = now
             self._unwell_why = why
@@ -163,15 +194,3 @@ class Pace:
     def _turn(self, circuit: _Circuit, now: float) -> None:
         self._circuit = circuit
         self._turned_at = now
-
-    def _fit_window(self, verdict: Verdict, now: float) -> None:
-        if isinstance(verdict, Later) and verdict.pressure:
-            self._successes = 0
-            if now - self._halved_at >= HALVING_PAUSE:
-                self._halved_at = now
-                self._window = max(1, self._window // 2)
-        elif isinstance(verdict, Done) and verdict.succeeded and self._window < self._most:
-            self._successes += 1
-            if self._successes >= self._window:
-                self._successes = 0
-                self._window += 1

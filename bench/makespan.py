@@ -1,0 +1,167 @@
+"""What the scheduling is worth: every goal of makespan and pacing, in virtual time, with the product's own code.
+
+    python bench/makespan.py [--seeds 3] [--json figures.jsonl]
+
+Prints a table, goal beside figure, and one JSON line for each figure. A figure is the worst over the seeds.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
+from itertools import product
+from pathlib import Path
+
+import engine_model as model
+from policy_run import Change, PolicyRun, Run
+from suites import Line, suite, visitors
+
+from batchmill.schedule.pace import Pace
+
+MOST = 4096  # requests in flight
+VISIT_SECONDS = 900  # longer than any batch with visitors takes
+SLOTS = {4: 400, 16: 1000, 64: 4000, 256: 16_000, 1024: 40_000}  # capacity: lines of the batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One measured ratio and what it is to be."""
+
+    name: str
+    value: float
+    goal: float
+    at_least: bool = False
+
+    @property
+    def is_reached(self) -> bool:
+        """Say whether the goal is."""
+        return self.value >= self.goal if self.at_least else self.value <= self.goal
+
+
+def sized(slots: int) -> model.Profile:
+    """Return an engine with so many slots: a small one is the standard engine with fewer, a large one is faster."""
+    return replace(model.Profile(), slots=slots) if slots < model.Profile().slots else model.Profile().scaled(slots)
+
+
+def run(
+    lines: Sequence[Line],
+    pace: Pace,
+    profile: model.Profile,
+    *,
+    shows_gauges: bool = False,
+    tells_prompts: bool = True,
+    visitors: Sequence[tuple[float, model.Sequence]] = (),
+    changes: Sequence[Change] = (),
+) -> Run:
+    """Run lines in file order on one engine."""
+    rest = iter(lines)
+    return PolicyRun(
+        take=lambda _: next(rest, None),
+        paces=[pace],
+        engines=[model.Engine(profile)],
+        shows_gauges=shows_gauges,
+        tells_prompts=tells_prompts,
+        visitors=visitors,
+        changes=changes,
+    ).run()
+
+
+def times(profile: model.Profile, factor: float) -> model.Profile:
+    """Return what becomes of an engine when replicas come or go behind it."""
+    return replace(
+        profile,
+        token_seconds=profile.token_seconds / factor,
+        kv_seconds=profile.kv_seconds / factor,
+        slots=max(1, round(profile.slots * factor)),
+        kv_tokens=round(profile.kv_tokens * factor),
+    )
+
+
+@cache
+def best_fixed(kind: str, slots: int, step: float | None, seed: int) -> tuple[float, tuple[Change, ...]]:
+    """Return the makespan with the best fixed window by sweep, and the change of capacity in the middle."""
+    lines, profile = suite(kind, lines=SLOTS[slots], seed=seed), sized(slots)
+    changes: tuple[Change, ...] = ()
+    if step is not None:
+        middle = run(lines, Pace(window=2 * slots), profile).makespan / 2
+        changes = (Change(at=middle, profile=times(profile, step)),)
+    windows = [slots * factor // 2 for factor in ((1, 2, 3, 4, 8) if step is None else (1, 2, 4, 8))]
+    return min(run(lines, Pace(window=window), profile, changes=changes).makespan for window in windows), changes
+
+
+def window_found(kind: str, slots: int, *, step: float | None, gauges: bool, seed: int) -> float:
+    """Return makespan with a cold start and nothing configured / makespan with the best fixed window."""
+    best, changes = best_fixed(kind, slots, step, seed)
+    lines = suite(kind, lines=SLOTS[slots], seed=seed)
+    found = run(lines, Pace(most=MOST), sized(slots), shows_gauges=gauges, changes=changes)
+    return found.makespan / best
+
+
+@cache
+def alone(seed: int) -> float:
+    """Return the visitors' p99 seconds to the first token on an engine without a batch."""
+    engine, coming = model.Engine(), visitors(600, seed=seed)
+    for at, visitor in coming:
+        engine.submit(visitor, at)
+    while engine.run():
+        pass
+    waits = sorted(visitor.first_token_at - at for at, visitor in coming)
+    return waits[int(0.99 * len(waits))]
+
+
+@cache
+def best_beside_visitors(seed: int) -> float:
+    """Return the makespan beside visitors with the best fixed window, nothing paced."""
+    coming = partial(visitors, VISIT_SECONDS, seed=seed)
+    fixed = (Pace(window=window) for window in (128, 192, 256))
+    runs = (run(suite("I"), pace, model.Profile(), tells_prompts=False, visitors=coming()) for pace in fixed)
+    return min(each.makespan for each in runs)
+
+
+def beside_visitors(*, polite: bool, gauges: bool, seed: int) -> tuple[float, float]:
+    """Return the visitors' p99 to the first token / that alone, and the batch's throughput / the best there is."""
+    pace, coming = Pace(most=MOST, polite=polite), visitors(VISIT_SECONDS, seed=seed)
+    found = run(suite("I"), pace, model.Profile(), shows_gauges=gauges, visitors=coming)
+    return found.first_token_p(0.99) / alone(seed), best_beside_visitors(seed) / found.makespan
+
+
+def figures(seeds: Sequence[int]) -> Iterator[Figure]:
+    """Yield every figure, the worst over the seeds."""
+    yield from _windows(seeds)
+    yield from _beside_visitors(seeds)
+
+
+def _windows(seeds: Sequence[int]) -> Iterator[Figure]:
+    for step, kind, gauges, slots in product((None, 0.5, 2), "DB", (True, False), SLOTS):
+        name = f"window {kind} {slots} slots, {'gauges' if gauges else 'blind'}" + (f", then x {step}" if step else "")
+        worst = max(window_found(kind, slots, step=step, gauges=gauges, seed=seed) for seed in seeds)
+        yield Figure(name=name, value=worst, goal=1.05)
+
+
+def _beside_visitors(seeds: Sequence[int]) -> Iterator[Figure]:
+    for polite, gauges in product((False, True), (True, False)):
+        found = [beside_visitors(polite=polite, gauges=gauges, seed=seed) for seed in seeds]
+        name = f"{'polite' if polite else 'pacing'}, {'gauges' if gauges else 'blind'}"
+        yield Figure(name=f"{name}: p99 / alone", value=max(wait for wait, _ in found), goal=2.7 if polite else 4.0)
+        least = min(throughput for _, throughput in found)
+        yield Figure(name=f"{name}: throughput / best", value=least, goal=0.8 if polite else 0.97, at_least=True)
+
+
+def main() -> None:
+    """Print the figures."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--seeds", type=int, default=3)
+    arguments.add_argument("--json", type=Path)
+    asked = arguments.parse_args()
+    lines = []
+    for figure in figures(range(1, asked.seeds + 1)):
+        sign = ">=" if figure.at_least else "<="
+        print(f"{figure.name:48} {figure.value:8.3f} {sign} {figure.goal:<5} {'' if figure.is_reached else 'missed'}")
+        lines.append(json.dumps(asdict(figure)) + "\n")
+    if asked.json:
+        asked.json.write_text("".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

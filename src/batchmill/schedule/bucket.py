@@ -1,0 +1,72 @@
+"""How many prompt tokens a Backend gets a second: so that our bursts do not stand before everybody else's prompts.
+
+At the start, after a pause and after an outage a whole window would go at once, and an engine prefills it all before it
+answers anybody who comes later. Requests that began together also end together, so without pacing the burst comes back
+again and again. The bucket lets prompts go at FACTOR times the rate at which they were answered: it follows the engine,
+and binds bursts only (simulated: p99 of others' first token 3 times theirs alone, at 98 % of the throughput).
+
+Times are seconds of any one clock that does not step back; tokens are those that no prefix cache will have.
+"""
+
+from math import exp, inf
+
+FIRST_RATE = 8192.0  # tokens a second before anything is known, and at least
+BURST = 2048.0  # tokens that may go at once, or one prompt that is longer
+FACTOR = 2.0  # times the rate of answered prompt tokens
+MEASURE = 1.0  # seconds to measure that rate over, at least
+MEMORY = 5.0  # seconds that a measured rate counts
+IDLE = 5.0  # seconds without anything sent: then it is a start again
+
+
+class Bucket:
+    """The prompt tokens of one Backend. Not shared between threads."""
+
+    def __init__(self) -> None:
+        self._rate = FIRST_RATE
+        self._credit = BURST
+        self._counted_at = -inf  # when the credit was last counted
+        self._answered = 0  # tokens since the last measure
+        self._answered_rate = 0.0  # tokens a second
+        self._measured_at: float | None = None
+
+    def is_open(self, now: float) -> bool:
+        """Say whether one more prompt may go, however long it is: those behind it wait for it."""
+        return self._credit_at(now) > 0
+
+    def opens_at(self, now: float) -> float:
+        """Return when the next prompt may go."""
+        return now + max(0.0, -self._credit_at(now)) / self._rate
+
+    def take(self, tokens: int, now: float) -> None:
+        """Count a prompt that is sent."""
+        if now - self._counted_at > IDLE:
+            self.restart()
+        self._credit = self._credit_at(now) - tokens
+        self._counted_at = now
+
+    def answered(self, tokens: int, now: float) -> None:
+        """Learn the rate from a prompt that was answered."""
+        if self._measured_at is None:
+            self._measured_at, self._answered = now, 0
+            return
+        self._answered += tokens
+        elapsed = now - self._measured_at
+        if elapsed >= MEASURE:
+            new = 1 - exp(-elapsed / MEMORY)
+            self._answered_rate += new * (self._answered / elapsed - self._answered_rate)
+            self._turn_to(FACTOR * self._answered_rate, now)
+            self._measured_at, self._answered = now, 0
+
+    def restart(self) -> None:
+        """Begin gently: nothing is being prefilled, and what is known may be old."""
+        self._rate = max(FIRST_RATE, self._answered_rate)
+        self._measured_at = None
+
+    def _turn_to(self, rate: float, now: float) -> None:
+        self._credit, self._counted_at = self._credit_at(now), now
+        self._rate = max(FIRST_RATE, rate)
+
+    def _credit_at(self, now: float) -> float:
+        if self._counted_at == -inf:
+            return self._credit
+        return min(BURST, self._credit + (now - self._counted_at) * self._rate)
