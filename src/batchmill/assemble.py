@@ -24,6 +24,7 @@ from batchmill.blobs.in_place import InPlaceBlobs, OutsideFile
 from batchmill.blobs.space import Space
 from batchmill.clock import Clock, SystemClock
 from batchmill.engine.finalizer import Finalizer
+from batchmill.engine.gauging import Gauging
 from batchmill.engine.group import GroupBounds
 from batchmill.engine.lanes import Lane, Lanes
 from batchmill.engine.lease import Lease
@@ -35,7 +36,7 @@ from batchmill.engine.sweeper import Sweeper
 from batchmill.engine.validator import Validator
 from batchmill.engine.worker import Worker
 from batchmill.ledger.ledger import Ledger
-from batchmill.schedule.pace import Pace
+from batchmill.schedule.pace import MOST, WINDOW, Pace
 from batchmill.settings import BackendSettings, BadSettings, Settings, limits_over
 from batchmill.spec.ids import mint_id
 from batchmill.spec.limits import PROFILES, Limits
@@ -45,6 +46,7 @@ from batchmill.telemetry import Metrics
 _LOOK_SECONDS = 0.25  # how often somebody looks whether rows have changed, or a backend wants a probe
 _IDLE_SECONDS = 5.0  # how long a loop that found nothing waits for the bell
 _SWEEP_SECONDS = 1.0
+_GAUGE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +132,8 @@ def build_metrics(*, metrics: Metrics, storage: Storage, clock: Clock) -> App:
 
 def build_backends(
     *, settings: Settings, engine: Engine | None, clock: Clock, environment: Mapping[str, str] = os.environ
-) -> list[tuple[Backend, int]]:
-    """Build every backend with its window: those of the settings, or else the built-in engine.
+) -> list[tuple[Backend, int | None]]:
+    """Build every backend with its window, None where it is to be found: the settings', or else the built-in engine.
 
     Raises:
         BadSettings: a URL, or an environment variable that should hold a key, is not there.
@@ -139,8 +141,8 @@ def build_backends(
     entries = settings.backends
     if not entries and engine is not None:
         builtin = BackendSettings(url=engine.url, models=(BUILTIN_MODEL,) if settings.model is None else ())
-        return [(_http(builtin, key=engine.key, clock=clock, limits=limits_of(settings)), settings.window)]
-    backends: list[tuple[Backend, int]] = []
+        return [(_http(builtin, key=engine.key, clock=clock, limits=limits_of(settings)), settings.window or WINDOW)]
+    backends: list[tuple[Backend, int | None]] = []
     for entry in entries:
         try:
             backend = _backend(entry, clock=clock, limits=limits_of(settings), environment=environment)
@@ -170,11 +172,16 @@ def _http(entry: BackendSettings, *, key: str | None, clock: Clock, limits: Limi
     return HttpBackend(url=entry.url, transport=transport, deadline=entry.timeout, models=entry.models, key=key)
 
 
+def _pace(window: int | None, *, polite: bool) -> Pace:
+    """Return a pace with this window, or one that finds its own."""
+    return Pace(most=MOST, polite=polite) if window is None else Pace(window=window, polite=polite)
+
+
 def build_worker(
     *,
     settings: Settings,
     storage: Storage,
-    backends: list[tuple[Backend, int]],
+    backends: list[tuple[Backend, int | None]],
     clock: Clock,
     alone: bool,
     metrics: Metrics,
@@ -184,7 +191,7 @@ def build_worker(
     worker_id = mint_id("worker", clock.now())
     mine: dict[str, Any] = {"database": database, "clock": clock, "worker_id": worker_id, "lease": settings.lease}
     lease = Lease(clock=clock, seconds=settings.lease)
-    lanes = [Lane(backend=backend, pace=Pace(window=window)) for backend, window in backends]
+    lanes = [Lane(backend=backend, pace=_pace(window, polite=settings.polite)) for backend, window in backends]
     once = settings.on_unknown_outcome == "fail"
     router = Router([lane.backend for lane in lanes])
     validate, run, finalize, scout = (Bell(clock=clock) for _ in range(4))
@@ -252,6 +259,7 @@ def build_worker(
                 scout,
                 _LOOK_SECONDS,
             ),
+            (Gauging(lanes=lanes, clock=clock), Bell(clock=clock), _GAUGE_SECONDS),
             (
                 Doorbell(database=database, bells=(validate, run, finalize)),
                 Bell(clock=clock),

@@ -165,7 +165,8 @@ class Settings(BaseSettings):
     drain: Seconds = 30.0
     lease: Annotated[Seconds, Field(ge=1)] = 15.0
     on_unknown_outcome: Literal["retry", "fail"] = "retry"
-    window: int = Field(default=8, ge=1)
+    window: int | None = Field(default=None, ge=1)  # requests in flight at each backend; None: it is found
+    polite: bool = False  # leave more of the backends to others than costs nothing
     model: Path | None = None  # a GGUF file for the built-in engine, in place of its own
     retention: Annotated[Seconds, Field(ge=1)] | None = None  # files without a time of their own; None: for ever
     log_format: Literal["text", "json"] = "text"

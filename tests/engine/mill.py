@@ -70,6 +70,9 @@ class Watched:
         """See `Backend`."""
         return await self._echo.models()
 
+    async def gauges(self) -> None:
+        """See `Backend`."""
+
     async def send(self, call: Call) -> Reply:
         """See `Backend`."""
         self.calls.append(call)

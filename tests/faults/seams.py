@@ -270,6 +270,9 @@ class SeamBackend:
             raise Unreachable("connection refused")
         return self._models
 
+    async def gauges(self) -> None:
+        """See `Backend`."""
+
     async def send(self, call: Call) -> Reply:
         """See `Backend`. Before anything else, the witness takes the call down."""
         seam, rng = self._seam, self._seam.fate.rng

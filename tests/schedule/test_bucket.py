@@ -2,7 +2,7 @@
 
 import pytest
 
-from batchmill.schedule.bucket import BURST, FACTOR, FIRST_RATE, IDLE, Bucket
+from batchmill.schedule.bucket import BURST, FACTOR, FIRST_RATE, IDLE, LONGEST, Bucket
 
 
 def spend(bucket: Bucket, tokens: int, begin: float, seconds: float) -> int:
@@ -31,12 +31,13 @@ def test_a_start_is_paced() -> None:
 
 
 def test_a_prompt_longer_than_the_burst_goes_and_is_paid_for() -> None:
-    """However long a prompt is it may go; the next waits until its tokens have come in."""
+    """However long a prompt is it may go; the next waits until its tokens have come in, as far as they count."""
     bucket = Bucket()
-    bucket.take(int(BURST + 2 * FIRST_RATE), 10.0)
-    assert not bucket.is_open(11.9)
-    assert bucket.opens_at(11.0) == pytest.approx(12.0)
-    assert bucket.is_open(12.1)
+    wait = (LONGEST - BURST) / FIRST_RATE
+    bucket.take(100 * LONGEST, 10.0)
+    assert not bucket.is_open(10.0 + 0.9 * wait)
+    assert bucket.opens_at(10.5) == pytest.approx(10.0 + wait)
+    assert bucket.is_open(10.0 + 1.1 * wait)
     assert bucket.opens_at(12.1) == 12.1
 
 
@@ -47,6 +48,17 @@ def test_the_rate_follows_what_is_answered() -> None:
     now = answer(bucket, 30_000, 0.0, 60)
     bucket.take(0, now)
     assert spend(bucket, 300, now, 4.0) == pytest.approx(4 * FACTOR * 30_000, rel=0.03)
+
+
+def test_a_quick_engine_is_followed_quickly() -> None:
+    """One that answers in milliseconds (embeddings) has a hundred times the first rate within two seconds."""
+    bucket, now = Bucket(), 0.0
+    while now < 2.0:
+        while bucket.is_open(now):
+            bucket.take(250, now)
+            bucket.answered(250, now, took=0.002)
+        now += 0.002
+    assert spend(bucket, 250, now, 1.0) > 100 * FIRST_RATE
 
 
 def test_prompts_that_cost_nothing_are_never_held_back() -> None:

@@ -47,7 +47,8 @@ def test_the_window_bounds_what_is_in_flight() -> None:
 
 def test_the_window_is_eight_by_default() -> None:
     """Without a setting eight requests are in flight."""
-    assert Pace().window == 8
+    assert Pace().window == Pace().most == 8
+    assert (Pace(most=64).window, Pace(most=64).most) == (8, 64)
 
 
 def test_a_withdrawn_request_frees_its_slot() -> None:
@@ -361,11 +362,11 @@ def test_the_engines_gauges_lead() -> None:
 def test_prompts_are_paced() -> None:
     """A long prompt goes, the next waits for its tokens, and when it may go is told."""
     pace = Pace(window=8)
-    pace.sent(0.0, prefill=3 * 8192)
-    assert not pace.may_send(1.0)
-    assert pace.opens_at(1.0) == pytest.approx(2.75)
-    assert pace.may_send(2.8)
-    assert pace.opens_at(2.8) is None
+    pace.sent(0.0, prefill=8192)
+    assert not pace.may_send(0.5)
+    assert pace.opens_at(0.5) == pytest.approx(0.75)
+    assert pace.may_send(0.8)
+    assert pace.opens_at(0.8) is None
 
 
 def test_a_full_window_opens_at_no_known_time() -> None:
@@ -379,12 +380,14 @@ def test_a_backend_that_is_back_gets_its_prompts_gently() -> None:
     """After an outage prompts are paced as at a start, whatever was learned before."""
     pace = Pace(window=64)
     for second in range(40):
-        pace.sent(second, prefill=0)
-        pace.answered(GOOD, second + 0.5, sent_at=second, prefill=50_000)
+        send(pace, 8, float(second))
+        for _ in range(8):
+            pace.answered(GOOD, second + 0.5, sent_at=second, prefill=8192)
     pace.sent(40.0, prefill=0)
     pace.answered(UNWELL, 40.0)
     pace.probed(ok=True, now=41.0)
     pace.sent(41.0, prefill=0)
     pace.answered(GOOD, 41.5, sent_at=41.0)
-    pace.sent(41.5, prefill=100_000 + 2048)
+    for _ in range(16):
+        pace.sent(41.5, prefill=8192)
     assert pace.opens_at(41.5) == pytest.approx(43.5, abs=0.1)

@@ -5,6 +5,7 @@ from typing import Protocol
 import msgspec
 
 from batchmill.schedule.retry import Fault
+from batchmill.schedule.window import Gauges
 
 __all__ = ["Backend", "Call", "Reply", "Unreachable"]
 
@@ -65,6 +66,9 @@ class Backend(Protocol):
         Raises:
             Unreachable: It does not answer, refuses us, or answers nonsense.
         """
+
+    async def gauges(self) -> Gauges | None:
+        """What it says of itself now; None where it says nothing that we know."""
 
     async def send(self, call: Call) -> Reply:
         """Make one attempt. Whatever the backend does is in the Reply; only a cancel is raised."""

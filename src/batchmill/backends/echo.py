@@ -88,6 +88,9 @@ class EchoBackend:
         """The names that it was given."""
         return self._models
 
+    async def gauges(self) -> None:
+        """Nothing: it has no slots."""
+
     async def send(self, call: Call) -> Reply:
         """Answer chat completions, completions and embeddings; 404 for other endpoints, 400 for odd bodies."""
         if self._latency:

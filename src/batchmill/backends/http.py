@@ -7,13 +7,17 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import msgspec
 
 from batchmill.backends.backend import Call, Reply, Unreachable
+from batchmill.backends.gauges import read_gauges
 from batchmill.backends.transport import Transport
 from batchmill.schedule.retry import Fault
+from batchmill.schedule.window import Gauges
 from batchmill.spec.results import body_of_reply
 
 __all__ = ["HttpBackend"]
 
 _MODELS_SECONDS: Final = 10.0  # a list of names is quick, or something is wrong
+_GAUGES_SECONDS: Final = 2.0  # what is older says little
+_MAX_GAUGES: Final = 1 << 20  # bytes; vLLM's page has some 50 KB
 _MAX_MODELS: Final = 10_000
 _MAX_MODEL_CHARS: Final = 512
 _EXCERPT_BYTES: Final = 2_000  # of a garbled reply, kept for people
@@ -95,6 +99,19 @@ class HttpBackend:
         if not 200 <= status < 300:  # noqa: PLR2004 - HTTP's own classes
             raise Unreachable(f"{self.name} answered GET /models with status {status}")
         return self._listed(reply.body)
+
+    async def gauges(self) -> Gauges | None:
+        """What `/metrics` at the server's root says, as vLLM, SGLang and llama.cpp have it; None if nothing."""
+        reply = await self._transport.request(
+            method="GET",
+            url=f"{self.name.removesuffix('/v1')}/metrics{self._query}",
+            headers=self._authorization,
+            body=None,
+            deadline=min(self._deadline, _GAUGES_SECONDS),
+        )
+        if reply.status != 200 or len(reply.body) > _MAX_GAUGES:  # noqa: PLR2004 - HTTP's own OK
+            return None
+        return read_gauges(reply.body.decode(errors="replace"))
 
     async def send(self, call: Call) -> Reply:
         """Make one attempt; the body goes as it is, the reply's body is ready to be stored."""

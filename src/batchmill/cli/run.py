@@ -215,7 +215,7 @@ class _Run:
     async def _work(self, storage: Storage, known: Known, file: OutsideFile) -> Batch:
         """Let workers run until the batch is final or a signal comes; return the batch as it is then."""
         supervisor = Supervisor()
-        backends: list[tuple[Backend, int]] = []
+        backends: list[tuple[Backend, int | None]] = []
         try:
             engine = None
             if not self._settings.backend:
@@ -247,7 +247,7 @@ class _Run:
         storage: Storage,
         batch_id: str,
         file: OutsideFile,
-        backends: list[tuple[Backend, int]],
+        backends: list[tuple[Backend, int | None]],
         supervisor: Supervisor,
     ) -> Exception | None:
         """Run one worker until the batch is final, a signal comes or the input changes; return what broke it."""

@@ -10,6 +10,7 @@ from batchmill.ledger.ledger import Claim, Portion
 from batchmill.ledger.segment import Result
 from batchmill.schedule.pace import Pace
 from batchmill.schedule.plan import SLICE_LINES, Record
+from batchmill.spec.rules import BYTES_PER_TOKEN
 from batchmill.store.slice import Bitmap
 
 SUSPECT_DEATHS = 3  # owners that died in a row without a commit: one of the Slice's lines may be what kills them
@@ -30,6 +31,11 @@ class Request:
     attempts: int = 0
     falls: int = 0
     doubted: tuple[Pace, float] | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """A guess at the tokens of its prompt."""
+        return self.record.length // BYTES_PER_TOKEN
 
 
 class Work:

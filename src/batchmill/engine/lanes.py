@@ -54,6 +54,15 @@ class Lanes:
         """Return the most requests in flight at all lanes together that would take lines for one of these models."""
         return sum(lane.pace.window for lane in self._well() if not self.served_by(lane).isdisjoint(models))
 
+    def most(self, models: Collection[str]) -> int:
+        """Return how many lines for one of these models may ever have been in flight together."""
+        return sum(lane.pace.most for lane in self._lanes if not self.served_by(lane).isdisjoint(models))
+
+    def opens_at(self, now: float) -> float | None:
+        """Return when some lane's prompts may go on, where nothing else holds it up; None if none waits for that."""
+        times = (lane.pace.opens_at(now) for lane in self._lanes)
+        return min((time for time in times if time is not None), default=None)
+
     def free_slots(self, model: str) -> int:
         """Return how many lines for this model could go now."""
         paces = (lane.pace for lane in self._well() if model in self.served_by(lane))

@@ -145,7 +145,8 @@ class Runner:
 
     def _due_at(self) -> float:
         """Return when a step has something to do, if nobody wakes it (boot clock)."""
-        times = (self._watched + _WATCH_SECONDS, self._group.due(), self._feed.wakes_at())
+        opens_at = self._lanes.opens_at(self._clock.boot())
+        times = (self._watched + _WATCH_SECONDS, self._group.due(), self._feed.wakes_at(), opens_at)
         return min(time for time in times if time is not None)
 
     async def _watch(self) -> None:
@@ -188,7 +189,7 @@ class Runner:
         claims = await self._shortage.outlive(claiming, otherwise=[])
         self._sated = models if slices and not claims else frozenset()
         for claim in claims:
-            self._feed.add(Work(claim=claim, lone=window, once=self._once))
+            self._feed.add(Work(claim=claim, lone=self._lanes.most(models), once=self._once))
             self._starved = False
 
     async def _load(self) -> None:
@@ -315,7 +316,7 @@ class Runner:
     def _start(self, lane: Lane, request: Request, now: float) -> None:
         request.work.out += 1
         request.sends += 1
-        trial = lane.pace.sent(now)
+        trial = lane.pace.sent(now, prefill=request.prompt_tokens)
         call = asyncio.create_task(self._call(lane, request, trial=trial, sent_at=now))
         self._calls[call] = request
         call.add_done_callback(partial(self._call_ended, lane, now))

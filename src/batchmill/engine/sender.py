@@ -112,7 +112,7 @@ class Sender:
             request.doubted = (lane.pace, now) if verdict.doubt and not trial else None
         was_well = lane.pace.unwell_since is None
         why = reply.detail or ("" if reply.status is None else f"it answered with status {reply.status}")
-        lane.pace.answered(verdict, now, sent_at, why)
+        lane.pace.answered(verdict, now, sent_at, why, work=len(reply.body), prefill=request.prompt_tokens)
         self._replies(lane.backend.name, _name(verdict)).inc()
         if was_well and lane.pace.unwell_since is not None:
             self._log.warning("backend unwell: its requests wait", backend=lane.backend.name, reason=why)

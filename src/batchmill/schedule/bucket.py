@@ -13,8 +13,10 @@ from math import exp, inf
 FIRST_RATE = 8192.0  # tokens a second before anything is known, and at least
 BURST = 2048.0  # tokens that may go at once, or one prompt that is longer
 FACTOR = 2.0  # times the rate of answered prompt tokens
-MEASURE = 1.0  # seconds to measure that rate over, at least
-MEMORY = 5.0  # seconds that a measured rate counts
+LONGEST = 8192  # tokens that a prompt counts for at most: much longer ones are mostly images, and no such number
+MEASURE = 1.0  # seconds to measure that rate over, or as long as a request takes where that is less
+QUICKEST = 0.05  # seconds, the same at least
+MEMORY = 5.0  # times as long a measured rate counts
 IDLE = 5.0  # seconds without anything sent: then it is a start again
 
 
@@ -28,6 +30,7 @@ class Bucket:
         self._answered = 0  # tokens since the last measure
         self._answered_rate = 0.0  # tokens a second
         self._measured_at: float | None = None
+        self._slowest = 0.0  # seconds of a request since the last measure
 
     def is_open(self, now: float) -> bool:
         """Say whether one more prompt may go, however long it is: those behind it wait for it."""
@@ -41,21 +44,22 @@ class Bucket:
         """Count a prompt that is sent."""
         if now - self._counted_at > IDLE:
             self.restart()
-        self._credit = self._credit_at(now) - tokens
+        self._credit = self._credit_at(now) - min(tokens, LONGEST)
         self._counted_at = now
 
-    def answered(self, tokens: int, now: float) -> None:
-        """Learn the rate from a prompt that was answered."""
+    def answered(self, tokens: int, now: float, *, took: float = MEASURE) -> None:
+        """Learn the rate from a prompt that was answered; `took` in seconds, from its send on."""
         if self._measured_at is None:
-            self._measured_at, self._answered = now, 0
+            self._measured_at, self._answered, self._slowest = now, 0, took
             return
-        self._answered += tokens
-        elapsed = now - self._measured_at
-        if elapsed >= MEASURE:
-            new = 1 - exp(-elapsed / MEMORY)
+        self._answered += min(tokens, LONGEST)
+        self._slowest = max(self._slowest, took)
+        elapsed, period = now - self._measured_at, min(max(self._slowest, QUICKEST), MEASURE)
+        if elapsed >= period:
+            new = 1 - exp(-elapsed / (MEMORY * period))
             self._answered_rate += new * (self._answered / elapsed - self._answered_rate)
             self._turn_to(FACTOR * self._answered_rate, now)
-            self._measured_at, self._answered = now, 0
+            self._measured_at, self._answered, self._slowest = now, 0, 0.0
 
     def restart(self) -> None:
         """Begin gently: nothing is being prefilled, and what is known may be old."""

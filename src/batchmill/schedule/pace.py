@@ -16,7 +16,8 @@ from batchmill.schedule.bucket import Bucket
 from batchmill.schedule.retry import Done, Later, Verdict
 from batchmill.schedule.window import Gauges, Window
 
-WINDOW = 8  # requests in flight
+WINDOW = 8  # requests in flight, to begin with
+MOST = 2048  # where the window is found: more than any engine runs at once
 FIRST_PROBE = 0.5  # seconds after the circuit opened; doubles with each failure
 SLOWEST_PROBE = 5.0  # seconds: a backend that is back is found within 10 s (reliability, targets)
 TRIAL_PATIENCE = 5.0  # seconds; then one more may go: the call on trial may be sound and take half an hour
@@ -39,7 +40,8 @@ class Pace:
     """
 
     def __init__(self, *, window: int = WINDOW, most: int | None = None, polite: bool = False) -> None:
-        self._window = Window(most=window if most is None else most, start=window, polite=polite)
+        self._most = window if most is None else most
+        self._window = Window(most=self._most, start=window, polite=polite)
         self._bucket = Bucket()
         self._in_flight = 0
         self._doubts = 0
@@ -57,6 +59,11 @@ class Pace:
     def window(self) -> int:
         """The most requests in flight now."""
         return self._window.size
+
+    @property
+    def most(self) -> int:
+        """The most that may ever be in flight."""
+        return self._most
 
     @property
     def in_flight(self) -> int:
@@ -132,8 +139,9 @@ class Pace:
         if isinstance(verdict, Later) and verdict.pressure:
             self._window.pressed(now)
         elif isinstance(verdict, Done) and verdict.succeeded:
-            self._bucket.answered(prefill, now)
-            self._window.answered(sent_at=now if sent_at is None else sent_at, now=now, work=max(1.0, work))
+            began = now if sent_at is None else sent_at
+            self._bucket.answered(prefill, now, took=now - began)
+            self._window.answered(sent_at=began, now=now, work=max(1.0, work))
         self._in_flight -= 1
         if isinstance(verdict, Done) and not verdict.doubt:
             self._answered_at = now

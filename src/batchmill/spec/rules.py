@@ -38,7 +38,7 @@ _INPUT: Mapping[str, tuple[str, bool]] = MappingProxyType(
 _NOTHING = msgspec.Raw(b"")
 _LESSONS = 16  # layouts tried to be learnt in a file: one that changes all the time is not worth it
 _MOST_TOKENS = 7  # digits: more than any model can write
-_BYTES_PER_TOKEN = 4  # a rough guess; only the order of magnitude matters
+BYTES_PER_TOKEN = 4  # a rough guess; only the order of magnitude matters
 
 _ENCODINGS = (  # what a file in another encoding begins with: its byte order mark, or a `{` among zeros
     ("UTF-32", (b"\xff\xfe\0\0", b"\0\0\xfe\xff", b"{\0\0\0", b"\0\0\0{")),
@@ -295,7 +295,7 @@ def _estimate(body: bytes | msgspec.Raw, allowed: msgspec.Raw) -> int:
     """Return a cheap guess at a line's tokens: its length, and the tokens that it allows if that is a sane number."""
     digits = bytes(allowed)
     more = int(digits) if digits.isdigit() and len(digits) <= _MOST_TOKENS else 0
-    return len(body) // _BYTES_PER_TOKEN + more
+    return len(body) // BYTES_PER_TOKEN + more
 
 
 def _depth(text: bytes) -> int:
