@@ -12,12 +12,12 @@ from typing import Any
 from batchmill.api.app import create_app
 from batchmill.api.gate import App
 from batchmill.api.metrics import MetricsApp
+from batchmill.backends.aiohttp_transport import AiohttpTransport
 from batchmill.backends.backend import Backend
 from batchmill.backends.builtin import BUILTIN_MODEL
 from batchmill.backends.echo import EchoBackend
 from batchmill.backends.http import HttpBackend
 from batchmill.backends.router import Router
-from batchmill.backends.transport import AiohttpTransport
 from batchmill.blobs.blobs import Blobs
 from batchmill.blobs.disk import DiskBlobs
 from batchmill.blobs.in_place import InPlaceBlobs, OutsideFile

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from batchmill.backends.aiohttp_transport import AiohttpTransport
 from batchmill.backends.backend import Call, Reply, Unreachable
 from batchmill.backends.builtin import BUILTIN_MODEL, EXIT_CANNOT, EngineOrder, engine_command
 from batchmill.backends.http import HttpBackend
-from batchmill.backends.transport import AiohttpTransport
 from fakeclock import FakeClock
 
 KEY = "sk-for-the-engine"

@@ -8,8 +8,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from batchmill.backends.aiohttp_transport import AiohttpTransport
 from batchmill.backends.http import HttpBackend
-from batchmill.backends.transport import AiohttpTransport
 from batchmill.engine.group import GroupBounds
 from batchmill.spec.states import Status
 from engine.faulty import HangingDatabase

@@ -6,8 +6,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 from structlog.testing import capture_logs
 
+from batchmill.backends.aiohttp_transport import AiohttpTransport
 from batchmill.backends.http import HttpBackend
-from batchmill.backends.transport import AiohttpTransport
 from batchmill.schedule.retry import Done, Later
 from batchmill.store.model import list_backends, list_models
 from engine.faulty import FaultyDatabase

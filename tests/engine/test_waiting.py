@@ -7,8 +7,8 @@ import pytest
 from aiohttp.test_utils import unused_port
 from structlog.testing import capture_logs
 
+from batchmill.backends.aiohttp_transport import AiohttpTransport
 from batchmill.backends.http import HttpBackend
-from batchmill.backends.transport import AiohttpTransport
 from batchmill.blobs.space import Space
 from batchmill.engine.waiting import Circumstances, outage_of, why
 from batchmill.spec.states import Status
