@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from backends.servers import Handler, RawServer, Script, Serve, ServeRaw, start_polite, start_raw
-from batchmill.backends.transport import AiohttpTransport
+from backends.servers import Handler, MakeTransport, RawServer, Script, Serve, ServeRaw, start_polite, start_raw
+from batchmill.backends.aiohttp_transport import AiohttpTransport
+from batchmill.backends.transport import Transport
 from batchmill.backends.weights import default_cache_dir, find_or_fetch
+from batchmill.backends.wire import WireTransport
 from fakeclock import FakeClock
 
 
@@ -40,12 +42,24 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
+@pytest.fixture(params=[WireTransport, AiohttpTransport], ids=["own", "aiohttp"])
+async def make_transport(request: pytest.FixtureRequest, clock: FakeClock) -> AsyncIterator[MakeTransport]:
+    """Make the transport under test: every one must pass every test."""
+    made: list[Transport] = []
+
+    def make(*, max_reply_bytes: int = 200_000, connect_timeout: float = 5.0) -> Transport:
+        made.append(request.param(clock=clock, max_reply_bytes=max_reply_bytes, connect_timeout=connect_timeout))
+        return made[-1]
+
+    yield make
+    for transport in made:
+        await transport.close()
+
+
 @pytest.fixture
-async def transport(clock: FakeClock) -> AsyncIterator[AiohttpTransport]:
+def transport(make_transport: MakeTransport) -> Transport:
     """The transport under test, with a cap of 200,000 bytes a reply."""
-    transport = AiohttpTransport(clock=clock, max_reply_bytes=200_000)
-    yield transport
-    await transport.close()
+    return make_transport()
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,13 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from aiohttp import web
 
-__all__ = ["Connection", "Handler", "RawServer", "Script", "Serve", "ServeRaw", "answer"]
+from batchmill.backends.transport import Transport
+
+__all__ = ["Connection", "Handler", "MakeTransport", "RawServer", "Script", "Serve", "ServeRaw", "answer"]
 
 
 class Connection:
@@ -62,6 +65,13 @@ Script = Callable[[RawServer, Connection], Awaitable[None]]
 ServeRaw = Callable[[Script], Awaitable[RawServer]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Serve = Callable[[Handler], Awaitable[str]]
+
+
+class MakeTransport(Protocol):
+    """Makes the transport under test."""
+
+    def __call__(self, *, max_reply_bytes: int = 200_000, connect_timeout: float = 5.0) -> Transport:
+        """Make one; the test need not close it."""
 
 
 def answer(body: bytes, head: bytes = b"HTTP/1.1 200 OK") -> bytes:

@@ -7,7 +7,7 @@ from aiohttp import web
 from backends.servers import Serve
 from batchmill.backends.backend import Call, Reply, Unreachable
 from batchmill.backends.http import HttpBackend
-from batchmill.backends.transport import AiohttpTransport
+from batchmill.backends.transport import Transport
 from batchmill.schedule.retry import Fault
 
 KEY = "sk-secret-of-the-house"
@@ -15,7 +15,7 @@ CHAT = b'{"id":"c-1","object":"chat.completion","choices":[{"index":0,"message":
 
 
 @pytest.fixture
-def backend_at(transport: AiohttpTransport) -> Callable[..., HttpBackend]:
+def backend_at(transport: Transport) -> Callable[..., HttpBackend]:
     """Make a backend that uses the transport under test."""
 
     def make(url: str, models: tuple[str, ...] = (), key: str | None = None) -> HttpBackend:

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from backends.servers import Connection, RawServer, Script, Serve, ServeRaw, answer
+from backends.servers import Connection, MakeTransport, RawServer, Script, Serve, ServeRaw, answer
 from batchmill.backends.backend import Reply
-from batchmill.backends.transport import AiohttpTransport, retry_after_seconds
+from batchmill.backends.transport import Transport, retry_after_seconds
 from batchmill.schedule.retry import Fault
 from fakeclock import FakeClock, settle
 
 
 async def post(
-    transport: AiohttpTransport,
+    transport: Transport,
     url: str,
     *,
     body: bytes = b"{}",
@@ -40,7 +40,7 @@ def says(data: bytes) -> Script:
     return script
 
 
-async def test_a_reply_comes_back_as_the_server_sent_it(transport: AiohttpTransport, serve: Serve) -> None:
+async def test_a_reply_comes_back_as_the_server_sent_it(transport: Transport, serve: Serve) -> None:
     """Status and body of an answer are the server's, whatever they are."""
 
     async def handler(request: web.Request) -> web.Response:
@@ -52,7 +52,7 @@ async def test_a_reply_comes_back_as_the_server_sent_it(transport: AiohttpTransp
 
 
 async def test_the_request_carries_our_headers_and_asks_for_a_plain_reply(
-    transport: AiohttpTransport, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    transport: Transport, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Given headers are sent, no compression is asked for, and the proxy of the environment is not used."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
@@ -69,7 +69,7 @@ async def test_the_request_carries_our_headers_and_asks_for_a_plain_reply(
     assert seen["User-Agent"] == "batchmill"
 
 
-async def test_a_body_above_a_mebibyte_arrives_whole(transport: AiohttpTransport, serve: Serve) -> None:
+async def test_a_body_above_a_mebibyte_arrives_whole(transport: Transport, serve: Serve) -> None:
     """A large body is sent with its length and without a warning."""
     sizes: list[int | None] = []
 
@@ -130,9 +130,7 @@ async def test_a_body_above_a_mebibyte_arrives_whole(transport: AiohttpTransport
         pytest.param(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 200_001, Fault.OVERSIZE, id="no length, above the cap"),
     ],
 )
-async def test_a_bad_reply_is_a_fault(
-    transport: AiohttpTransport, serve_raw: ServeRaw, data: bytes, fault: Fault
-) -> None:
+async def test_a_bad_reply_is_a_fault(transport: Transport, serve_raw: ServeRaw, data: bytes, fault: Fault) -> None:
     """What is no whole, plain, bounded HTTP reply is a fault without a status, and says why."""
     raw = await serve_raw(says(data))
 
@@ -158,7 +156,7 @@ async def test_a_bad_reply_is_a_fault(
     ],
 )
 async def test_an_odd_but_legal_reply_is_read(
-    transport: AiohttpTransport, serve_raw: ServeRaw, data: bytes, body: bytes
+    transport: Transport, serve_raw: ServeRaw, data: bytes, body: bytes
 ) -> None:
     """Every legal framing of HTTP/1 gives the body."""
     raw = await serve_raw(says(data))
@@ -166,9 +164,7 @@ async def test_an_odd_but_legal_reply_is_read(
     assert Reply(status=200, body=body) == await post(transport, raw.url)
 
 
-async def test_an_endless_reply_is_cut_and_its_connection_dropped(
-    transport: AiohttpTransport, serve_raw: ServeRaw
-) -> None:
+async def test_an_endless_reply_is_cut_and_its_connection_dropped(transport: Transport, serve_raw: ServeRaw) -> None:
     """A server that never stops talking is hung up on once the cap is passed."""
 
     async def script(raw: RawServer, connection: Connection) -> None:
@@ -188,7 +184,7 @@ async def test_an_endless_reply_is_cut_and_its_connection_dropped(
     assert reply.fault == Fault.OVERSIZE
 
 
-async def test_a_reset_is_told_from_a_refusal(transport: AiohttpTransport, serve_raw: ServeRaw) -> None:
+async def test_a_reset_is_told_from_a_refusal(transport: Transport, serve_raw: ServeRaw) -> None:
     """A connection lost after the request was sent is RESET: the request may have run."""
 
     async def script(_raw: RawServer, connection: Connection) -> None:
@@ -200,9 +196,7 @@ async def test_a_reset_is_told_from_a_refusal(transport: AiohttpTransport, serve
     assert (await post(transport, raw.url)).fault == Fault.RESET
 
 
-async def test_a_reset_inside_the_body_is_a_reply_that_broke_off(
-    transport: AiohttpTransport, serve_raw: ServeRaw
-) -> None:
+async def test_a_reset_inside_the_body_is_a_reply_that_broke_off(transport: Transport, serve_raw: ServeRaw) -> None:
     """Half a reply is garbled, whether it ends by FIN or by RST."""
     half = answer(b"{}" * 50_000)[:5_000]
 
@@ -218,7 +212,7 @@ async def test_a_reset_inside_the_body_is_a_reply_that_broke_off(
     assert reply.fault in (Fault.GARBLED, Fault.RESET)  # an RST may overtake the head that was sent before it
 
 
-async def test_a_closed_port_is_unreachable(transport: AiohttpTransport) -> None:
+async def test_a_closed_port_is_unreachable(transport: Transport) -> None:
     """Where nobody listens, the request was never sent."""
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))
@@ -228,7 +222,7 @@ async def test_a_closed_port_is_unreachable(transport: AiohttpTransport) -> None
     assert "cannot be connected to" in reply.detail
 
 
-async def test_an_unknown_host_is_unreachable(transport: AiohttpTransport) -> None:
+async def test_an_unknown_host_is_unreachable(transport: Transport) -> None:
     """A name without an address means that the request was never sent."""
     reply = await post(transport, "http://no-such-host.invalid/")
 
@@ -236,7 +230,7 @@ async def test_an_unknown_host_is_unreachable(transport: AiohttpTransport) -> No
     assert reply.detail == "its host name cannot be resolved"
 
 
-async def test_a_failed_handshake_is_unreachable(transport: AiohttpTransport, serve_raw: ServeRaw) -> None:
+async def test_a_failed_handshake_is_unreachable(transport: Transport, serve_raw: ServeRaw) -> None:
     """A server that does not speak TLS on an https URL never saw the request."""
 
     async def script(_raw: RawServer, connection: Connection) -> None:
@@ -249,9 +243,9 @@ async def test_a_failed_handshake_is_unreachable(transport: AiohttpTransport, se
     assert "TLS" in reply.detail
 
 
-async def test_an_unaccepted_connection_is_unreachable(clock: FakeClock) -> None:
+async def test_an_unaccepted_connection_is_unreachable(make_transport: MakeTransport) -> None:
     """The connect has a timeout of its own: a request that never left is no timeout of the model."""
-    transport = AiohttpTransport(clock=clock, max_reply_bytes=1_000, connect_timeout=0.2)
+    transport = make_transport(connect_timeout=0.2)
     with socket.socket() as full, socket.socket() as first, socket.socket() as second:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -259,14 +253,13 @@ async def test_an_unaccepted_connection_is_unreachable(clock: FakeClock) -> None
             filler.setblocking(False)  # noqa: FBT003 - the standard library's own signature
             filler.connect_ex(full.getsockname())
         reply = await post(transport, f"http://127.0.0.1:{full.getsockname()[1]}/")
-    await transport.close()
 
     assert reply.fault == Fault.UNREACHABLE
 
 
 @pytest.mark.parametrize("opening", [b" 200 O", b" 200 OK\r\nX: ", b" 200 OK\r\nContent-Length: 99\r\n\r\n"])
 async def test_a_dripping_reply_is_cut_at_the_deadline(
-    transport: AiohttpTransport, serve_raw: ServeRaw, opening: bytes
+    transport: Transport, serve_raw: ServeRaw, opening: bytes
 ) -> None:
     """The deadline is for the whole attempt, however busily the server drips, in the head or in the body."""
 
@@ -290,7 +283,7 @@ async def test_a_dripping_reply_is_cut_at_the_deadline(
     assert 0.3 <= took < 3
 
 
-async def test_a_redirect_is_not_followed(transport: AiohttpTransport, serve: Serve) -> None:
+async def test_a_redirect_is_not_followed(transport: Transport, serve: Serve) -> None:
     """A redirect is an answer like others: what it points at is not asked, and gets no key."""
     asked: list[str] = []
 
@@ -304,7 +297,7 @@ async def test_a_redirect_is_not_followed(transport: AiohttpTransport, serve: Se
     assert asked == ["/v1/here"]
 
 
-async def test_cookies_are_not_kept(transport: AiohttpTransport, serve: Serve) -> None:
+async def test_cookies_are_not_kept(transport: Transport, serve: Serve) -> None:
     """A server's cookie does not come back to it."""
     cookies: list[str | None] = []
 
@@ -319,7 +312,7 @@ async def test_cookies_are_not_kept(transport: AiohttpTransport, serve: Serve) -
     assert cookies == [None, None]
 
 
-async def test_a_connection_is_used_again(transport: AiohttpTransport, serve_raw: ServeRaw) -> None:
+async def test_a_connection_is_used_again(transport: Transport, serve_raw: ServeRaw) -> None:
     """Two requests, one after the other, share one connection."""
 
     async def script(_raw: RawServer, connection: Connection) -> None:
@@ -333,8 +326,8 @@ async def test_a_connection_is_used_again(transport: AiohttpTransport, serve_raw
     assert raw.connections == 1
 
 
-async def test_a_stale_connection_is_replaced_in_silence(transport: AiohttpTransport, serve_raw: ServeRaw) -> None:
-    """A connection that closes as it is used again costs no attempt: not a byte of a reply had come."""
+async def test_a_stale_connection_is_replaced(transport: Transport, serve_raw: ServeRaw) -> None:
+    """A connection that closes as it is used again costs no attempt, but is told: not a byte of a reply had come."""
 
     async def script(raw: RawServer, connection: Connection) -> None:
         first_of_all = raw.connections == 1
@@ -345,15 +338,14 @@ async def test_a_stale_connection_is_replaced_in_silence(transport: AiohttpTrans
                 return
 
     raw = await serve_raw(script)
-    await post(transport, raw.url)
+    first, second = await post(transport, raw.url), await post(transport, raw.url)
 
-    assert (await post(transport, raw.url)).status == 200
+    assert (first.status, first.resent) == (200, 0)
+    assert (second.status, second.resent) == (200, 1)
     assert raw.connections == 2
 
 
-async def test_a_line_that_may_run_once_is_not_sent_again_in_silence(
-    transport: AiohttpTransport, serve_raw: ServeRaw
-) -> None:
+async def test_a_line_that_may_run_once_is_not_sent_again_in_silence(transport: Transport, serve_raw: ServeRaw) -> None:
     """With `once` a connection that closes as it is used again is a reset: the server may have read the request."""
 
     async def script(_raw: RawServer, connection: Connection) -> None:
@@ -370,7 +362,7 @@ async def test_a_line_that_may_run_once_is_not_sent_again_in_silence(
     assert raw.connections == 1
 
 
-async def test_bytes_after_a_reply_are_no_reply_to_the_next(transport: AiohttpTransport, serve_raw: ServeRaw) -> None:
+async def test_bytes_after_a_reply_are_no_reply_to_the_next(transport: Transport, serve_raw: ServeRaw) -> None:
     """A connection with more bytes than its answer is dropped, so answers are never mixed up."""
 
     async def script(raw: RawServer, connection: Connection) -> None:
@@ -384,9 +376,7 @@ async def test_bytes_after_a_reply_are_no_reply_to_the_next(transport: AiohttpTr
     assert bodies == [b'{"connection": 1}', b'{"connection": 2}', b'{"connection": 3}']
 
 
-async def test_bytes_on_an_idle_connection_are_no_reply_to_the_next(
-    transport: AiohttpTransport, serve_raw: ServeRaw
-) -> None:
+async def test_bytes_on_an_idle_connection_are_no_reply_to_the_next(transport: Transport, serve_raw: ServeRaw) -> None:
     """What a server says while nobody asks is not taken for an answer; the request goes over a new connection."""
     go_on = asyncio.Event()
     said = asyncio.Event()
@@ -410,7 +400,7 @@ async def test_bytes_on_an_idle_connection_are_no_reply_to_the_next(
     assert (first.body, second.body) == (b'{"connection": 1}', b'{"connection": 2}')
 
 
-async def test_a_cancel_passes_through_and_hangs_up(transport: AiohttpTransport, serve_raw: ServeRaw) -> None:
+async def test_a_cancel_passes_through_and_hangs_up(transport: Transport, serve_raw: ServeRaw) -> None:
     """Cancelling an attempt raises, and tells the engine to stop by closing the connection."""
     arrived = asyncio.Event()
 
@@ -430,7 +420,7 @@ async def test_a_cancel_passes_through_and_hangs_up(transport: AiohttpTransport,
     await asyncio.wait_for(raw.hung_up.wait(), 10)
 
 
-async def test_retry_after_comes_with_the_reply(transport: AiohttpTransport, serve: Serve, clock: FakeClock) -> None:
+async def test_retry_after_comes_with_the_reply(transport: Transport, serve: Serve, clock: FakeClock) -> None:
     """A date is turned into seconds from now by the clock that we were given."""
 
     async def handler(_request: web.Request) -> web.Response:
@@ -474,8 +464,7 @@ def test_no_retry_after_breaks_the_reader(value: str) -> None:
     assert seconds is None or seconds >= 0
 
 
-async def test_closing_twice_does_nothing(clock: FakeClock) -> None:
+async def test_closing_twice_does_nothing(transport: Transport) -> None:
     """A transport that was never used, or is closed already, closes."""
-    transport = AiohttpTransport(clock=clock, max_reply_bytes=1)
     await transport.close()
     await transport.close()

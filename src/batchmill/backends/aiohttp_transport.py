@@ -7,6 +7,7 @@ from typing import Final
 
 import aiohttp
 from aiohttp.connector import Connection
+from msgspec.structs import replace
 
 from batchmill.backends.backend import Reply
 from batchmill.backends.transport import HEADERS, IDLE_SECONDS, coding_refused, retry_after_seconds, tls_context
@@ -16,7 +17,7 @@ from batchmill.schedule.retry import Fault
 __all__ = ["AiohttpTransport"]
 
 _LARGE_BODY: Final = 1 << 20  # above it aiohttp wants a file object, or it warns
-_STALE_CONNECTIONS: Final = 3
+_RESENDS: Final = 2  # each may meet a connection that is closing
 
 
 class _Trace:
@@ -80,22 +81,23 @@ class AiohttpTransport:
         """Make one request; see `Transport.request`.
 
         A server may close an idle connection just as we send on it. Where not one byte came back on a connection
-        that had been used before, the request is sent again at once, a few times, and nobody is told; unless `once`.
+        that had been used before, the request is sent again at once, a few times, unless `once`; the Reply says so.
         """
-        stale = 0
+        resent = 0
         try:
             async with asyncio.timeout(deadline):
                 while True:
                     trace = _Trace()
                     try:
-                        return await self._exchange(method, url, headers, body, trace)
+                        reply = await self._exchange(method, url, headers, body, trace)
+                        return replace(reply, resent=resent) if resent else reply
                     except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
                         never_sent = isinstance(error, aiohttp.ClientConnectorError)
-                        stale += 1
-                        if once or never_sent or not trace.reused or stale >= _STALE_CONNECTIONS:
+                        if once or never_sent or not trace.reused or resent == _RESENDS:
                             raise
+                    resent += 1
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
-            return _fault(error, deadline)
+            return replace(_fault(error, deadline), resent=resent)
 
     async def close(self) -> None:
         """Close every connection."""

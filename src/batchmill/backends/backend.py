@@ -1,15 +1,15 @@
 """What every backend is: a name, a list of models, and one call in, one Reply out."""
 
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from batchmill.schedule.retry import Fault
 
 __all__ = ["Backend", "Call", "Reply", "Unreachable"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One attempt at one Request.
 
     Attributes:
@@ -27,8 +27,7 @@ class Call:
     once: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What came back: an HTTP answer, or a fault, never both.
 
     Attributes:
@@ -37,6 +36,8 @@ class Reply:
         fault: What went wrong on the way; None where there is an answer.
         retry_after: Seconds that the backend asked us to wait, not capped; None where it did not say.
         detail: The fault in plain words, free of secrets; "" where there is none.
+        resent: How often the transport sent it again of itself, where a connection that had been used before was
+            closed without a byte of a reply: a server may have seen the request so many times more.
     """
 
     status: int | None = None
@@ -44,6 +45,7 @@ class Reply:
     fault: Fault | None = None
     retry_after: float | None = None
     detail: str = ""
+    resent: int = 0
 
 
 class Unreachable(Exception):  # noqa: N818 - it names the state of a backend, as the batch's "why it waits" does

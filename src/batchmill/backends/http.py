@@ -117,8 +117,8 @@ class HttpBackend:
         body = body_of_reply(raw, reply.status)
         if body is None:
             detail = f"status {reply.status} with a body that is not a usable JSON object"
-            return Reply(fault=Fault.GARBLED, body=raw[:_EXCERPT_BYTES], detail=detail)
-        return Reply(status=reply.status, body=body, retry_after=reply.retry_after)
+            return Reply(fault=Fault.GARBLED, body=raw[:_EXCERPT_BYTES], detail=detail, resent=reply.resent)
+        return Reply(status=reply.status, body=body, retry_after=reply.retry_after, resent=reply.resent)
 
     async def close(self) -> None:
         """Close the transport."""
