@@ -166,6 +166,7 @@ class Settings(BaseSettings):
     lease: Annotated[Seconds, Field(ge=1)] = 15.0
     on_unknown_outcome: Literal["retry", "fail"] = "retry"
     window: int = Field(default=8, ge=1)
+    transport: Literal["own", "aiohttp"] = "own"  # what carries requests to backends
     model: Path | None = None  # a GGUF file for the built-in engine, in place of its own
     retention: Annotated[Seconds, Field(ge=1)] | None = None  # files without a time of their own; None: for ever
     log_format: Literal["text", "json"] = "text"
