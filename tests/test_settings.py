@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from batchmill.assemble import limits_of
+from batchmill.assemble import build_backends, limits_of
+from batchmill.backends.aiohttp_transport import AiohttpTransport
+from batchmill.backends.http import HttpBackend
+from batchmill.backends.wire import WireTransport
 from batchmill.settings import BackendSettings, BadSettings, Settings, load_settings
 from batchmill.spec.limits import KIMI, OPEN
+from fakeclock import FakeClock
 
 
 @pytest.fixture(autouse=True)
@@ -131,6 +135,7 @@ _WRONG: list[tuple[dict[str, Any], str]] = [
     ({"backend": ["http://gpu-1"], "backend_timeout": ["1s", "2s"]}, "backend_timeout: "),
     ({"backend_timeout": ["soon"]}, "backend_timeout.0: "),
     ({"on_unknown_outcome": "pray"}, "on_unknown_outcome: "),
+    ({"transport": "pigeon"}, "transport: "),
     ({"colour": "red"}, "colour: "),
 ]
 
@@ -286,3 +291,15 @@ def test_media_must_be_public_where_it_is_said(tmp_path: Path) -> None:
     assert limits_of(load_settings({})).media_urls == "any"
     path = _file(tmp_path, 'media_urls = "public"\n')
     assert limits_of(load_settings({"settings": path, "limits": "open"})) == replace(OPEN, media_urls="public")
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind"),
+    [({}, WireTransport), ({"transport": "own"}, WireTransport), ({"transport": "aiohttp"}, AiohttpTransport)],
+)
+def test_the_carrier_of_requests_is_chosen(flags: dict[str, str], kind: type) -> None:
+    """Requests are carried by our own HTTP/1.1, or by aiohttp where that is asked for."""
+    settings = load_settings({"backend": ["http://gpu-1/v1"], **flags})
+    ((backend, _),) = build_backends(settings=settings, engine=None, clock=FakeClock())
+    assert isinstance(backend, HttpBackend)
+    assert isinstance(backend._transport, kind)  # no public name tells, and nothing on the wire either

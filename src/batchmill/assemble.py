@@ -18,6 +18,7 @@ from batchmill.backends.builtin import BUILTIN_MODEL
 from batchmill.backends.echo import EchoBackend
 from batchmill.backends.http import HttpBackend
 from batchmill.backends.router import Router
+from batchmill.backends.wire import WireTransport
 from batchmill.blobs.blobs import Blobs
 from batchmill.blobs.disk import DiskBlobs
 from batchmill.blobs.in_place import InPlaceBlobs, OutsideFile
@@ -47,6 +48,10 @@ _LOOK_SECONDS = 0.25  # how often somebody looks whether rows have changed, or a
 _IDLE_SECONDS = 5.0  # how long a loop that found nothing waits for the bell
 _SWEEP_SECONDS = 1.0
 _GAUGE_SECONDS = 1.0
+_TRANSPORTS: dict[str, type[WireTransport] | type[AiohttpTransport]] = {
+    "own": WireTransport,
+    "aiohttp": AiohttpTransport,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,11 +146,11 @@ def build_backends(
     entries = settings.backends
     if not entries and engine is not None:
         builtin = BackendSettings(url=engine.url, models=(BUILTIN_MODEL,) if settings.model is None else ())
-        return [(_http(builtin, key=engine.key, clock=clock, limits=limits_of(settings)), settings.window or WINDOW)]
+        return [(_http(builtin, key=engine.key, clock=clock, settings=settings), settings.window or WINDOW)]
     backends: list[tuple[Backend, int | None]] = []
     for entry in entries:
         try:
-            backend = _backend(entry, clock=clock, limits=limits_of(settings), environment=environment)
+            backend = _backend(entry, clock=clock, settings=settings, environment=environment)
         except ValueError as fault:
             raise BadSettings(f"backend: {fault}") from fault
         backends.append((backend, entry.window or settings.window))
@@ -156,7 +161,7 @@ def build_backends(
     return backends
 
 
-def _backend(entry: BackendSettings, *, clock: Clock, limits: Limits, environment: Mapping[str, str]) -> Backend:
+def _backend(entry: BackendSettings, *, clock: Clock, settings: Settings, environment: Mapping[str, str]) -> Backend:
     if entry.url.startswith("echo:"):
         return EchoBackend.parse(f"{entry.url}#{','.join(entry.models)}", clock=clock)
     key = None
@@ -164,11 +169,12 @@ def _backend(entry: BackendSettings, *, clock: Clock, limits: Limits, environmen
         key = environment.get(entry.key_env)
         if not key:
             raise ValueError(f"the environment variable {entry.key_env}, which should hold a key, is not set")
-    return _http(entry, key=key, clock=clock, limits=limits)
+    return _http(entry, key=key, clock=clock, settings=settings)
 
 
-def _http(entry: BackendSettings, *, key: str | None, clock: Clock, limits: Limits) -> HttpBackend:
-    transport = AiohttpTransport(clock=clock, max_reply_bytes=limits.max_reply_bytes)
+def _http(entry: BackendSettings, *, key: str | None, clock: Clock, settings: Settings) -> HttpBackend:
+    make = _TRANSPORTS[settings.transport]
+    transport = make(clock=clock, max_reply_bytes=limits_of(settings).max_reply_bytes)
     return HttpBackend(url=entry.url, transport=transport, deadline=entry.timeout, models=entry.models, key=key)
 
 

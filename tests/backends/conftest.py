@@ -1,10 +1,14 @@
 """What the tests of the backends start with."""
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from backends.servers import Handler, MakeTransport, RawServer, Script, Serve, ServeRaw, start_polite, start_raw
 from batchmill.backends.aiohttp_transport import AiohttpTransport
@@ -14,6 +18,12 @@ from batchmill.backends.wire import WireTransport
 from fakeclock import FakeClock
 
 
+def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The worker runs on uvloop: what sockets do there is tested there, too."""
+    loops = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    return loops if item.path.name in ("test_conformance.py", "test_transport.py") else {"asyncio": loops["asyncio"]}
+
+
 @pytest.fixture
 async def serve_raw() -> AsyncIterator[ServeRaw]:
     """Start servers that run a script for each connection."""
@@ -21,6 +31,30 @@ async def serve_raw() -> AsyncIterator[ServeRaw]:
 
         async def start(script: Script) -> RawServer:
             return await start_raw(script, stack)
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate for the name localhost, and no other, with its key behind it."""
+    path, key = (tmp_path_factory.mktemp("tls") / name for name in ("localhost.pem", "key.pem"))
+    order = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(path)]
+    subprocess.run([*order.split(), *names], check=True, capture_output=True)
+    path.write_bytes(path.read_bytes() + key.read_bytes())
+    return path
+
+
+@pytest.fixture
+async def serve_tls(certificate: Path) -> AsyncIterator[ServeRaw]:
+    """Start servers that speak TLS and run a script for each connection."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(script: Script) -> RawServer:
+            return await start_raw(script, stack, tls=context)
 
         yield start
 

@@ -3,16 +3,30 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol
 
 from aiohttp import web
 
+from batchmill.backends.backend import Reply
 from batchmill.backends.transport import Transport
 
-__all__ = ["Connection", "Handler", "MakeTransport", "RawServer", "Script", "Serve", "ServeRaw", "answer"]
+__all__ = [
+    "Connection",
+    "Handler",
+    "MakeTransport",
+    "RawServer",
+    "Script",
+    "Serve",
+    "ServeRaw",
+    "answer",
+    "post",
+    "says",
+]
 
 
 class Connection:
@@ -44,6 +58,14 @@ class Connection:
         """Return when the client has hung up."""
         while await self._reader.read(4096):
             pass
+
+    async def read_head(self) -> bytes:
+        """The head of the next request, and nothing after it."""
+        return await self._reader.readuntil(b"\r\n\r\n")
+
+    def half_close(self) -> None:
+        """Say that nothing more will be said; the client may still be heard."""
+        self._writer.write_eof()
 
     def reset(self) -> None:
         """Close with an RST."""
@@ -79,8 +101,33 @@ def answer(body: bytes, head: bytes = b"HTTP/1.1 200 OK") -> bytes:
     return head + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body
 
 
-async def start_raw(script: Script, stack: contextlib.AsyncExitStack) -> RawServer:
-    """Run `script` for each connection until `stack` is closed."""
+def says(data: bytes) -> Script:
+    """A server that says the same bytes after each request and then hangs up."""
+
+    async def script(_raw: RawServer, connection: Connection) -> None:
+        if await connection.read_request():
+            await connection.write(data)
+
+    return script
+
+
+async def post(
+    transport: Transport,
+    url: str,
+    *,
+    body: bytes = b"{}",
+    deadline: float = 20.0,
+    headers: Mapping[str, str] = MappingProxyType({}),
+    once: bool = False,
+) -> Reply:
+    """One POST, as a backend makes it."""
+    return await transport.request(method="POST", url=url, headers=headers, body=body, deadline=deadline, once=once)
+
+
+async def start_raw(
+    script: Script, stack: contextlib.AsyncExitStack, *, tls: ssl.SSLContext | None = None
+) -> RawServer:
+    """Run `script` for each connection until `stack` is closed; with `tls` the URL is https on localhost."""
     raw = RawServer()
     writers: set[asyncio.StreamWriter] = set()
     running: set[asyncio.Task[None]] = set()
@@ -104,12 +151,13 @@ async def start_raw(script: Script, stack: contextlib.AsyncExitStack) -> RawServ
         await asyncio.gather(*running, return_exceptions=True)
         for writer in writers:
             writer.transport.abort()
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(OSError):  # the client's RST, or a TLS that never began
                 await writer.wait_closed()
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls, backlog=1_000)
     stack.push_async_callback(stop)
-    raw.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    port = server.sockets[0].getsockname()[1]
+    raw.url = f"http://127.0.0.1:{port}/v1" if tls is None else f"https://localhost:{port}/v1"
     return raw
 
 

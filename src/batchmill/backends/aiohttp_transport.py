@@ -80,8 +80,9 @@ class AiohttpTransport:
     ) -> Reply:
         """Make one request; see `Transport.request`.
 
-        A server may close an idle connection just as we send on it. Where not one byte came back on a connection
+        A server may close an idle connection just as we send on it. Where no reply's head came back on a connection
         that had been used before, the request is sent again at once, a few times, unless `once`; the Reply says so.
+        (Whether half a head came, aiohttp does not tell.)
         """
         resent = 0
         try:

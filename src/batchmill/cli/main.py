@@ -41,7 +41,11 @@ UnknownOption = Annotated[
     str | None, typer.Option(help="retry or fail a line that may have run when its answer was lost. [default: retry]")
 ]
 LimitsOption = Annotated[str | None, typer.Option(help="kimi or open. [default: kimi]")]
-WindowOption = Annotated[int | None, typer.Option(help="Requests in flight at a backend. [default: 8]")]
+TransportOption = Annotated[
+    str | None, typer.Option(help="own or aiohttp: what carries requests to backends. [default: own]")
+]
+WindowOption = Annotated[int | None, typer.Option(help="Requests in flight at a backend. [default: it is found]")]
+PoliteOption = Annotated[bool | None, typer.Option("--polite", help="Leave more of the backends to other users.")]
 DrainOption = Annotated[str | None, typer.Option(help="How long open requests may end on a stop. [default: 30s]")]
 LeaseOption = Annotated[str | None, typer.Option(help="How long a silent process is waited for. [default: 15s]")]
 EndpointOption = Annotated[str | None, typer.Option(help="What each line's url must be. [default: the first line's]")]
@@ -80,6 +84,8 @@ def serve(
     on_unknown_outcome: UnknownOption = None,
     limits: LimitsOption = None,
     window: WindowOption = None,
+    polite: PoliteOption = None,
+    transport: TransportOption = None,
     retention: Annotated[
         str | None, typer.Option(help="How long files last that name no time of their own. [default: for ever]")
     ] = None,
@@ -103,6 +109,8 @@ def serve(
         "on_unknown_outcome": on_unknown_outcome,
         "limits": limits,
         "window": window,
+        "polite": polite,
+        "transport": transport,
         "retention": retention,
         "database": database,
         "blobs": blobs,
@@ -156,6 +164,8 @@ def run(
     backend_timeout: TimeoutOption = None,
     on_unknown_outcome: UnknownOption = None,
     window: WindowOption = None,
+    polite: PoliteOption = None,
+    transport: TransportOption = None,
     endpoint: EndpointOption = None,
     limits: Annotated[str | None, typer.Option(help="kimi or open. [default: open]")] = None,
     settings: FileOption = None,
@@ -176,6 +186,8 @@ def run(
         "backend_timeout": backend_timeout or None,
         "on_unknown_outcome": on_unknown_outcome,
         "window": window,
+        "polite": polite,
+        "transport": transport,
         "limits": limits,
         "settings": settings,
         "drain": drain,

@@ -77,6 +77,8 @@ class Sender:
         )
         self._sends(lane.backend.name).inc()
         reply = await lane.backend.send(call)
+        if reply.resent:
+            self._sends(lane.backend.name).inc(reply.resent)
         verdict = self._judge(lane, request, reply, trial=trial, sent_at=sent_at)
         if isinstance(verdict, Later):
             return verdict
