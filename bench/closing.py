@@ -14,35 +14,27 @@ import resource
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from made import MODEL, Made
+
 from batchmill.backends.router import Router
-from batchmill.blobs.blobs import Written
-from batchmill.blobs.disk import DiskBlobs
 from batchmill.blobs.space import Boundless
 from batchmill.clock import SystemClock
 from batchmill.engine.finalizer import Finalizer
 from batchmill.engine.sweeper import Sweeper
 from batchmill.ledger.ledger import Claim, Ledger, Portion
 from batchmill.ledger.segment import Result
-from batchmill.schedule.plan import Record, cut, pack
-from batchmill.spec.ids import mint_id
-from batchmill.spec.objects import BatchObject
 from batchmill.spec.results import answered, result_id
 from batchmill.spec.states import FINAL, Event, Status
-from batchmill.store.batch import Batch, advance, batches_by_id, insert_batch
-from batchmill.store.blob import insert_writing, publish_blob
+from batchmill.store.batch import advance, batches_by_id
 from batchmill.store.database import SqliteDatabase, Statements, Transaction
-from batchmill.store.migrate import migrate
-from batchmill.store.organisation import insert_organisation
-from batchmill.store.slice import Slice, insert_slices
 from batchmill.telemetry import Metrics
 
 T = TypeVar("T")
 
-_MODEL = "m"
 _REPLY = b'{"id":"x","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"%s"}}]}'
 _TEXT = b"It depends on what you mean by that. " * 5
 _AT_ONCE = 4  # Slices in one commit
@@ -66,32 +58,24 @@ class _Timed(SqliteDatabase):
 
 
 class _Bench:
-    """Rows and bytes in one folder."""
+    """A batch at a time, made, half or wholly answered, and closed."""
 
     def __init__(self, folder: Path) -> None:
-        self._clock = SystemClock()
         self._folder = folder
-        self._blobs = DiskBlobs(folder=folder / "blobs")
-        self.database = _Timed(path=folder / "rows.sqlite3", clock=self._clock)
-        self._organisation = mint_id("org", self._clock.now())
+        self.database = _Timed(path=folder / "rows.sqlite3", clock=SystemClock())
+        self.made = Made(folder, database=self.database)
         self._room = Boundless()
-
-    async def prepare(self) -> None:
-        await self.database.write(migrate)
-        await self.database.write(
-            lambda tx: insert_organisation(tx, organisation_id=self._organisation, name="bench", now=1)
-        )
 
     async def run(self, lines: int, done: float, event: Event | None, print_: Callable[[str], None]) -> None:
         """Make a batch, of whose Slices so many are done, let the event happen, and close it."""
-        batch_id = await self._make(lines)
+        batch_id = await self.made.batch(lines)
         await self._answer(batch_id, round(lines * done))
         if event is not None:
-            now = int(self._clock.now()) + 7200 * (event is Event.WINDOW_PASSED)
+            now = int(self.made.clock.now()) + 7200 * (event is Event.WINDOW_PASSED)
             await self.database.write(
                 lambda tx: advance(tx, batch_id=batch_id, status=Status.IN_PROGRESS, event=event, now=now)
             )
-        mine = {"database": self.database, "blobs": self._blobs, "room": self._room, "clock": self._clock}
+        mine = {"database": self.database, "blobs": self.made.blobs, "room": self._room, "clock": self.made.clock}
         finalizer = Finalizer(worker_id="bench", lease=_LEASE, **mine)
         began, cpu = time.perf_counter(), time.process_time()
         await finalizer.step()
@@ -128,85 +112,17 @@ class _Bench:
         synced = time.perf_counter() - began - copied
         return sum(path.stat().st_size for path in paths), copied, synced
 
-    def _write(self, key: str, pieces: Iterator[bytes]) -> Written:
-        writer = self._blobs.writer(key)
-        for piece in pieces:
-            writer.write(piece)
-        return writer.finish()
-
-    async def _make(self, lines: int) -> str:
-        now = self._clock.now()
-        batch_id, records = mint_id("batch", now), []
-
-        def text() -> Iterator[bytes]:
-            at = 0
-            for number in range(lines):
-                token = b'"request-%d"' % number
-                line = (
-                    b'{"custom_id": %b, "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m"}}'
-                    % token
-                )
-                records.append(Record(at, len(line), number + 1, 14, len(token), 0, 1, 0))
-                at += len(line) + 1
-                yield line + b"\n"
-
-        keys = {f"{batch_id}-input": text(), f"{batch_id}-plan": (pack(record) for record in records)}
-        written = {key: self._write(key, pieces) for key, pieces in keys.items()}
-        slices = [
-            Slice(
-                batch_id=batch_id,
-                organisation_id=self._organisation,
-                ordinal=ordinal,
-                model=_MODEL,
-                first=c.first,
-                lines=c.lines,
-                bytes=c.bytes,
-                done=bytes((c.lines + 7) // 8),
-                epoch=0,
-            )
-            for ordinal, c in enumerate(cut(records))
-        ]
-        facts = BatchObject(
-            id=batch_id,
-            endpoint="/v1/chat/completions",
-            input_file_id="file_bench",
-            completion_window="1h",
-            status=Status.VALIDATING,
-            created_at=int(now),
-            expires_at=int(now) + 3600,
-        )
-        added = Batch(
-            organisation_id=self._organisation,
-            object=facts,
-            input_key=f"{batch_id}-input",
-            plan_key=None,
-            output_expires_after=None,
-            epoch=0,
-        )
-
-        def statements(tx: Transaction) -> None:
-            for key, bytes_ in written.items():
-                insert_writing(tx, key=key, organisation_id=self._organisation, now=int(now))
-                publish_blob(tx, key=key, size=bytes_.bytes, sha256=bytes_.sha256)
-            insert_batch(tx, added)
-            values = {"total": lines, "open_slices": len(slices), "plan_key": f"{batch_id}-plan"}
-            advance(tx, batch_id=batch_id, status=Status.VALIDATING, event=Event.ACCEPTED, now=int(now), values=values)
-            insert_slices(tx, slices)
-
-        await self.database.write(statements)
-        return batch_id
-
     async def _answer(self, batch_id: str, lines: int) -> None:
         """Answer so many lines, in commits that each hold a part of several Slices."""
         ledger = Ledger(
             database=self.database,
-            blobs=self._blobs,
-            clock=self._clock,
+            blobs=self.made.blobs,
+            clock=self.made.clock,
             worker_id="bench",
             lease=_LEASE,
             metrics=Metrics(),
         )
-        while lines > 0 and (claims := await ledger.claim(slices=_AT_ONCE, models=[_MODEL])):
+        while lines > 0 and (claims := await ledger.claim(slices=_AT_ONCE, models=[MODEL])):
             for part in range(_AT_ONCE):
                 await ledger.commit([_portion(batch_id, claim, part) for claim in claims])
             lines -= sum(claim.slice.lines for claim in claims)
@@ -237,7 +153,7 @@ def _portion(batch_id: str, claim: Claim, part: int) -> Portion:
 
 async def _main(lines: int, folder: Path) -> None:
     bench = _Bench(folder)
-    await bench.prepare()
+    await bench.made.prepare()
     for done, event in ((0.5, Event.CANCEL), (0.5, Event.WINDOW_PASSED), (1.0, None)):
         await bench.run(lines, done, event, print)
     await bench.database.close()

@@ -48,7 +48,7 @@ Send = Callable[[], Awaitable[int | None]]
 
 
 @contextlib.asynccontextmanager
-async def _bare(url: str) -> AsyncIterator[Send]:
+async def bare(url: str) -> AsyncIterator[Send]:
     """The cheapest loop that aiohttp allows: raw bytes out and in, no tracing, no deadline of its own."""
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None)) as session:
@@ -73,7 +73,7 @@ async def _through(transport: Transport, url: str) -> AsyncIterator[Send]:
 
 def _sender(kind: str, url: str) -> contextlib.AbstractAsyncContextManager[Send]:
     if kind == "bare":
-        return _bare(url)
+        return bare(url)
     transport = {"own": WireTransport, "aiohttp": AiohttpTransport}[kind]
     return _through(transport(clock=SystemClock(), max_reply_bytes=_MAX_REPLY_BYTES), url)
 
@@ -100,7 +100,7 @@ async def _measure(kind: str, url: str, in_flight: int, requests: int) -> dict[s
 
 
 @contextlib.contextmanager
-def _stub(folder: Path) -> Iterator[str]:
+def stub(folder: Path) -> Iterator[str]:
     """Compile and run the server on the last core; gives its URL."""
     program = folder / "stub"
     subprocess.run(["cc", "-O2", "-o", program, Path(__file__).with_name("stub.c")], check=True)  # noqa: S607
@@ -121,7 +121,7 @@ def _in_fresh_process(name: str, url: str) -> dict[str, float]:
 
 def _compare(rounds: int) -> None:
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in _CONTESTANTS}
-    with tempfile.TemporaryDirectory() as folder, _stub(Path(folder)) as url:
+    with tempfile.TemporaryDirectory() as folder, stub(Path(folder)) as url:
         for _ in range(rounds):
             for name in _CONTESTANTS:
                 taken[name].append(_in_fresh_process(name, url))

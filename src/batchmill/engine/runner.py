@@ -145,9 +145,8 @@ class Runner:
 
     def _due_at(self) -> float:
         """Return when a step has something to do, if nobody wakes it (boot clock)."""
-        opens_at = self._lanes.opens_at(self._clock.boot())
-        times = (self._watched + _WATCH_SECONDS, self._group.due(), self._feed.wakes_at(), opens_at)
-        return min(time for time in times if time is not None)
+        times = (self._group.due(), self._feed.wakes_at(), self._lanes.opens_at(self._clock.boot()))
+        return min([self._watched + _WATCH_SECONDS, *(time for time in times if time is not None)])
 
     async def _watch(self) -> None:
         """Stop sending for batches that are not in progress any more or whose window has closed."""
