@@ -137,6 +137,20 @@ _WRONG: list[tuple[dict[str, Any], str]] = [
     ({"on_unknown_outcome": "pray"}, "on_unknown_outcome: "),
     ({"transport": "pigeon"}, "transport: "),
     ({"colour": "red"}, "colour: "),
+    ({"data": ""}, "data: is empty"),
+    ({"host": ""}, "host: '' is no address"),
+    ({"host": "a\0b"}, "host: 'a\\x00b' is no address"),
+    ({"port": True}, "port: true and false are no numbers"),
+    ({"window": True}, "window: true and false are no numbers"),
+    ({"retention": True}, "retention: true and false are no durations"),
+    ({"retention": float("inf")}, "retention: "),
+    ({"retention": "9" * 400 + "d"}, "retention: "),
+    ({"retention": "36501d"}, "retention: "),
+    ({"backend": ["http://x y/v1"]}, "backend.0.url: 'http://x y/v1': paths are added to this URL"),
+    ({"backend": ["http://u:p@x/v1?key=1"]}, "backend.0.url: 'x/v1?key=1': paths are added to this URL"),
+    ({"backend": [{"url": "echo:", "models": [""]}]}, "backend.0.models.0: "),
+    ({"limits_override": {"body_idle": float("inf")}}, "limits_override.body_idle: inf is no limit"),
+    ({"limits_override": {"body_idle": float("nan")}}, "limits_override.body_idle: nan is no limit"),
 ]
 
 

@@ -35,6 +35,7 @@ from batchmill.spec.models import Catalogue, ModelFacts
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, None: 1.0}
+_LONGEST = 100 * 365 * 86_400.0  # a hundred years: every calendar and every row holds its end
 _LAST_PORT = 65535
 _SCHEMES = ("http", "https", "echo")
 
@@ -45,6 +46,8 @@ class BadSettings(Exception):  # noqa: N818 - it states what is so
 
 def _seconds(value: object) -> object:
     """Read a duration such as `30s` or `2m`; a bare number is seconds."""
+    if isinstance(value, bool):
+        raise ValueError("true and false are no durations")  # noqa: TRY004 - a TypeError is none of pydantic's
     if isinstance(value, str):
         match = _DURATION.fullmatch(value)
         if match is None:
@@ -53,7 +56,31 @@ def _seconds(value: object) -> object:
     return value
 
 
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=_LONGEST)]
+
+
+def _number(value: object) -> object:
+    """Refuse true, which would be read as 1; a number may be written as text."""
+    if isinstance(value, bool):
+        raise ValueError("true and false are no numbers")  # noqa: TRY004 - as above
+    return value
+
+
+Number = Annotated[int, BeforeValidator(_number)]
+
+
+def _host(text: str) -> str:
+    """Refuse no host at all, as of a variable that is not set: it would be every address there is."""
+    if not text.strip() or not text.isprintable():
+        raise ValueError(f"{text!r} is no address; 0.0.0.0 stands for every one of this machine")
+    return text
+
+
+def _folder(value: object) -> object:
+    """Refuse no name at all, as of a variable that is not set: it would be the working directory."""
+    if value == "":
+        raise ValueError("is empty: name a folder")
+    return value
 
 
 class BackendSettings(BaseModel):
@@ -65,18 +92,22 @@ class BackendSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     url: str
-    models: tuple[str, ...] = ()
+    models: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     key_env: str | None = None
-    window: int | None = Field(default=None, ge=1)  # requests in flight; None takes the settings' own
+    window: Number | None = Field(default=None, ge=1)  # requests in flight; None takes the settings' own
     timeout: Seconds = 1800.0  # one attempt: a reasoning call may take half an hour
 
     @field_validator("url")
     @classmethod
     def _is_url(cls, url: str) -> str:
         parts = urlsplit(url)
+        shown = url.rpartition("@")[2]  # what stands before an @ may be a password
         if parts.scheme not in _SCHEMES or (parts.scheme != "echo" and not parts.hostname):
-            shown = url.rpartition("@")[2]  # what stands before an @ may be a password
             raise ValueError(f"{shown!r} is not a URL that begins with http://, https:// or echo:")
+        if parts.scheme != "echo" and (parts.query or not url.isprintable() or " " in url):
+            raise ValueError(
+                f"{shown!r}: paths are added to this URL; leave out the query, spaces and control characters"
+            )
         return url
 
 
@@ -148,10 +179,10 @@ class Settings(BaseSettings):
         env_prefix="BATCHMILL_", frozen=True, extra="forbid", nested_model_default_partial_update=False
     )
 
-    data: Path = Path("batchmill-data")
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=_LAST_PORT)
-    metrics_port: int | None = Field(default=None, ge=0, le=_LAST_PORT)  # None: the one after `port`
+    data: Annotated[Path, BeforeValidator(_folder)] = Path("batchmill-data")
+    host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
+    port: Number = Field(default=8000, ge=0, le=_LAST_PORT)
+    metrics_port: Number | None = Field(default=None, ge=0, le=_LAST_PORT)  # None: the one after `port`
     backend: Annotated[tuple[BackendSettings, ...], NoDecode, BeforeValidator(_backends)] = ()
     backend_key_env: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = ()
     backend_timeout: Annotated[tuple[Seconds, ...], NoDecode, BeforeValidator(_words)] = ()
@@ -165,7 +196,7 @@ class Settings(BaseSettings):
     drain: Seconds = 30.0
     lease: Annotated[Seconds, Field(ge=1)] = 15.0
     on_unknown_outcome: Literal["retry", "fail"] = "retry"
-    window: int | None = Field(default=None, ge=1)  # requests in flight at each backend; None: it is found
+    window: Annotated[Number, Field(ge=1)] | None = None  # requests in flight at each backend; None: it is found
     polite: bool = False  # leave more of the backends to others than costs nothing
     transport: Literal["own", "aiohttp"] = "own"  # what carries requests to backends
     model: Path | None = None  # a GGUF file for the built-in engine, in place of its own
@@ -256,6 +287,8 @@ def limits_over(profile: Limits, override: Mapping[str, Any]) -> Limits:
             chosen[name] = _strictly(types[name], None if value == "none" else value)
         except ValidationError as error:
             wrong += [f"limits_override.{name}: {each['msg']}" for each in error.errors()]
+        except ValueError:  # no end, or no number at all: TOML's inf and nan
+            wrong.append(f"limits_override.{name}: {value} is no limit; the word none takes one away")
         except TypeError:  # a date, say
             wrong.append(f"limits_override.{name}: {value} is no number, text or list")
     if wrong:
@@ -267,7 +300,7 @@ def limits_over(profile: Limits, override: Mapping[str, Any]) -> Limits:
 
 
 def _strictly(kind: Any, value: object) -> Any:  # noqa: ANN401 - any type, and a value of it
-    return TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
+    return TypeAdapter(kind).validate_json(json.dumps(value, allow_nan=False), strict=True)
 
 
 def load_settings(flags: dict[str, Any]) -> Settings:

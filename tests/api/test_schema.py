@@ -25,7 +25,7 @@ def test_no_request_is_answered_otherwise_than_documented(serve: Callable[..., S
     served = _ready(serve)
     tenant = served.tenant()
     given = tenant.create()["input_file_id"]
-    _run(served, tmp_path, given, "--max-examples=30", "--header", f"Authorization: Bearer {tenant.key}")
+    _run(served, tmp_path, given, "--max-examples=20", "--header", f"Authorization: Bearer {tenant.key}")
     with tenant.openai() as client:
         batches = list(client.batches.list(limit=100))
     assert len({batch.input_file_id for batch in batches}) > 1
@@ -37,11 +37,14 @@ def test_without_a_key_every_answer_is_documented_too(serve: Callable[..., Serve
 
 
 def _run(served: Served, folder: Path, given: str, *options: str) -> None:
-    """Let schemathesis ask what it likes; it fails on the first answer that is not documented."""
+    """Let schemathesis ask what it likes; it fails on the first answer that is not documented.
+
+    It may send again what was cut off: the body of who has no key is not read, so that its answer may be lost.
+    """
     command = [_SCHEMATHESIS, "--config-file", _CONFIG, "run", f"{served.url}/openapi.json", "--seed=4", "--no-color"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "INPUT_FILE_ID": given}
     done = subprocess.run(
-        [*command, *options],
+        [*command, "--request-retries=2", *options],
         cwd=folder,
         env=environment,
         capture_output=True,

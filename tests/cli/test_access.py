@@ -96,7 +96,7 @@ def test_a_rotated_key_ends_after_the_overlap(
 
 def test_an_organisation_is_held_to_what_it_may_use(served: Served, command: Callable[..., str]) -> None:
     """A limit counts from the next request on, and the word none takes it away again."""
-    org = made(command, "orgs", "create", "lab", "--max-files", "0", "--models", "a,b", "--requests-per-minute", "100")
+    org = made(command, "orgs", "create", "lab", "--max-files", "0", "--models", "a, b", "--requests-per-minute", "100")
     assert (org["max_files"], org["max_bytes"], org["models"]) == (0, None, ["a", "b"])
     tenant = Tenant(served=served, id=org["id"], key=made(command, "keys", "create", "--org", "lab")["key"])
     with pytest.raises(AssertionError, match="at most 0"):
@@ -112,18 +112,26 @@ def test_an_organisation_is_held_to_what_it_may_use(served: Served, command: Cal
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
-        (["keys", "revoke", "key_1"], 1, "There is no key key_1"),
-        (["keys", "rotate", "key_1"], 1, "There is no key key_1"),
+        (["keys", "revoke", "key_1"], 1, "There is no key 'key_1'"),
+        (["keys", "rotate", "key_1"], 1, "There is no key 'key_1'"),
         (
             ["keys", "create", "--scope", "root"],
             2,
             "--scope: 'root' is not a valid Scope; there are read,",
         ),
+        (["keys", "revoke", "\udcff"], 1, "There is no key '\\udcff'"),
+        (["keys", "create", "--expires-in", "0"], 2, "--expires-in: a key that lasts for no time"),
+        (["orgs", "create", "lab", "--models", " , "], 2, "--models: ' , ' names no model"),
+        (["orgs", "create", "lab", "--models", ""], 2, "--models: '' names no model"),
         (["keys", "create", "--expires-in", "soon"], 2, "--expires-in: 'soon' is not a duration"),
         (["keys", "create", "--expires-in", "99999999999d"], 2, "--expires-in: "),
         (["keys", "rotate", "key_1", "--overlap", "-1h"], 2, "--overlap: '-1h' is not a duration"),
         (["orgs", "set", "lab", "--max-files", "1"], 1, "There is no organisation 'lab'"),
-        (["orgs", "create", "lab", "--max-files", "-1"], 2, "--max-files: '-1' is neither a whole number from 0 on"),
+        (
+            ["orgs", "create", "lab", "--max-files", "-1"],
+            2,
+            "--max-files: '-1' is neither a whole number from 0 to",
+        ),
         (["orgs", "create", "lab", "--max-bytes", "9" * 5000], 2, "--max-bytes: "),
         *(
             (words, 2, f"{words[-2] if words[-2].startswith('--') else 'NAME'}: {words[-1]!r} is no name: 1 to 100")

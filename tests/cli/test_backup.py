@@ -141,7 +141,7 @@ def test_a_copy_is_nobodys(processes: Processes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["file", "full"])
 def test_a_backup_is_made_in_a_folder_of_its_own(processes: Processes, tmp_path: Path, kind: str) -> None:
-    """A folder that is not empty is refused with 2, and what is no folder with 3; neither is touched."""
+    """A folder that is not empty, or in the data itself, is refused with 2, no folder with 3; none is touched."""
     server = processes.ready("--backend", "echo:")
     target = tmp_path / "copy"
     if kind == "file":
@@ -155,3 +155,6 @@ def test_a_backup_is_made_in_a_folder_of_its_own(processes: Processes, tmp_path:
     assert "Traceback" not in ended.err
     assert (target if kind == "file" else target / "mine").read_text() == "mine"
     assert kind == "file" or len(list(target.iterdir())) == 1
+    inside = server.data / "blobs" / "copy"
+    ended = processes.batchmill("backup", inside, "--data", server.data)
+    assert (ended.code, inside.exists()) == (2, False)

@@ -117,10 +117,17 @@ def test_a_host_that_is_not_ours_ends_with_5(processes: Processes, tmp_path: Pat
     assert "Traceback" not in ended.err
 
 
-def test_a_model_that_is_not_there_ends_with_6(processes: Processes, tmp_path: Path) -> None:
-    """A model file that does not exist is named; the exit code is 6."""
-    ended = processes.batchmill("serve", "--data", tmp_path / "data", "--port", 0, "--model", "/nonexistent")
+@pytest.mark.parametrize(
+    ("file", "sentence"),
+    [
+        ("/nonexistent", "There is no model file /nonexistent."),
+        ("/etc/passwd", "/etc/passwd is no model: a GGUF file is needed."),
+    ],
+)
+def test_a_model_that_is_none_ends_with_6(processes: Processes, tmp_path: Path, file: str, sentence: str) -> None:
+    """A model file that does not exist, or is of another kind, is named; the exit code is 6."""
+    ended = processes.batchmill("serve", "--data", tmp_path / "data", "--port", 0, "--model", file)
     assert ended.code == 6
-    assert ended.err.endswith("There is no model file /nonexistent.\n")
+    assert ended.err.endswith(f"{sentence}\n")
     assert "Traceback" not in ended.err
     assert ended.out == ""

@@ -151,6 +151,8 @@ _USAGE = [
     (["in.jsonl", "-o", "in.jsonl"], "in.jsonl is the input: choose another name for the output."),
     (["in.jsonl", "-o", "link.jsonl"], "link.jsonl is the input: choose another name for the output."),
     (["in.errors.jsonl", "-o", "in.jsonl.x"], "The input in.errors.jsonl is not there."),
+    (["in.jsonl", "-o", ""], "The output is a folder: name a file in it."),
+    (["in.jsonl", "-o", ".."], "The output is a folder: name a file in it."),
     (["in.jsonl", "-o", "no/folder/out.jsonl"], "There is no folder no/folder for the output."),
     (["in.jsonl", "-o", "out.jsonl", "--endpoint", "/v1/no"], "endpoint: '/v1/no' is none of /v1/chat/completions, "),
     (["in.jsonl", "-o", "out.jsonl", "--window", "0"], "window: "),

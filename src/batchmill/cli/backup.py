@@ -28,6 +28,8 @@ def run_backup(settings: Settings, *, folder: Path, say: Callable[[str], None]) 
     """
     source = open_store(settings)
     target = settings.model_copy(update={"data": folder})
+    if folder.resolve().is_relative_to(settings.data.resolve()):  # where the Sweeper clears up, too
+        raise Stop(f"The folder {folder} lies in the data directory itself: choose one outside.", Exit.USAGE)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if any(folder.iterdir()):

@@ -16,6 +16,7 @@ from batchmill.settings import Settings
 _ENGINE_SECONDS = 60.0  # the engine may take so long until it answers
 _ENGINE_SILENCE = 10.0  # it beats once a second, and not at all while it loads
 _LOOK_SECONDS = 0.1
+_GGUF = b"GGUF"  # what such a file begins with
 
 
 async def start_engine(
@@ -29,6 +30,9 @@ async def start_engine(
     model = await asyncio.to_thread(_weights, say) if settings.model is None else settings.model
     if not model.is_file():
         raise Stop(f"There is no model file {model}.", Exit.NO_BUILTIN_MODEL)
+    with model.open("rb") as stream:
+        if stream.read(len(_GGUF)) != _GGUF:  # the engine would say so again and again
+            raise Stop(f"{model} is no model: a GGUF file is needed.", Exit.NO_BUILTIN_MODEL)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -83,6 +83,8 @@ def create_key(
     except ValueError as fault:
         raise Stop(f"--scope: {fault}; there are {', '.join(Scope)}.", Exit.USAGE) from fault
     now, lasts = build_clock().now(), None if expires_in is None else read_seconds("--expires-in", expires_in)
+    if lasts == 0:
+        raise Stop("--expires-in: a key that lasts for no time is good for nothing.", Exit.USAGE)
     return in_rows(settings, lambda tx: make_key(tx, org=org, now=now, name=name, scopes=chosen, expires_in=lasts))
 
 
@@ -187,6 +189,6 @@ def in_rows(settings: Settings, statements: Statements[T]) -> T:
 
 
 def _known(tx: Transaction, key_id: str) -> Key:
-    for key in list_keys(tx, key_id=key_id):
+    for key in list_keys(tx, key_id=key_id) if key_id.isprintable() else ():  # else no database takes the text
         return key
-    raise Stop(f"There is no key {key_id}: `batchmill keys list` shows them all.", Exit.FAULT)
+    raise Stop(f"There is no key {key_id!r}: `batchmill keys list` shows them all.", Exit.FAULT)

@@ -20,7 +20,7 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(orgs_app, name="orgs")
 app.add_typer(models_app, name="models")
 
-DataOption = Annotated[Path | None, typer.Option(help="Folder that holds everything. [default: ./batchmill-data]")]
+DataOption = Annotated[str | None, typer.Option(help="Folder that holds everything. [default: ./batchmill-data]")]
 FileOption = Annotated[Path | None, typer.Option(help="Settings file (TOML); the environment and flags win over it.")]
 
 BackendOption = Annotated[

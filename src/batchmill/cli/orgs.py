@@ -74,12 +74,21 @@ def _value(name: str, text: str) -> object:
     if text == _NONE:
         return None
     if name == "models":
-        return tuple(dict.fromkeys(model for model in text.split(",") if model))
+        return _models(text)
     least = _LEAST[name]
     if not (text.isascii() and text.isdigit() and least <= int(text[:17]) <= _MOST and len(text) <= len(str(_MOST))):
         option = f"--{name.replace('_', '-')}"
-        raise Stop(f"{option}: {text!r} is neither a whole number from {least} on nor the word none.", Exit.USAGE)
+        raise Stop(
+            f"{option}: {text!r} is neither a whole number from {least} to {_MOST} nor the word none.", Exit.USAGE
+        )
     return int(text)
+
+
+def _models(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names or not text.isprintable():
+        raise Stop(f"--models: {text!r} names no model; the word none allows all of them again.", Exit.USAGE)
+    return names
 
 
 def _shown(organisation: Organisation) -> dict[str, object]:

@@ -15,10 +15,18 @@ _SUFFIX = ".jsonl"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFiles:
-    """The paths, as the user gave them."""
+    """The paths, as the user gave them.
+
+    Raises:
+        Stop: the output has no name of its own, which the others are made of.
+    """
 
     input: Path
     output: Path
+
+    def __post_init__(self) -> None:
+        if self.output.name in {"", ".."}:
+            raise Stop("The output is a folder: name a file in it.", RunExit.USAGE)
 
     @property
     def errors(self) -> Path:
