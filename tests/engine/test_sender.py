@@ -39,6 +39,8 @@ async def test_what_a_transport_sends_again_is_counted(mill: Mill) -> None:
             await settle()
             if not hand.lanes[0].pace.in_flight:
                 await mill.clock.advance(0.5)
+        await mill.clock.advance(1.0)
+        await hand.runner.step()  # its watch tells the counts
         await hand.finalizer.step()
         await backend.close()
 

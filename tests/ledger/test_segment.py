@@ -1,11 +1,11 @@
 """The bytes of a Segment."""
 
 import zlib
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from batchmill.ledger.segment import DamagedSegment, Result, pack_results, unpack_results
 from batchmill.spec.objects import Usage

@@ -31,6 +31,7 @@ class Request:
     attempts: int = 0
     falls: int = 0
     doubted: tuple[Pace, float] | None = None
+    sent: tuple[Pace, float] | None = None  # where and when (boot clock) it was sent last
 
     @property
     def prompt_tokens(self) -> int:

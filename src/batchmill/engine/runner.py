@@ -1,9 +1,8 @@
 """Sends the lines of batches in progress, and makes what became of them durable in group commits."""
 
 import asyncio
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Awaitable, Collection
 from dataclasses import replace
-from functools import partial
 
 import structlog
 
@@ -11,6 +10,7 @@ from batchmill.blobs.blobs import BlobMissing, Blobs
 from batchmill.blobs.space import Room
 from batchmill.clock import Clock
 from batchmill.engine.ahead import Ahead
+from batchmill.engine.calls import Call, Calls
 from batchmill.engine.feed import Feed, Request, Work
 from batchmill.engine.group import Group, GroupBounds
 from batchmill.engine.lanes import Lane, Lanes
@@ -27,7 +27,7 @@ from batchmill.store.database import Database
 from batchmill.telemetry import Metrics
 
 _WATCH_SECONDS = 0.5  # how often held batches are looked at: sends stop within a second of a cancel
-_CLOSING_SECONDS = 30.0  # open calls of a closing batch may end so long
+_CLOSING = 30.0  # seconds; open calls of a closing batch may end so long
 _LOADED_BYTES = 64 << 20  # bodies in memory, over all claimed Slices; one Slice of each model is always loaded
 _LONE_DEATHS = 3  # design, "Verdicts": a line that kills its worker three times alone in flight
 
@@ -70,7 +70,8 @@ class Runner:
         self._once = once
         self._feed = Feed()
         self._group = Group(bounds=bounds)
-        self._calls: dict[asyncio.Task[None], Request] = {}
+        self._calls = Calls(ended=self._call_ended)
+        self._is_dispatch_due = False
         self._fault: BaseException | None = None
         self._watched = float("-inf")
         self._looked = float("-inf")
@@ -132,7 +133,7 @@ class Runner:
             await asyncio.wait([*self._calls, patience], return_when=asyncio.FIRST_COMPLETED)
             await self._commit(force=False)
         patience.cancel()
-        await self._cancel_calls(list(self._calls))
+        await self._calls.cancel(list(self._calls))
         await self._commit(force=True)
         await self._give_back(list(self._feed))
         if self._fault is not None:
@@ -141,7 +142,7 @@ class Runner:
     async def abort(self) -> None:
         """Give up what is out: `batchmill run` goes on with another worker in this process, on the same lines."""
         self._halted = True
-        await self._cancel_calls(list(self._calls))
+        await self._calls.cancel(list(self._calls))
 
     def _due_at(self) -> float:
         """Return when a step has something to do, if nobody wakes it (boot clock)."""
@@ -156,18 +157,17 @@ class Runner:
         self._watched, self._sated = now, frozenset()
         self._ahead.measure(now)
         self._lanes.tell(self._metrics)
+        self._sender.tell()
         await self._shortage.look()
         held = sorted({work.batch_id for work in self._feed})
         if not held:
             return
         statuses = await self._database.read(lambda tx: statuses_of(tx, batch_ids=held))
-        late: list[asyncio.Task[None]] = []
         for work in self._feed:
             if statuses.get(work.batch_id) is not Status.IN_PROGRESS or self._clock.now() >= work.expires_at:
                 work.close(now)
-            if work.closing_since is not None and now >= work.closing_since + _CLOSING_SECONDS:
-                late += [call for call, request in self._calls.items() if request.work is work]
-        await self._cancel_calls(late)
+        late = [work for work in self._feed if work.closing_since is not None and now >= work.closing_since + _CLOSING]
+        await self._calls.cancel([call for work in late for call in self._calls.of(work)])
 
     async def _claim(self) -> None:
         """Claim about twenty seconds of work for models that can be served, and a Slice of each batch that waits."""
@@ -215,10 +215,7 @@ class Runner:
         return length
 
     async def _go_alone(self) -> None:
-        """Send the next line of a suspect Slice with nothing else in flight, and let the row say which it is.
-
-        A Slice whose owners died again and again may hold a line that kills them. Sent alone, it is found out.
-        """
+        """Send the next line of a suspect Slice with nothing else in flight, and let the row say which may be fatal."""
         suspect = None if self._halted else self._feed.suspect(models=self._lanes.open_models(), wall=self._clock.now())
         self._is_solo = suspect is not None or self._lone is not None
         if not self._is_solo or self._calls:
@@ -316,9 +313,8 @@ class Runner:
         request.work.out += 1
         request.sends += 1
         trial = lane.pace.sent(now, prefill=request.prompt_tokens)
-        call = asyncio.create_task(self._call(lane, request, trial=trial, sent_at=now))
-        self._calls[call] = request
-        call.add_done_callback(partial(self._call_ended, lane, now))
+        request.sent = (lane.pace, now)
+        self._calls.start(request, self._call(lane, request, trial=trial, sent_at=now))
 
     async def _call(self, lane: Lane, request: Request, *, trial: bool, sent_at: float) -> None:
         outcome = await self._sender.send(lane, request, trial=trial, sent_at=sent_at)
@@ -327,7 +323,18 @@ class Runner:
             self._feed.put_back(request, at=self._clock.boot() + outcome.after)
         else:
             self._record(request, outcome)
-        self._dispatch()
+        if not self._is_dispatch_due:  # once for all calls that end in the same turn of the loop
+            self._is_dispatch_due = True
+            asyncio.get_running_loop().call_soon(self._dispatch_now)
+
+    def _dispatch_now(self) -> None:
+        self._is_dispatch_due = False
+        try:
+            self._dispatch()
+        except Exception as fault:  # noqa: BLE001 - the next step raises it
+            self._fault = self._fault or fault
+        if self._fault is not None or self._due_at() < self._wakes_at:
+            self._bell.ring()
 
     def _record(self, request: Request, result: Result) -> None:
         """Keep a Result for the next group commit."""
@@ -335,23 +342,17 @@ class Runner:
         self._ahead.line_ended(request.record.tokens)
         self._group.add(size=len(result.text), slice_ended=request.work.ended, now=self._clock.boot())
 
-    def _call_ended(self, lane: Lane, sent_at: float, call: asyncio.Task[None]) -> None:
-        """Take a call off the list, and wake the loop if there is something for it to do."""
-        work = self._calls.pop(call).work
+    def _call_ended(self, request: Request, call: Call) -> None:
+        """Wake the loop if there is something for it to do after a call."""
+        work = request.work
         work.out -= 1
-        if call.cancelled():  # maybe before it began: nobody but this callback hears of that
-            lane.pace.withdrawn(sent_at)
-        else:
+        if call.cancelled() and request.sent is not None:  # maybe before it began: nobody else hears of that
+            pace, sent_at = request.sent
+            pace.withdrawn(sent_at)
+        elif not call.cancelled():
             self._fault = self._fault or call.exception()
-        is_due = self._is_solo or work.closing_since is not None or self._due_at() < self._wakes_at
-        if self._fault is not None or is_due:
+        if self._is_solo or work.closing_since is not None or self._fault is not None:
             self._bell.ring()
-
-    async def _cancel_calls(self, calls: Sequence[asyncio.Task[None]]) -> None:
-        for call in calls:
-            call.cancel()
-        if calls:
-            await asyncio.wait(calls)
 
     async def _commit(self, *, force: bool) -> None:
         """Commit the group if it is due; sending goes on meanwhile."""
@@ -385,7 +386,7 @@ class Runner:
         """Let go of a Slice that is another's by now: its calls are in vain."""
         self._log.warning("stale write refused", batch=work.batch_id, slice=work.claim.slice.ordinal)
         self._feed.remove(work)  # first: a call of another Slice that ends meanwhile sends the next line
-        await self._cancel_calls([call for call, request in self._calls.items() if request.work is work])
+        await self._calls.cancel(self._calls.of(work))
 
     async def _release(self) -> None:
         """Give back the Slices of closing batches once nothing of them is out."""
@@ -396,5 +397,5 @@ class Runner:
 
     async def _give_back(self, works: Collection[Work]) -> bool:
         """Let go of Slices; False where there was no space to say so: their leases lapse, or it is said later."""
-        slices = [replace(work.claim.slice, sent=work.uncertain()) for work in works]
-        return await self._shortage.outlive(self._ledger.release(slices), otherwise=False)
+        slices = (replace(work.claim.slice, sent=work.uncertain()) for work in works)
+        return await self._shortage.outlive(self._ledger.release(list(slices)), otherwise=False)

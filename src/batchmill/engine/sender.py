@@ -1,7 +1,7 @@
 """One attempt at one line: sent as it was written (but for an alias), judged, and what became of it."""
 
+from collections import Counter
 from collections.abc import Callable
-from functools import cache
 
 import msgspec
 import structlog
@@ -48,9 +48,19 @@ class Sender:
         self._once = once
         self._unwell = unwell
         self._catalogue = catalogue
-        # A look-up by labels costs as much as a count: each child is kept.
-        self._sends, self._replies = cache(metrics.sends.labels), cache(metrics.replies.labels)
+        self._metrics = metrics
+        self._sends: Counter[str] = Counter()  # by backend; to be told
+        self._replies: Counter[tuple[str, str]] = Counter()  # by backend and verdict
         self._log = structlog.get_logger("sender")
+
+    def tell(self) -> None:
+        """Show what was sent and answered since the last time: two counts a line would cost as much as sending it."""
+        for backend, count in self._sends.items():
+            self._metrics.sends.labels(backend).inc(count)
+        for labels, count in self._replies.items():
+            self._metrics.replies.labels(*labels).inc(count)
+        self._sends.clear()
+        self._replies.clear()
 
     async def send(self, lane: Lane, request: Request, *, trial: bool, sent_at: float) -> Result | Later:
         """Make one attempt; the pace has counted it as sent at `sent_at` (boot clock), `trial` is what it said.
@@ -61,7 +71,8 @@ class Sender:
         line_id = result_id(work.batch_id, request.record.line)
         request_id = f"req{line_id.removeprefix('batch_req')}_{work.claim.slice.epoch}a{request.sends}"
         envelope = split_envelope(work.line(request))
-        refused = refusal(envelope.body, self._catalogue.facts(work.model))
+        configured = self._catalogue.is_configured(work.model)  # else the line names it so, and nothing is locked
+        refused = refusal(envelope.body, self._catalogue.facts(work.model)) if configured else None
         if refused is not None:
             lane.pace.withdrawn(sent_at)  # nothing leaves
             text = answered(
@@ -70,15 +81,15 @@ class Sender:
             return Result(index=request.index, succeeded=False, attempts=0, text=text)
         call = Call(
             endpoint=work.claim.batch.object.endpoint,
-            body=with_model(envelope.body, work.model),
+            body=with_model(envelope.body, work.model) if configured else envelope.body,
             request_id=request_id,
             idempotency_key=line_id,
             once=self._once,
         )
-        self._sends(lane.backend.name).inc()
+        self._sends[lane.backend.name] += 1
         reply = await lane.backend.send(call)
         if reply.resent:
-            self._sends(lane.backend.name).inc(reply.resent)
+            self._sends[lane.backend.name] += reply.resent
         verdict = self._judge(lane, request, reply, trial=trial, sent_at=sent_at)
         if isinstance(verdict, Later):
             return verdict
@@ -115,7 +126,7 @@ class Sender:
         was_well = lane.pace.unwell_since is None
         why = reply.detail or ("" if reply.status is None else f"it answered with status {reply.status}")
         lane.pace.answered(verdict, now, sent_at, why, work=len(reply.body), prefill=request.prompt_tokens)
-        self._replies(lane.backend.name, _name(verdict)).inc()
+        self._replies[lane.backend.name, _name(verdict)] += 1
         if was_well and lane.pace.unwell_since is not None:
             self._log.warning("backend unwell: its requests wait", backend=lane.backend.name, reason=why)
             self._unwell.ring()

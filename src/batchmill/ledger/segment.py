@@ -3,7 +3,8 @@
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from batchmill.spec.objects import Usage
 
@@ -15,8 +16,7 @@ class DamagedSegment(Exception):  # noqa: N818 - it states what is so
     """The bytes are not those that were committed (invariant R19)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class Result(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a Request became.
 
     `text` is its line of the output file (if `succeeded`) or of the error file, with its line end; `index` its place

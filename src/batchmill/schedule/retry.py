@@ -130,6 +130,8 @@ _LAST_WORD: Mapping[Fault | None, GaveUp] = MappingProxyType(
 )
 
 
+SUCCEEDED = Done(succeeded=True)
+REFUSED = Done(succeeded=False)
 OUTCOME_UNKNOWN = GaveUp(
     code="outcome_unknown",
     message="This request may have run, and its answer was lost. It was not sent again: on_unknown_outcome is fail.",
@@ -169,7 +171,7 @@ def judge(
         return _LAST_WORD[fault] if falls >= FALLS else Later(after=_patience(None, draw), doubt=True)
     match rule:
         case _Rule.SUCCEEDED | _Rule.REFUSED:
-            return Done(succeeded=rule is _Rule.SUCCEEDED)
+            return SUCCEEDED if rule is _Rule.SUCCEEDED else REFUSED
         case _Rule.PRESSURE | _Rule.UNWELL:
             # An unwell backend's circuit waits, not the line: it is used within ten seconds (reliability, targets).
             unwell = rule is _Rule.UNWELL

@@ -54,9 +54,13 @@ class Catalogue:
         """Return the model that a name stands for: an alias's target, or the name itself."""
         return self._targets.get(name, name)
 
+    def is_configured(self, name: str) -> bool:
+        """Say whether anything is configured of the model of this name; an alias is none."""
+        return name in self._models
+
     def facts(self, name: str) -> ModelFacts:
         """Return what is configured of the model that a name stands for."""
-        target = self._targets.get(name, name)
+        target = self.resolve(name)
         return self._models.get(target) or ModelFacts(name=target)
 
     def offers(self, name: str, served: Collection[str] | None) -> bool:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import msgspec
+
 from batchmill.spec.states import Status
 
 MORE_ERRORS = "more_errors"  # the code of the entry that closes a shortened list of errors
@@ -77,8 +79,7 @@ class Counts:
         return {"completed": self.completed, "failed": self.failed, "total": self.total}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Tokens, of one reply or summed over a batch."""
 
     input_tokens: int = 0
