@@ -33,6 +33,12 @@ class Request:
     doubted: tuple[Pace, float] | None = None
     sent: tuple[Pace, float] | None = None  # where and when (boot clock) it was sent last
 
+    def leaves(self, pace: Pace, now: float) -> None:
+        """Count a send (boot clock)."""
+        self.work.out += 1
+        self.sends += 1
+        self.sent = (pace, now)
+
     @property
     def prompt_tokens(self) -> int:
         """A guess at the tokens of its prompt."""

@@ -310,10 +310,8 @@ class Runner:
                     self._bell.ring()
 
     def _start(self, lane: Lane, request: Request, now: float) -> None:
-        request.work.out += 1
-        request.sends += 1
+        request.leaves(lane.pace, now)
         trial = lane.pace.sent(now, prefill=request.prompt_tokens)
-        request.sent = (lane.pace, now)
         self._calls.start(request, self._call(lane, request, trial=trial, sent_at=now))
 
     async def _call(self, lane: Lane, request: Request, *, trial: bool, sent_at: float) -> None:
