@@ -98,7 +98,7 @@ class Served:
             retention=retention,
             catalogue=catalogue,
         )
-        self._server = uvicorn.Server(server_config(app, trusted_proxies=trusted_proxies))
+        self._server = uvicorn.Server(server_config(app, limits=limits, trusted_proxies=trusted_proxies))
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = self._listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
