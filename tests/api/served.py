@@ -100,7 +100,7 @@ class Served:
             retention=retention,
             catalogue=catalogue,
         )
-        self._server = uvicorn.Server(server_config(app, trusted_proxies=trusted_proxies))
+        self._server = uvicorn.Server(server_config(app, limits=limits, trusted_proxies=trusted_proxies))
         # A number tells asyncio that it is TCP, as in `serve`; else each answer may be held back for 40 ms (Nagle).
         self._listening = socket.socket(fileno=socket.create_server(("127.0.0.1", 0)).detach())
         self.port = self._listening.getsockname()[1]

@@ -26,7 +26,7 @@ import structlog
 import uvicorn
 import uvloop
 
-from batchmill.assemble import Storage, build_api, build_backends, build_clock, build_worker
+from batchmill.assemble import Storage, build_api, build_backends, build_clock, build_worker, limits_of
 from batchmill.cli.process import server_config
 from batchmill.engine import finalizer, sweeper
 from batchmill.ledger import ledger
@@ -203,7 +203,7 @@ async def _api(site: Site) -> None:
     settings, clock = site.settings(), build_clock()
     storage = Storage(settings=settings, clock=clock)
     app = build_api(settings=settings, storage=storage, clock=clock, broken=lambda: None)
-    config = server_config(app, timeout_graceful_shutdown=_GRACE_SECONDS)
+    config = server_config(app, limits=limits_of(settings), timeout_graceful_shutdown=_GRACE_SECONDS)
     await uvicorn.Server(config).serve(sockets=[socket.socket(fileno=os.dup(site.listening))])
     await storage.database.close()
 

@@ -1,6 +1,7 @@
 """Answers as JSON, and what a JSON route reads: bodies, query numbers, cursors."""
 
 import re
+import secrets
 from collections.abc import Mapping
 
 import msgspec
@@ -15,6 +16,12 @@ _ID = re.compile(r"[a-z]+_[0-9a-f]{46}")
 def json_answer(value: Mapping[str, object], *, status: int = 200) -> Response:
     """Return a JSON response."""
     return Response(msgspec.json.encode(value), status_code=status, media_type="application/json")
+
+
+def request_id_headers() -> list[tuple[bytes, bytes]]:
+    """Return the two headers that name a request, with a new id (choice 7)."""
+    request_id = f"req_{secrets.token_hex(16)}".encode()
+    return [(b"x-request-id", request_id), (b"msh-request-id", request_id)]
 
 
 def error_answer(error: ApiError) -> Response:

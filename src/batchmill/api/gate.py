@@ -3,14 +3,13 @@
 Nothing of a body is read and nothing is written before the key is known (invariant S10).
 """
 
-import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import structlog
 from starlette.requests import ClientDisconnect
 
-from batchmill.api.answer import error_answer
+from batchmill.api.answer import error_answer, request_id_headers
 from batchmill.api.auth import Auth
 from batchmill.api.body import Body
 from batchmill.api.fault import as_api_error, is_broken
@@ -54,8 +53,8 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = f"req_{secrets.token_hex(16)}"
-        added = [(b"x-request-id", request_id.encode()), (b"msh-request-id", request_id.encode())]
+        added = request_id_headers()
+        request_id = added[0][1].decode()
         started = ended = False
         body = Body(receive=receive, headers=dict(scope["headers"]), limits=self._limits)
 

@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import structlog
@@ -20,8 +21,19 @@ import uvloop
 from pydantic import BaseModel, ConfigDict
 
 from batchmill.api.gate import App
-from batchmill.assemble import Engine, Storage, build_api, build_backends, build_clock, build_metrics, build_worker
+from batchmill.api.protocol import BoundedProtocol
+from batchmill.assemble import (
+    Engine,
+    Storage,
+    build_api,
+    build_backends,
+    build_clock,
+    build_metrics,
+    build_worker,
+    limits_of,
+)
 from batchmill.settings import Settings
+from batchmill.spec.limits import Limits
 from batchmill.telemetry import Metrics, set_up_logs
 
 _STDIN = 0
@@ -70,7 +82,12 @@ async def _api(order: Order) -> None:
 
     app = build_api(settings=order.settings, storage=storage, clock=clock, broken=end)
     server = uvicorn.Server(
-        server_config(app, trusted_proxies=order.settings.trusted_proxies, timeout_graceful_shutdown=_GRACE_SECONDS)
+        server_config(
+            app,
+            limits=limits_of(order.settings),
+            trusted_proxies=order.settings.trusted_proxies,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+        )
     )
     await server.serve(sockets=[socket.socket(fileno=order.listen_fd)])
     await storage.database.close()
@@ -99,7 +116,14 @@ async def _worker(order: Order) -> None:
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     app = build_metrics(metrics=metrics, storage=storage, clock=clock)
-    server = _Beside(server_config(app, timeout_graceful_shutdown=_METRICS_SECONDS, limit_concurrency=_METRICS_OPEN))
+    server = _Beside(
+        server_config(
+            app,
+            limits=limits_of(order.settings),
+            timeout_graceful_shutdown=_METRICS_SECONDS,
+            limit_concurrency=_METRICS_OPEN,
+        )
+    )
     scrapes = asyncio.create_task(server.serve(sockets=[socket.socket(fileno=order.listen_fd)]))
     await worker.run(stopping=stopping, drain=order.settings.drain)
     server.should_exit = True
@@ -130,20 +154,23 @@ async def _end(scrapes: "asyncio.Task[None]") -> None:
 def server_config(
     app: App,
     *,
+    limits: Limits,
     trusted_proxies: Sequence[str] = (),
     **more: Any,  # noqa: ANN401 - uvicorn's own options
 ) -> uvicorn.Config:
-    """Return how HTTP is served: strict framing, nothing but our own answers and logs (reliability, 4.6).
+    """Return how HTTP is served: strict framing within `limits`, only our own answers and logs (reliability 4.6).
 
     What a client says of its address is believed from the `trusted_proxies` alone (D12).
     """
+    protocol: Any = partial(BoundedProtocol, limits=limits)  # uvicorn only calls it
     return uvicorn.Config(
         app,
         interface="asgi3",
-        http="httptools",
+        http=protocol,
         ws="none",
         lifespan="off",
         log_config=None,
+        log_level="error",  # a client's nonsense is told to that client
         access_log=False,
         server_header=False,
         proxy_headers=bool(trusted_proxies),

@@ -133,6 +133,18 @@ def request_timeout(message: str) -> ApiError:
     return ApiError(status=408, type="invalid_request_error", message=message, code="request_timeout")
 
 
+def target_too_long(limit: int) -> ApiError:
+    """Return the 414 for a path and query of more than `limit` bytes."""
+    message = f"The path and the query are longer than {limit} bytes."
+    return ApiError(status=414, type="invalid_request_error", message=message, code="target_too_long")
+
+
+def head_too_large(limit: int) -> ApiError:
+    """Return the 431 for a request line and headers of more than `limit` bytes."""
+    message = f"The request's headers are larger than {limit} bytes."
+    return ApiError(status=431, type="invalid_request_error", message=message, code="headers_too_large")
+
+
 def unsupported_media_type(message: str) -> ApiError:
     """Return the 415: a Content-Type or Content-Encoding that we do not read (choice 11)."""
     return ApiError(status=415, type="invalid_request_error", message=message, code="unsupported_media_type")

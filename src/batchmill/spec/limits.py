@@ -54,6 +54,9 @@ class Limits:
     max_reply_bytes: int = 32 * _MIB  # design, "Bytes"
 
     # HTTP.
+    max_head_bytes: int = 64 << 10  # reliability 4.6: the request line and the headers, together
+    max_target_bytes: int = 8 << 10  # A32: the path and the query
+    head_seconds: float = 30.0  # 4.6: a connection may go without a whole head for so long
     max_json_body: int = 4 * _MIB  # a.0
     batches_page: int = 20  # a.8
     max_batches_page: int = 100  # a.8
@@ -65,6 +68,7 @@ class Limits:
     body_rate: int = 1024  # bytes a second that it must come at
     body_grace: float = 10.0  # beyond so much waiting
     body_total: float = 3600.0  # of waiting, whatever the rate
+    answer_idle: float = 60.0  # an answer may wait for so long for its client to read any of it
     failed_auth_per_minute: int | None = 60  # S10: bad keys from one address
     max_idempotency_key: int = 255  # a.9, in characters
     idempotency_kept: int = _DAY  # choice 9
@@ -74,7 +78,7 @@ class Limits:
         """Refuse what could not be kept; the ValueError begins with the limit's name."""
         for name in (field.name for field in fields(self)):
             value = getattr(self, name)
-            if value in ("", ()) or (isinstance(value, int) and value <= 0):
+            if value in ("", ()) or (isinstance(value, int | float) and not value > 0):  # not a number, either
                 raise ValueError(f"{name}: must be positive or hold something, not {value!r}")
         for least, most in _ORDERED:
             if getattr(self, least) > getattr(self, most):
