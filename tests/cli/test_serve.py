@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from acceptance.serving import Processes, Server, clean_environment, query, until
+from acceptance.lines import joined, plain_lines
+from acceptance.serving import FOUND, Processes, Server, clean_environment, query, until
 
 
 def test_what_is_printed_at_the_first_start_works_as_it_is(processes: Processes, tmp_path: Path) -> None:
@@ -99,6 +100,27 @@ def test_an_open_scrape_does_not_keep_the_worker_from_ending(processes: Processe
     assert server.stop(seconds=20) == 0
     held.close()
     assert "killed" not in server.err.read_text()
+
+
+def test_the_window_is_found_unless_a_number_is_set(processes: Processes) -> None:
+    """A backend that takes more at once gets more, and every line has its result."""
+    witness = processes.witness(log=processes.folder / "witness.log", latency_ms=50)
+    server = processes.serve("--backend", witness.url, environment=clean_environment(BATCHMILL_WINDOW=FOUND))
+    with processes.client(server, server.key) as client:
+        lines = plain_lines(6000)
+        file = client.files.create(file=("in.jsonl", joined(lines)), purpose="batch")
+        made = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+        until(lambda: window(server) >= 32, 60)
+        until(lambda: client.batches.retrieve(made.id).status == "completed", 120)
+        counts = client.batches.retrieve(made.id).request_counts
+    assert counts is not None
+    assert (counts.completed, counts.failed) == (6000, 0)
+
+
+def window(server: Server) -> float:
+    """Return the present window of the one backend."""
+    found = re.search(r"^batchmill_window\{.*\} ([0-9.]+)$", scrape(server), re.MULTILINE)
+    return 0.0 if found is None else float(found[1])
 
 
 def metrics_url(server: Server) -> str:
