@@ -15,7 +15,8 @@ from batchmill.schedule.window import Gauges
 TURNAROUND = 0.001  # seconds from an answer to the arrival of what is sent for it
 POLL = 1.0  # seconds between two looks at an engine's gauges
 
-Take = Callable[[int], Line | None]  # the next line for an engine, None when there is none any more
+Taken = tuple[Line, int]  # a line, and the tokens of its prompt that are expected to be computed
+Take = Callable[[int], Taken | None]  # the next line for an engine, None when there is none any more
 _GOOD = Done(succeeded=True)
 
 
@@ -67,7 +68,7 @@ class PolicyRun:
     tells_prompts: bool = True
     visitors: Sequence[tuple[float, model.Sequence]] = ()
     changes: Sequence[Change] = ()
-    _sent_at: dict[model.Sequence, float] = field(default_factory=dict)
+    _sent: dict[model.Sequence, tuple[float, int]] = field(default_factory=dict)
     _visited: list[model.Sequence] = field(default_factory=list)
     _ended: float = 0.0
 
@@ -105,23 +106,20 @@ class PolicyRun:
             if sequence.tag is None:
                 self._visited.append(sequence)
                 continue
-            pace.answered(
-                _GOOD, now, self._sent_at.pop(sequence), work=sequence.output, prefill=self._prefill(sequence.tag)
-            )
+            sent_at, prefill = self._sent.pop(sequence)
+            pace.answered(_GOOD, now, sent_at, work=sequence.output, prefill=prefill)
             self._ended = now
-
-    def _prefill(self, line: Line) -> int:
-        return line.private if self.tells_prompts else 0
 
     def _send(self, at: int, now: float) -> bool:
         """Send what the pace allows; return whether there is nothing left to send."""
         engine, pace = self.engines[at], self.paces[at]
         while pace.may_send(now):
-            line = self.take(at)
-            if line is None:
+            taken = self.take(at)
+            if taken is None:
                 return True
-            pace.sent(now, prefill=self._prefill(line))
+            line, prefill = taken[0], taken[1] if self.tells_prompts else 0
+            pace.sent(now, prefill=prefill)
             sequence = line.sequence()
-            self._sent_at[sequence] = now
+            self._sent[sequence] = (now, prefill)
             engine.submit(sequence, now + TURNAROUND)
         return False

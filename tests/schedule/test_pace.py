@@ -361,11 +361,21 @@ def test_the_engines_gauges_lead() -> None:
 def test_prompts_are_paced() -> None:
     """A long prompt goes, the next waits for its tokens, and when it may go is told."""
     pace = Pace(window=8)
-    pace.sent(0.0, prefill=3 * 8192)
+    pace.sent(0.0, prefill=3 * 16384)
     assert not pace.may_send(1.0)
-    assert pace.opens_at(1.0) == pytest.approx(2.75)
-    assert pace.may_send(2.8)
-    assert pace.opens_at(2.8) is None
+    assert pace.opens_at(1.0) == pytest.approx(2.875)
+    assert pace.may_send(2.9)
+    assert pace.opens_at(2.9) is None
+
+
+def test_an_engine_that_nobody_else_uses_is_not_paced() -> None:
+    """Pacing is for others: where the gauges show none, prompts go at once."""
+    pace = Pace(window=8)
+    pace.sent(0.0, prefill=100_000)
+    assert not pace.may_send(0.1)
+    pace.gauged(Gauges(0, 1), 0.1)
+    assert pace.may_send(0.1)
+    assert pace.opens_at(0.1) is None
 
 
 def test_a_full_window_opens_at_no_known_time() -> None:
