@@ -159,6 +159,7 @@ def ordered(name: str, engines: int, *, gauges: bool, seed: int, in_file_order: 
             placement.add((lines[at], prefill), prefix)
     ran = PolicyRun(
         take=placement.take,
+        ended=placement.ended,
         paces=[Pace(most=MOST) for _ in range(engines)],
         engines=[model.Engine(profile) for _ in range(engines)],
         shows_gauges=gauges,

@@ -16,7 +16,7 @@ TURNAROUND = 0.001  # seconds from an answer to the arrival of what is sent for 
 POLL = 1.0  # seconds between two looks at an engine's gauges
 
 Taken = tuple[Line, int]  # a line, and the tokens of its prompt that are expected to be computed
-Take = Callable[[int], Taken | None]  # the next line for an engine, None when there is none any more
+Take = Callable[[int], Taken | None]  # the next line for an engine, None when there is none for it
 _GOOD = Done(succeeded=True)
 
 
@@ -54,6 +54,7 @@ class PolicyRun:
 
     Args:
         take: Order and placement: hands out the lines.
+        ended: Hears of each line that an engine has answered.
         paces: One for each engine.
         shows_gauges: Whether `/metrics` can be read.
         tells_prompts: Whether the paces hear of prompts' tokens; without, nothing is paced.
@@ -64,6 +65,7 @@ class PolicyRun:
     take: Take
     paces: Sequence[Pace]
     engines: Sequence[model.Engine]
+    ended: Callable[[int], None] = lambda _: None
     shows_gauges: bool = False
     tells_prompts: bool = True
     visitors: Sequence[tuple[float, model.Sequence]] = ()
@@ -83,7 +85,7 @@ class PolicyRun:
         while heap:
             now, at = heapq.heappop(heap)
             engine, pace = self.engines[at], self.paces[at]
-            self._answer(pace, finished[at], now)
+            self._answer(at, finished[at], now)
             if now >= polls[at]:
                 polls[at] = now + POLL
                 seen = engine.gauges()
@@ -101,13 +103,14 @@ class PolicyRun:
             heapq.heappush(heap, (engine.clock, at))
         return Run(makespan=self._ended, engines=list(self.engines), paces=list(self.paces), visitors=self._visited)
 
-    def _answer(self, pace: Pace, finished: list[model.Sequence], now: float) -> None:
+    def _answer(self, at: int, finished: list[model.Sequence], now: float) -> None:
         for sequence in finished:
             if sequence.tag is None:
                 self._visited.append(sequence)
                 continue
             sent_at, prefill = self._sent.pop(sequence)
-            pace.answered(_GOOD, now, sent_at, work=sequence.output, prefill=prefill)
+            self.ended(at)
+            self.paces[at].answered(_GOOD, now, sent_at, work=sequence.output, prefill=prefill)
             self._ended = now
 
     def _send(self, at: int, now: float) -> bool:

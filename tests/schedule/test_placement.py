@@ -57,6 +57,29 @@ def test_a_group_that_goes_on_goes_on() -> None:
     assert [placement.take(0), placement.take(1)] == [5, 4]
 
 
+def test_towards_the_end_nobody_hoards() -> None:
+    """A backend that has answered a fifth of the lines has at most a fifth of those that are not answered."""
+    placement = placed([0] * 600, 2)
+    for turn in range(500):
+        backend = int(turn % 5 == 0)
+        assert placement.take(backend) is not None
+        placement.ended(backend)
+    taken = [placement.take(1) for _ in range(100)]
+    assert sum(line is not None for line in taken) == 20
+    assert sum(placement.take(0) is not None for _ in range(100)) == 80
+
+
+def test_before_anybody_is_known_nobody_is_held_back() -> None:
+    """While there are few answers a backend gets what it asks for, and an idle one gets a line in any case."""
+    placement = placed([0] * 300, 2)
+    assert all(placement.take(0) is not None for _ in range(130))
+    for _ in range(130):
+        placement.ended(0)
+    assert placement.take(1) == 130
+    assert placement.take(1) is None
+    assert placement.take(0) == 131
+
+
 @given(st.lists(st.integers(0, 3)), st.integers(1, 4), st.data())
 def test_every_line_is_taken_once(prefixes: list[int], backends: int, data: st.DataObject) -> None:
     """By whoever asks, in whatever turns."""
