@@ -80,12 +80,12 @@ def lower_bound(lines: Iterable[Line], on: model.Profile, engines: int = 1) -> f
     work = longest = 0.0
     seen: dict[int, int] = {}
     for line in lines:
-        context = line.prompt
-        read = on.kv_seconds * (line.output * context + line.output * (line.output + 1) // 2)
-        work += on.token_seconds * (line.private + line.output) + read
+        steps = line.output - 1  # the first token comes with the prompt
+        read = on.kv_seconds * (steps * line.prompt + steps * (steps + 1) // 2)
+        work += on.token_seconds * (line.private + steps) + read
         seen.update(line.prefix)
         each = max(on.token_seconds, on.iteration_seconds) + on.overhead_seconds
-        longest = max(longest, on.token_seconds * line.private + each * line.output + read)
+        longest = max(longest, on.token_seconds * line.private + each * steps + read)
     return max((work + on.token_seconds * sum(seen.values())) / engines, longest)
 
 
