@@ -14,12 +14,17 @@ from itertools import product
 from pathlib import Path
 
 import engine_model as model
-from policy_run import Change, PolicyRun, Run
-from suites import Line, suite, visitors
+from policy_run import Change, PolicyRun, Run, Taken
+from suites import Line, least_tokens, lower_bound, suite, visitors
+from suites import profile as engine_for
 
+from batchmill.schedule.order import Orderer
 from batchmill.schedule.pace import Pace
+from batchmill.schedule.placement import Placement
 
 MOST = 4096  # requests in flight
+MAKESPAN = {"A": 1.15, "B": 1.15, "C": 1.45, "D": 1.05}  # the goal of each suite, / the lower bound
+COMPUTED = {1: 1.05, 4: 1.10}  # the goal for so many engines, / the least tokens
 VISIT_SECONDS = 900  # longer than any batch with visitors takes
 SLOTS = {4: 400, 16: 1000, 64: 4000, 256: 16_000, 1024: 40_000}  # capacity: lines of the batch
 
@@ -55,7 +60,7 @@ def run(
     changes: Sequence[Change] = (),
 ) -> Run:
     """Run lines in file order on one engine."""
-    rest = iter(lines)
+    rest = ((line, line.prompt) for line in lines)
     return PolicyRun(
         take=lambda _: next(rest, None),
         paces=[pace],
@@ -80,14 +85,16 @@ def times(profile: model.Profile, factor: float) -> model.Profile:
 
 @cache
 def best_fixed(kind: str, slots: int, step: float | None, seed: int) -> tuple[float, tuple[Change, ...]]:
-    """Return the makespan with the best fixed window by sweep, and the change of capacity in the middle."""
+    """Return the makespan with the best fixed window by sweep, unpaced, and the change of capacity in the middle."""
     lines, profile = suite(kind, lines=SLOTS[slots], seed=seed), sized(slots)
     changes: tuple[Change, ...] = ()
     if step is not None:
-        middle = run(lines, Pace(window=2 * slots), profile).makespan / 2
+        middle = run(lines, Pace(window=2 * slots), profile, tells_prompts=False).makespan / 2
         changes = (Change(at=middle, profile=times(profile, step)),)
     windows = [slots * factor // 2 for factor in ((1, 2, 3, 4, 8) if step is None else (1, 2, 4, 8))]
-    return min(run(lines, Pace(window=window), profile, changes=changes).makespan for window in windows), changes
+    fixed = (Pace(window=window) for window in windows)
+    runs = (run(lines, pace, profile, tells_prompts=False, changes=changes) for pace in fixed)
+    return min(each.makespan for each in runs), changes
 
 
 def window_found(kind: str, slots: int, *, step: float | None, gauges: bool, seed: int) -> float:
@@ -126,10 +133,65 @@ def beside_visitors(*, polite: bool, gauges: bool, seed: int) -> tuple[float, fl
     return found.first_token_p(0.99) / alone(seed), best_beside_visitors(seed) / found.makespan
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ordered:
+    """A suite in the product's order, with nothing configured: makespan / lower bound, tokens computed / least."""
+
+    makespan: float
+    computed: float
+    preemptions: int
+
+
+@cache
+def ordered(name: str, engines: int, *, gauges: bool, seed: int, in_file_order: bool = False) -> Ordered:
+    """Run a suite on so many engines; `in_file_order` instead of the product's order and placement."""
+    lines, profile = suite(name, seed=seed), engine_for(name)
+    placement: Placement[Taken] = Placement(backends=engines)
+    if in_file_order:
+        for line in lines:
+            placement.add((line, line.prompt), 0)
+    else:
+        orderer = Orderer()
+        for line in lines:
+            orderer.add(line.fingerprint(), prompt=line.prompt, output=line.max_tokens)
+        order = orderer.order(backends=engines)
+        for at, prefix, prefill in zip(order.lines, order.prefix, order.prefill, strict=True):
+            placement.add((lines[at], prefill), prefix)
+    ran = PolicyRun(
+        take=placement.take,
+        ended=placement.ended,
+        paces=[Pace(most=MOST) for _ in range(engines)],
+        engines=[model.Engine(profile) for _ in range(engines)],
+        shows_gauges=gauges,
+    ).run()
+    return Ordered(
+        makespan=ran.makespan / lower_bound(lines, profile, engines),
+        computed=ran.computed / least_tokens(lines),
+        preemptions=sum(engine.preemptions for engine in ran.engines),
+    )
+
+
 def figures(seeds: Sequence[int]) -> Iterator[Figure]:
     """Yield every figure, the worst over the seeds."""
+    yield from _orders(seeds)
     yield from _windows(seeds)
     yield from _beside_visitors(seeds)
+
+
+def _orders(seeds: Sequence[int]) -> Iterator[Figure]:
+    for (name, goal), engines, gauges in product(MAKESPAN.items(), (1, 4), (True, False)):
+        found = [ordered(name, engines, gauges=gauges, seed=seed) for seed in seeds]
+        of = f"{name}, {engines} engines, {'gauges' if gauges else 'blind'}"
+        yield Figure(name=f"{of}: makespan / bound", value=max(each.makespan for each in found), goal=goal)
+        most = max(each.computed for each in found)
+        yield Figure(name=f"{of}: tokens / least", value=most, goal=COMPUTED[engines])
+    for engines, gauges in product((1, 4), (True, False)):
+        mine, plain = (
+            [ordered("D", engines, gauges=gauges, seed=seed, in_file_order=plain).makespan for seed in seeds]
+            for plain in (False, True)
+        )
+        name = f"D, {engines} engines, {'gauges' if gauges else 'blind'}: ordered / file order"
+        yield Figure(name=name, value=max(a / b for a, b in zip(mine, plain, strict=True)), goal=1.0)
 
 
 def _windows(seeds: Sequence[int]) -> Iterator[Figure]:

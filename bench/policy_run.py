@@ -15,7 +15,8 @@ from batchmill.schedule.window import Gauges
 TURNAROUND = 0.001  # seconds from an answer to the arrival of what is sent for it
 POLL = 1.0  # seconds between two looks at an engine's gauges
 
-Take = Callable[[int], Line | None]  # the next line for an engine, None when there is none any more
+Taken = tuple[Line, int]  # a line, and the tokens of its prompt that are expected to be computed
+Take = Callable[[int], Taken | None]  # the next line for an engine, None when there is none for it
 _GOOD = Done(succeeded=True)
 
 
@@ -53,6 +54,7 @@ class PolicyRun:
 
     Args:
         take: Order and placement: hands out the lines.
+        ended: Hears of each line that an engine has answered.
         paces: One for each engine.
         shows_gauges: Whether `/metrics` can be read.
         tells_prompts: Whether the paces hear of prompts' tokens; without, nothing is paced.
@@ -63,11 +65,12 @@ class PolicyRun:
     take: Take
     paces: Sequence[Pace]
     engines: Sequence[model.Engine]
+    ended: Callable[[int], None] = lambda _: None
     shows_gauges: bool = False
     tells_prompts: bool = True
     visitors: Sequence[tuple[float, model.Sequence]] = ()
     changes: Sequence[Change] = ()
-    _sent_at: dict[model.Sequence, float] = field(default_factory=dict)
+    _sent: dict[model.Sequence, tuple[float, int]] = field(default_factory=dict)
     _visited: list[model.Sequence] = field(default_factory=list)
     _ended: float = 0.0
 
@@ -82,7 +85,7 @@ class PolicyRun:
         while heap:
             now, at = heapq.heappop(heap)
             engine, pace = self.engines[at], self.paces[at]
-            self._answer(pace, finished[at], now)
+            self._answer(at, finished[at], now)
             if now >= polls[at]:
                 polls[at] = now + POLL
                 seen = engine.gauges()
@@ -100,28 +103,26 @@ class PolicyRun:
             heapq.heappush(heap, (engine.clock, at))
         return Run(makespan=self._ended, engines=list(self.engines), paces=list(self.paces), visitors=self._visited)
 
-    def _answer(self, pace: Pace, finished: list[model.Sequence], now: float) -> None:
+    def _answer(self, at: int, finished: list[model.Sequence], now: float) -> None:
         for sequence in finished:
             if sequence.tag is None:
                 self._visited.append(sequence)
                 continue
-            pace.answered(
-                _GOOD, now, self._sent_at.pop(sequence), work=sequence.output, prefill=self._prefill(sequence.tag)
-            )
+            sent_at, prefill = self._sent.pop(sequence)
+            self.ended(at)
+            self.paces[at].answered(_GOOD, now, sent_at, work=sequence.output, prefill=prefill)
             self._ended = now
-
-    def _prefill(self, line: Line) -> int:
-        return line.private if self.tells_prompts else 0
 
     def _send(self, at: int, now: float) -> bool:
         """Send what the pace allows; return whether there is nothing left to send."""
         engine, pace = self.engines[at], self.paces[at]
         while pace.may_send(now):
-            line = self.take(at)
-            if line is None:
+            taken = self.take(at)
+            if taken is None:
                 return True
-            pace.sent(now, prefill=self._prefill(line))
+            line, prefill = taken[0], taken[1] if self.tells_prompts else 0
+            pace.sent(now, prefill=prefill)
             sequence = line.sequence()
-            self._sent_at[sequence] = now
+            self._sent[sequence] = (now, prefill)
             engine.submit(sequence, now + TURNAROUND)
         return False

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 import engine_model as model
 
+from batchmill.schedule.order import BYTES_PER_TOKEN, DEPTHS
+
 ERROR = 0.8  # sigma of the logarithm of max_tokens / output
 CAP = 8192
 SPREAD = 0.8  # sigma of the logarithm of a visitor's sizes
@@ -38,13 +40,28 @@ class Line:
         """The tokens of the whole prompt."""
         return sum(tokens for _, tokens in self.prefix) + self.private
 
+    def fingerprint(self) -> tuple[int, ...]:
+        """Return what `schedule.order.fingerprint` would of its prompt's bytes."""
+        sums = []
+        for depth in DEPTHS:
+            begun = ends = 0
+            mark = id(self)  # its own bytes
+            for key, tokens in self.prefix:
+                ends += tokens * BYTES_PER_TOKEN
+                if begun < depth <= ends:
+                    mark = key + 1
+                begun = ends
+            is_reached = depth <= self.prompt * BYTES_PER_TOKEN
+            sums.append(hash((mark, depth)) & 0x3FFFFFFF or 1 if is_reached else 0)
+        return tuple(sums)
+
     def sequence(self) -> model.Sequence:
         """Return the line as an engine takes it."""
         return model.Sequence(self.prefix, self.private, self.output, self)
 
 
 def suite(name: str, *, lines: int | None = None, seed: int = 1) -> list[Line]:
-    """Return the lines of a suite in file order; `lines` is 6,000 (A, C), 16,000 (B) or 8,000 (D, I) by default."""
+    """Return the lines of a suite in file order: 6,000 (A, C), 16,000 (B), 40,000 (D), 8,000 (I), or `lines`."""
     draw = random.Random(f"{name}{seed}")  # noqa: S311 - a workload, not a secret
     return _MADE[name](draw, lines)
 
@@ -63,12 +80,12 @@ def lower_bound(lines: Iterable[Line], on: model.Profile, engines: int = 1) -> f
     work = longest = 0.0
     seen: dict[int, int] = {}
     for line in lines:
-        context = line.prompt
-        read = on.kv_seconds * (line.output * context + line.output * (line.output + 1) // 2)
-        work += on.token_seconds * (line.private + line.output) + read
+        steps = line.output - 1  # the first token comes with the prompt
+        read = on.kv_seconds * (steps * line.prompt + steps * (steps + 1) // 2)
+        work += on.token_seconds * (line.private + steps) + read
         seen.update(line.prefix)
         each = max(on.token_seconds, on.iteration_seconds) + on.overhead_seconds
-        longest = max(longest, on.token_seconds * line.private + each * line.output + read)
+        longest = max(longest, on.token_seconds * line.private + each * steps + read)
     return max((work + on.token_seconds * sum(seen.values())) / engines, longest)
 
 
@@ -115,7 +132,7 @@ def _c(draw: random.Random, lines: int | None) -> list[Line]:
 
 
 def _d(draw: random.Random, lines: int | None) -> list[Line]:
-    return [Line((), draw.randint(256, 768), draw.randint(100, 300), 512) for _ in range(lines or 8000)]
+    return [Line((), draw.randint(256, 768), draw.randint(100, 300), 512) for _ in range(lines or 40_000)]
 
 
 def _i(_: random.Random, lines: int | None) -> list[Line]:

@@ -3,7 +3,34 @@
 import makespan
 import pytest
 
+SUITES = [
+    (name, engines, gauges) for name in "ABC" for engines in (1, 4) for gauges in (True, False)
+]  # D: in the bench
 CAPACITIES = [4, 16, 64, 256]  # and 1,024 in bench/makespan.py
+
+
+@pytest.mark.parametrize(("name", "engines", "gauges"), SUITES)
+def test_a_suite_takes_little_longer_than_it_must(name: str, engines: int, gauges: bool) -> None:
+    """Makespan / lower bound, and tokens computed / the least, with nothing configured."""
+    found = makespan.ordered(name, engines, gauges=gauges, seed=1)
+    assert found.makespan <= makespan.MAKESPAN[name]
+    assert found.computed <= makespan.COMPUTED[engines]
+
+
+@pytest.mark.parametrize("name", ["A", "C"])
+def test_the_files_order_would_take_twice_as_long(name: str) -> None:
+    """What grouping and placement are for: without them prefixes are computed again and again."""
+    plain = makespan.ordered(name, 4, gauges=True, seed=1, in_file_order=True)
+    assert plain.makespan > 1.6 * makespan.ordered(name, 4, gauges=True, seed=1).makespan
+    assert plain.computed > 3
+
+
+def test_an_even_suite_keeps_its_order() -> None:
+    """Where nothing is shared and nothing uneven, ordering costs nothing: D comes as it is, near its bound."""
+    found = makespan.ordered("D", 1, gauges=True, seed=1)
+    plain = makespan.ordered("D", 1, gauges=True, seed=1, in_file_order=True)
+    assert found == plain
+    assert found.makespan <= makespan.MAKESPAN["D"]
 
 
 @pytest.mark.parametrize("gauges", [True, False])

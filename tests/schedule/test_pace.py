@@ -363,10 +363,20 @@ def test_prompts_are_paced() -> None:
     """A long prompt goes, the next waits for its tokens, and when it may go is told."""
     pace = Pace(window=8)
     pace.sent(0.0, prefill=8192)
-    assert not pace.may_send(0.5)
-    assert pace.opens_at(0.5) == pytest.approx(0.75)
-    assert pace.may_send(0.8)
-    assert pace.opens_at(0.8) is None
+    assert not pace.may_send(0.3)
+    assert pace.opens_at(0.3) == pytest.approx(0.375)
+    assert pace.may_send(0.4)
+    assert pace.opens_at(0.4) is None
+
+
+def test_an_engine_that_nobody_else_uses_is_not_paced() -> None:
+    """Pacing is for others: where the gauges show none, prompts go at once."""
+    pace = Pace(window=8)
+    pace.sent(0.0, prefill=100_000)
+    assert not pace.may_send(0.1)
+    pace.gauged(Gauges(0, 1), 0.1)
+    assert pace.may_send(0.1)
+    assert pace.opens_at(0.1) is None
 
 
 def test_a_full_window_opens_at_no_known_time() -> None:

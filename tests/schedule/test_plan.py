@@ -19,7 +19,8 @@ RECORDS = st.builds(
     id_length=SMALL,
     model=SMALL,
     tokens=SMALL,
-    prefix=LARGE,
+    prefix=SMALL,
+    prefill=SMALL,
 )
 
 

@@ -178,17 +178,40 @@ def test_an_engine_of_our_own_is_filled_until_a_few_wait() -> None:
     assert 200 < loop.run(40) <= 232
 
 
-def test_a_full_cache_stops_the_growth() -> None:
-    """No more is sent to an engine that would have to throw out what it has begun."""
-    window, now = seek(), 0.0
-    for _ in range(9):
-        window.moved(now, 0)
-        now += 1
-        window.gauged(Gauges(0, 8, 0.97), now, 8)
-        for _ in range(16):
-            window.moved(now, 8)
-            window.answered(sent_at=now - 1, now=now, work=1)
+def test_an_engine_of_our_own_is_filled_before_it_answers() -> None:
+    """The longest lines go first and take their time: the gauges say that there is room."""
+    window = seek()
+    for second in range(1, 5):
+        window.moved(second, window.size)
+        window.gauged(Gauges(0, window.size, 0.1), second, window.size)
+    assert window.size == 128
+
+
+def test_a_full_cache_takes_the_window_down() -> None:
+    """Less is sent to an engine that would have to throw out what it has begun; where it is nearly full no more is."""
+    window = Window(most=1024, start=100)
+    window.gauged(Gauges(0, 100, 0.9), 1.0, 100)
+    assert window.size == 100
+    for second in range(2, 5):
+        window.gauged(Gauges(0, window.size, 0.97), second, window.size)
+    assert 90 <= window.size < 95
+    at = window.size
+    for second in range(5, 9):
+        window.moved(second, at)
+        window.gauged(Gauges(0, at, 0.9), second, at)
+        for _ in range(at):
+            window.moved(second + 0.5, at)
+            window.answered(sent_at=second, now=second + 0.5, work=1)
+    assert window.size == at
+
+
+def test_gauges_do_not_move_a_window_that_is_set() -> None:
+    """A configured window is what it was configured to, whatever the engine says."""
+    window = Window(most=8, start=8)
+    for second in range(9):
+        window.gauged(Gauges(50, 8, 0.99), second, 8)
     assert window.size == 8
+    assert not window.is_alone
 
 
 def test_where_others_wait_the_window_gives_way() -> None:
@@ -247,7 +270,7 @@ def test_pressure_halves_the_window_and_it_comes_back(gauges: bool) -> None:
     """After a 429 the window is half; it grows again by the gauges, or little by little."""
     window = Window(most=64, start=32)
     if gauges:
-        window.gauged(Gauges(0, 32), 90.0, 32)
+        window.gauged(Gauges(1, 31), 90.0, 32)
     window.pressed(100.0)
     window.pressed(100.5)
     assert window.size == 16

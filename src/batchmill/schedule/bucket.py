@@ -10,13 +10,13 @@ Times are seconds of any one clock that does not step back; tokens are those tha
 
 from math import exp, inf
 
-FIRST_RATE = 8192.0  # tokens a second before anything is known, and at least
+FIRST_RATE = 16384.0  # tokens a second before anything is known, and at least
 BURST = 2048.0  # tokens that may go at once, or one prompt that is longer
 FACTOR = 2.0  # times the rate of answered prompt tokens
-LONGEST = 8192  # tokens that a prompt counts for at most: much longer ones are mostly images, and no such number
+LONGEST = 16384  # tokens that a prompt counts for at most: much longer ones are mostly images, and no such number
 MEASURE = 1.0  # seconds to measure that rate over, or as long as a request takes where that is less
 QUICKEST = 0.05  # seconds, the same at least
-MEMORY = 5.0  # times as long a measured rate counts
+MEMORY = 2.0  # times as long a measured rate counts
 IDLE = 5.0  # seconds without anything sent: then it is a start again
 
 

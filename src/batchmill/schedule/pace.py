@@ -94,12 +94,15 @@ class Pace:
         if self._circuit is _Circuit.HALF_OPEN:
             late = now >= self._trial_at + TRIAL_PATIENCE and self._in_flight < self._window.size
             return late or not self._trial_out
-        return self._circuit is _Circuit.WELL and self._in_flight < self._window.size and self._bucket.is_open(now)
+        return self._is_free and (self._window.is_alone or self._bucket.is_open(now))
 
     def opens_at(self, now: float) -> float | None:
         """Return when one more request may be sent if nothing is answered before; None if never, or at once."""
-        free = self._circuit is _Circuit.WELL and self._in_flight < self._window.size
-        return self._bucket.opens_at(now) if free and not self._bucket.is_open(now) else None
+        return self._bucket.opens_at(now) if self._is_free and not self.may_send(now) else None
+
+    @property
+    def _is_free(self) -> bool:
+        return self._circuit is _Circuit.WELL and self._in_flight < self._window.size
 
     def sent(self, now: float, *, prefill: int = 0) -> bool:
         """Count a request that was sent; say whether it is a trial and goes alone, so that a fall is its own.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 SLICE_LINES = 256  # design, data path, row 5
 SLICE_BYTES = 8 << 20
 
-_RECORD = struct.Struct("<QIIIIIIQ")
+_RECORD = struct.Struct("<QIIIIIIII")
 RECORD_BYTES = _RECORD.size
 
 
@@ -22,7 +22,8 @@ class Record(NamedTuple):
     id_length: int
     model: int  # index into the batch's models, in order of first use
     tokens: int  # estimate of what the line costs
-    prefix: int  # hash of the prompt's beginning; 0 when not taken
+    prefix: int  # mark of the prompt's beginning, alike in neighbours that share it; 0 for none (see order)
+    prefill: int = 0  # tokens of the prompt that the engine is left to compute when lines go in this order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

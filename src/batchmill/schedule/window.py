@@ -32,7 +32,7 @@ SMALL_STEP = 1.5  # where others use the engine, from where a step brought less 
 MUCH = 1.5  # times the throughput before
 GAIN = 1.03  # times the throughput before: a step is kept
 CLEAR_GAIN = 1.2  # the same, on a first measure, which is made while the step is on its way
-POLITE_GAIN = 1.12  # the same, where others matter more
+POLITE_GAIN = 1.18  # the same, where others matter more
 LITTLE_GAIN = 1.08  # a doubling that brought less was too large
 ROOM = 0.75  # of it is kept
 SHARED_ROOM = 0.85  # of what runs where others waited
@@ -47,7 +47,9 @@ SPARE = 1.5  # times what a smaller backend seems to need
 
 ALONE = 0.5  # requests of others on average: up to here the engine is ours
 QUEUE = (2, 16)  # requests to wait inside an engine that is ours: a sixteenth of the window, within these
-KV_FULL = 0.95  # of the engine's cache: no more, or it throws out what it has begun
+KV_FULL = 0.95  # of the engine's cache: less, or it throws out what it has begun
+KV_RELIEF = 0.97  # times the window, with each look at a full cache
+KV_ROOM = 0.85  # of the cache: below, it may grow again
 
 HALVING_PAUSE = 1.0  # seconds: the 429s of one burst count as one
 
@@ -112,7 +114,7 @@ class Window:
         self._gained = inf  # times the throughput before, that the last step brought
         self._is_again = False  # whether the step's first measure was not clear
         self._held = 0  # windows since the last probe
-        self._probe_every = PROBE_EVERY
+        self._probe_every = PROBE_SELDOM if polite else PROBE_EVERY
         self._changed = 0  # windows in a row with much less throughput, or much more
         self._others: float | None = None  # requests of others in the engine, on average; None without gauges
         self._queued = 0  # looks at the gauges in a row that saw requests wait
@@ -155,12 +157,18 @@ class Window:
             return
         others = max(0.0, gauges.waiting + gauges.running - in_flight)
         self._others = others if self._others is None else 0.8 * self._others + 0.2 * others
+        if not self._is_sought:
+            return
         measure = self._measure or self._begin(now)
         measure.looks += 1
         measure.waiting = min(measure.waiting, gauges.waiting)
-        measure.kv = gauges.kv
+        measure.kv = max(measure.kv, gauges.kv)
         self._queued = self._queued + 1 if gauges.waiting >= 1 else 0
-        if self._queued > 1 and self._is_shared and self._phase is not _Phase.CAREFUL:
+        if gauges.kv >= KV_FULL and not self._is_shared:
+            self._hold(round(KV_RELIEF * min(in_flight, self.size)), 0.0)
+        elif self._phase is _Phase.GROW and not self._is_shared:
+            self._fill_up(gauges, now, in_flight)
+        elif self._queued > 1 and self._is_shared and self._phase is not _Phase.CAREFUL:
             self._queued = 0
             self._probe_every = PROBE_SELDOM
             self._hold(round(SHARED_ROOM * (in_flight - gauges.waiting)), 0.0)
@@ -176,9 +184,20 @@ class Window:
         if self._others is None or not self._is_sought:
             self._phase = _Phase.CAREFUL
 
+    def _fill_up(self, gauges: Gauges, now: float, in_flight: int) -> None:
+        """Grow from look to look: the first answers may take long, where the longest lines go first."""
+        if gauges.waiting < 1 and gauges.kv < KV_ROOM and in_flight >= FULL * self.size:
+            self._resize(round(STEP * self.size))
+            self._begin(now)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the engine is seen to be used by nobody else."""
+        return self._others is not None and self._others <= ALONE
+
     @property
     def _is_shared(self) -> bool:
-        return self._others is None or self._others > ALONE or self._polite
+        return self._polite or not self.is_alone
 
     @property
     def _gain(self) -> float:
@@ -215,15 +234,12 @@ class Window:
 
     def _fill(self, measure: _Measure, in_flight: float) -> None:
         """Fill an engine that is ours alone until a few requests wait in it."""
-        is_growing = self._phase is _Phase.GROW
         least, most = QUEUE
         target = min(max(self.size // 16, least), most)
         if measure.waiting > 2 * target:
             self._hold(round(in_flight - measure.waiting) + target, 0.0)
-        elif measure.waiting >= 1 or measure.kv >= KV_FULL:
+        elif measure.waiting >= 1 or measure.kv >= KV_ROOM:
             self._hold(self.size, 0.0)
-        elif is_growing:
-            self._resize(round(STEP * self.size))
         else:
             self._hold(self.size + max(1, self.size // 4), 0.0)
 
@@ -247,10 +263,8 @@ class Window:
 
     def _step_back(self) -> int:
         """Return where to stay when the last step brought nothing: what it was made from, or near it."""
-        if self._polite:
-            return (self._before + self.size) // 2
-        if self._others is not None:
-            return (self._before + 3 * self.size) // 4  # nobody waited there
+        if self._others is not None or self._polite:
+            return (self._before + 3 * self.size) // 4  # it was a small one, and nobody was seen to wait there
         return round(ROOM * self._before) if self._gained < LITTLE_GAIN else self._before
 
     def _weigh_probe(self, throughput: float) -> None:

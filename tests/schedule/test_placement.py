@@ -1,0 +1,91 @@
+"""Which Backend gets which line."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchmill.schedule.placement import Placement
+
+
+def placed(prefixes: list[int], backends: int) -> Placement[int]:
+    """Return lines numbered in their order, with these prefixes."""
+    placement: Placement[int] = Placement(backends=backends)
+    for line, prefix in enumerate(prefixes):
+        placement.add(line, prefix)
+    return placement
+
+
+def test_a_group_goes_to_one_backend() -> None:
+    """Who took its first line gets the rest, and then the next group that nobody has."""
+    placement = placed([7, 7, 7, 8, 8, 9, 9], 2)
+    assert [placement.take(0), placement.take(1), placement.take(0), placement.take(1)] == [0, 3, 1, 4]
+    assert [placement.take(1), placement.take(0), placement.take(1)] == [5, 2, 6]
+    assert placement.take(0) is None
+    assert len(placement) == 0
+
+
+def test_lines_that_share_nothing_go_to_whoever_has_room() -> None:
+    """They are handed out one by one, in their order, between groups too."""
+    placement = placed([0, 0, 7, 7, 0], 2)
+    assert [placement.take(0), placement.take(1), placement.take(0)] == [0, 1, 2]
+    assert [placement.take(1), placement.take(0), placement.take(0)] == [4, 3, None]
+
+
+def test_an_idle_backend_steals_from_the_far_end() -> None:
+    """It takes half of what the largest group of another still has, the last lines, in their order."""
+    placement = placed([7] * 9 + [8] * 2, 3)
+    assert [placement.take(0), placement.take(1), placement.take(1)] == [0, 9, 10]
+    assert [placement.take(2) for _ in range(4)] == [5, 6, 7, 8]
+    assert [placement.take(0), placement.take(1), placement.take(1)] == [1, 3, 4]
+
+
+def test_a_backend_that_takes_nothing_holds_nothing_up() -> None:
+    """What an unwell one has begun is stolen by others to the last line."""
+    placement = placed([7] * 5, 2)
+    assert placement.take(0) == 0
+    assert sorted(placement.take(1) or -1 for _ in range(4)) == [1, 2, 3, 4]
+    assert placement.take(1) is None
+
+
+def test_a_group_that_goes_on_goes_on() -> None:
+    """Lines that are claimed later join their group, in front or in hand."""
+    placement = placed([7, 7, 8], 2)
+    placement.add(3, 8)
+    assert [placement.take(0), placement.take(1), placement.take(0)] == [0, 2, 1]
+    assert placement.take(1) == 3
+    placement.add(4, 8)
+    placement.add(5, 0)
+    assert [placement.take(0), placement.take(1)] == [5, 4]
+
+
+def test_towards_the_end_nobody_hoards() -> None:
+    """A backend that has answered a fifth of the lines has at most a fifth of those that are not answered."""
+    placement = placed([0] * 600, 2)
+    for turn in range(500):
+        backend = int(turn % 5 == 0)
+        assert placement.take(backend) is not None
+        placement.ended(backend)
+    taken = [placement.take(1) for _ in range(100)]
+    assert sum(line is not None for line in taken) == 20
+    assert sum(placement.take(0) is not None for _ in range(100)) == 80
+
+
+def test_before_anybody_is_known_nobody_is_held_back() -> None:
+    """While there are few answers a backend gets what it asks for, and an idle one gets a line in any case."""
+    placement = placed([0] * 300, 2)
+    assert all(placement.take(0) is not None for _ in range(130))
+    for _ in range(130):
+        placement.ended(0)
+    assert placement.take(1) == 130
+    assert placement.take(1) is None
+    assert placement.take(0) == 131
+
+
+@given(st.lists(st.integers(0, 3)), st.integers(1, 4), st.data())
+def test_every_line_is_taken_once(prefixes: list[int], backends: int, data: st.DataObject) -> None:
+    """By whoever asks, in whatever turns."""
+    placement = placed(prefixes, backends)
+    taken = []
+    for left in range(len(prefixes), 0, -1):
+        assert len(placement) == left
+        taken.append(placement.take(data.draw(st.integers(0, backends - 1))))
+    assert sorted(taken) == list(range(len(prefixes)))
