@@ -57,7 +57,8 @@ class Made:
             for number in range(lines):
                 token = b'"request-%d"' % number
                 line = b'{"custom_id": %b, "method": "POST", "url": "/v1/chat/completions", "body": %b}' % (token, body)
-                records.append(Record(at, len(line), number + 1, 14, len(token), 0, len(body) // 4, 0))
+                spans = (14, len(token), line.index(body), len(body))
+                records.append(Record(at, len(line), number + 1, *spans, 0, len(body) // 4, 0))
                 at += len(line) + 1
                 yield line + b"\n"
 

@@ -230,13 +230,13 @@ def sweeper_takes_the_living() -> None:
 
 def body_written_anew() -> None:
     """The body is read and written again on its way."""
-    split = _taken(sender, "split_envelope")
+    as_it_is = _taken(feed.Work, "envelope")
 
-    def split_envelope(text: bytes) -> Envelope:
-        envelope: Envelope = split(text)
-        return envelope._replace(body=json.dumps(json.loads(envelope.body)).encode())
+    def envelope(self: feed.Work, request: feed.Request) -> Envelope:
+        found: Envelope = as_it_is(self, request)
+        return found._replace(body=json.dumps(json.loads(found.body)).encode())
 
-    _replace(sender, "split_envelope", split_envelope)
+    _replace(feed.Work, "envelope", envelope)
 
 
 def lines_of_text() -> None:

@@ -44,6 +44,8 @@ async def add_work(
             line=number + 1,
             id_offset=line.index(token),
             id_length=len(token),
+            body_offset=0,
+            body_length=0,
             model=0,
             tokens=1,
             prefix=0,

@@ -169,6 +169,8 @@ def test_the_span_of_a_custom_id_holds_its_bytes(custom_id: str) -> None:
         assert isinstance(checked, Line)
         span = text[checked.custom_id_offset : checked.custom_id_offset + checked.custom_id_length]
         assert span == split_envelope(text).custom_id == json.dumps(custom_id).encode()
+        body = text[checked.body_offset : checked.body_offset + checked.body_length]
+        assert body == split_envelope(text).body
 
 
 def test_a_repeated_custom_id_is_reported_with_both_lines() -> None:

@@ -28,6 +28,8 @@ def test_where_nobody_says_what_is_served_only_live_models_are_refused() -> None
     """A check without a server at hand takes any name but that of a model that is never batched."""
     assert _CATALOGUE.offers("any", None)
     assert not _CATALOGUE.offers("live", None)
+    assert _CATALOGUE.is_configured("big")
+    assert not _CATALOGUE.is_configured("b")
 
 
 def test_every_name_of_a_served_model_is_listed() -> None:

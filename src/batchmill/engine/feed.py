@@ -10,6 +10,7 @@ from batchmill.ledger.ledger import Claim, Portion
 from batchmill.ledger.segment import Result
 from batchmill.schedule.pace import Pace
 from batchmill.schedule.plan import SLICE_LINES, Record
+from batchmill.spec.layout import Envelope
 from batchmill.spec.rules import BYTES_PER_TOKEN
 from batchmill.store.slice import Bitmap
 
@@ -111,12 +112,14 @@ class Work:
         first = min(record.offset for record in records)
         return first, max(record.offset + record.length for record in records) - first
 
-    def line(self, request: Request) -> bytes:
-        """Return a line's bytes as the user wrote them."""
+    def envelope(self, request: Request) -> Envelope:
+        """Return a line's custom_id and body as the user wrote them, where validation found them."""
         if self.text is None:
             raise ValueError("a line was asked for before its Slice was loaded")
-        at = request.record.offset - self.text_from
-        return self.text[at : at + request.record.length]
+        record = request.record
+        line = record.offset - self.text_from
+        start, body = line + record.id_offset, line + record.body_offset
+        return Envelope(self.text[start : start + record.id_length], self.text[body : body + record.body_length])
 
     def announce(self, count: int) -> Bitmap | None:
         """Return the lines that may have been sent once the next `count` go; None if the row says just that already."""

@@ -13,7 +13,6 @@ from batchmill.engine.lanes import Lane
 from batchmill.engine.loop import Bell
 from batchmill.ledger.segment import Result
 from batchmill.schedule.retry import Done, GaveUp, Later, Verdict, judge
-from batchmill.spec.lines import split_envelope
 from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue, refusal, with_model
 from batchmill.spec.results import answered, result_id, unanswered, usage_of
 from batchmill.telemetry import Metrics
@@ -70,7 +69,7 @@ class Sender:
         work = request.work
         line_id = result_id(work.batch_id, request.record.line)
         request_id = f"req{line_id.removeprefix('batch_req')}_{work.claim.slice.epoch}a{request.sends}"
-        envelope = split_envelope(work.line(request))
+        envelope = work.envelope(request)
         configured = self._catalogue.is_configured(work.model)  # else the line names it so, and nothing is locked
         refused = refusal(envelope.body, self._catalogue.facts(work.model)) if configured else None
         if refused is not None:
@@ -141,7 +140,7 @@ def give_up(request: Request, verdict: GaveUp, *, attempts: int, excerpt: bytes 
         message = f"{message} It began: {excerpt.decode(errors='replace')[:_EXCERPT]}"
     text = unanswered(
         result_id(work.batch_id, request.record.line),
-        split_envelope(work.line(request)).custom_id,
+        work.envelope(request).custom_id,
         verdict.code,
         message,
     )

@@ -64,6 +64,8 @@ class _Pass:
             line=line.number,
             id_offset=line.custom_id_offset,
             id_length=line.custom_id_length,
+            body_offset=line.body_offset,
+            body_length=line.body_length,
             model=self.models.setdefault(self.catalogue.resolve(line.model), len(self.models)),
             tokens=line.tokens,
             prefix=0,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 SLICE_LINES = 256  # design, data path, row 5
 SLICE_BYTES = 8 << 20
 
-_RECORD = struct.Struct("<QIIIIIIII")
+_RECORD = struct.Struct("<QIIIIIIIIII")
 RECORD_BYTES = _RECORD.size
 
 
@@ -20,6 +20,8 @@ class Record(NamedTuple):
     line: int  # physical line number, from 1
     id_offset: int  # of the raw custom_id token, quotes included, within the line
     id_length: int
+    body_offset: int  # of the body within the line
+    body_length: int
     model: int  # index into the batch's models, in order of first use
     tokens: int  # estimate of what the line costs
     prefix: int  # mark of the prompt's beginning, alike in neighbours that share it; 0 for none (see order)

@@ -35,6 +35,8 @@ class Line(NamedTuple):
     length: int
     custom_id_offset: int  # of the raw JSON string, quotes included, within the line
     custom_id_length: int
+    body_offset: int  # within the line
+    body_length: int
     model: str
     tokens: int  # estimate
 
@@ -145,9 +147,10 @@ class Checker:
         repeated, wrong = self._repeated_id(facts, raw.number), self._wrong_model(facts, raw.number)
         if repeated or wrong or facts.errors or facts.model is None:
             return (*facts.errors, *(error for error in (repeated, wrong) if error))
-        # Wherever the token is found first: these bytes are all that the span is for.
-        start = raw.text.find(facts.token)
-        return Line(raw.number, raw.offset, len(raw.text), start, len(facts.token), facts.model, facts.tokens)
+        # Wherever token and body are found: these bytes are all that the spans are for.
+        text, token, body = raw.text, facts.token, facts.body
+        spans = text.find(token), len(token), text.rfind(body), len(body)
+        return Line(raw.number, raw.offset, len(text), *spans, facts.model, facts.tokens)
 
     def _repeated_id(self, facts: Facts, number: int) -> LineError | None:
         if facts.custom_id is None:

@@ -77,6 +77,7 @@ class Facts(NamedTuple):
 
     custom_id: str | None
     token: bytes  # the raw JSON string of the custom_id, quotes included
+    body: bytes  # as it is
     model: str | None
     tokens: int  # estimate of what the line costs
     errors: tuple[LineError, ...] = ()
@@ -143,7 +144,7 @@ class Rules:
         ):
             return None
         tokens = _estimate(envelope.body, body.max_completion_tokens or body.max_tokens)
-        return Facts(custom_id, envelope.custom_id, body.model, tokens)
+        return Facts(custom_id, envelope.custom_id, envelope.body, body.model, tokens)
 
     def careful(self, text: bytes, number: int) -> Facts:
         """Return the facts of any line, with an error for every rule that it breaks; `number` is its own."""
@@ -151,13 +152,13 @@ class Rules:
         unreadable = self._unreadable(text, number)
         if unreadable:
             found.add("invalid_json_line", unreadable, None)
-            return Facts(None, b"", None, 0, found.errors)
+            return Facts(None, b"", b"", None, 0, found.errors)
         try:
             members = _OBJECT.decode(text)
         except msgspec.ValidationError:
             message = _told(f"Line {number} must be a JSON object.", likely_mistake_of_value(text))
             found.add("invalid_request", message, None)
-            return Facts(None, b"", None, 0, found.errors)
+            return Facts(None, b"", b"", None, 0, found.errors)
         for name in _repeated(text):
             found.add("invalid_request", f"'{name}' stands more than once on line {number}.", name)
         for name in MEMBERS:
@@ -167,7 +168,8 @@ class Rules:
         self._fixed(members, "method", "POST", "invalid_method", found)
         self._fixed(members, "url", self._endpoint, "invalid_url", found)
         model, tokens = self._body(members, found)
-        return Facts(custom_id, bytes(members.get("custom_id", b"")), model, tokens, found.errors)
+        token, raw = (bytes(members.get(name, b"")) for name in ("custom_id", "body"))
+        return Facts(custom_id, token, raw, model, tokens, found.errors)
 
     def _unreadable(self, text: bytes, number: int) -> str | None:
         """Return why the line is no JSON that we read, or None."""
