@@ -61,6 +61,18 @@ def test_a_quick_engine_is_followed_quickly() -> None:
     assert spend(bucket, 250, now, 1.0) > 100 * FIRST_RATE
 
 
+def test_who_looks_seldom_loses_little() -> None:
+    """At a high rate a look every twentieth of a second lets nearly all of it go: not a burst's worth each time."""
+    bucket, now, sent = Bucket(), 0.0, 0
+    while now < 20.0:
+        while bucket.is_open(now):
+            bucket.take(250, now)
+            bucket.answered(250, now, took=0.002)
+            sent += now > 19.0
+        now += 0.05
+    assert sent > 1_000
+
+
 def test_prompts_that_cost_nothing_are_never_held_back() -> None:
     """Where no tokens are told, nothing is paced."""
     bucket = Bucket()

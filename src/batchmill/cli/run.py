@@ -65,6 +65,7 @@ def run_file(settings: Settings, files: RunFiles, *, endpoint: str | None, again
             run = _Run(settings=settings, files=files, endpoint=endpoint, lock=lock, shown=shown, clock=build_clock())
             # uvloop cannot start the engine in a process group of its own, which Ctrl-C does not reach.
             loop = uvloop.new_event_loop if settings.backend else asyncio.new_event_loop
+            spare_garbage_collection()
             with asyncio.Runner(loop_factory=loop) as runner:
                 return runner.run(run.run())
         except Stop:

@@ -12,6 +12,7 @@ from math import exp, inf
 
 FIRST_RATE = 16384.0  # tokens a second before anything is known, and at least
 BURST = 2048.0  # tokens that may go at once, or one prompt that is longer
+LUMP = 0.1  # seconds of the rate that may go at once, where that is more
 FACTOR = 2.0  # times the rate of answered prompt tokens
 LONGEST = 16384  # tokens that a prompt counts for at most: much longer ones are mostly images, and no such number
 MEASURE = 1.0  # seconds to measure that rate over, or as long as a request takes where that is less
@@ -73,4 +74,6 @@ class Bucket:
     def _credit_at(self, now: float) -> float:
         if self._counted_at == -inf:
             return self._credit
-        return min(BURST, self._credit + (now - self._counted_at) * self._rate)
+        # Who sends looks seldom, and to a quick engine much must go between two looks.
+        most = max(BURST, LUMP * self._rate)
+        return min(most, self._credit + (now - self._counted_at) * self._rate)
