@@ -1,5 +1,7 @@
 """What the scheduling is worth: every goal of makespan and pacing, in virtual time, with the product's own code.
 
+What ordering costs is measured, as CPU time beside validation's; all else is the same on every machine.
+
     python bench/makespan.py [--seeds 3] [--json figures.jsonl]
 
 Prints a table, goal beside figure, and one JSON line for each figure. A figure is the worst over the seeds.
@@ -7,20 +9,25 @@ Prints a table, goal beside figure, and one JSON line for each figure. A figure 
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
+from statistics import median
+from time import process_time
 
 import engine_model as model
 from policy_run import Change, PolicyRun, Run, Taken
 from suites import Line, least_tokens, lower_bound, suite, visitors
 from suites import profile as engine_for
 
-from batchmill.schedule.order import Orderer
+from batchmill.schedule.order import Orderer, fingerprint
 from batchmill.schedule.pace import Pace
 from batchmill.schedule.placement import Placement
+from batchmill.spec.limits import Limits
+from batchmill.spec.lines import Checker, RawLine
 
 MOST = 4096  # requests in flight
 MAKESPAN = {"A": 1.15, "B": 1.15, "C": 1.45, "D": 1.05}  # the goal of each suite, / the lower bound
@@ -173,9 +180,51 @@ def ordered(name: str, engines: int, *, gauges: bool, seed: int, in_file_order: 
 
 def figures(seeds: Sequence[int]) -> Iterator[Figure]:
     """Yield every figure, the worst over the seeds."""
+    yield from _ordering_costs()
     yield from _orders(seeds)
     yield from _windows(seeds)
     yield from _beside_visitors(seeds)
+
+
+def _ordering_costs() -> Iterator[Figure]:
+    """Yield CPU time to order a file / CPU time to validate it: the median of pairs."""
+    for name, shared, own in (("short lines", 0, 600), ("shared documents", 3000, 200), ("long lines", 0, 30_000)):
+        lines = list(_file(4_000_000 // (shared + own), shared, own))
+        pairs = [(_cpu(_order, lines), _cpu(_validate, lines)) for _ in range(5)]
+        value = median(ordering / validating for ordering, validating in pairs)
+        yield Figure(name=f"CPU of ordering / validating, {name}", value=value, goal=0.5)
+
+
+def _file(count: int, shared: int, own: int) -> Iterator[RawLine]:
+    """Yield the lines of an input File: so many characters of one of 300 documents, then so many of their own."""
+    draw = random.Random(1)  # noqa: S311 - a workload, not a secret
+    text = "".join(draw.choices("etaoin shrdlu ", k=1 << 20))
+    for number in range(1, count + 1):
+        document, begin = 3000 * draw.randrange(300), draw.randrange(len(text) - own)
+        content = text[document : document + shared] + text[begin : begin + own]
+        body = {"model": "m", "messages": [{"role": "user", "content": content}], "max_tokens": 512}
+        line = {"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": body}
+        yield RawLine(number, 0, json.dumps(line).encode(), over=False)
+
+
+def _order(lines: Sequence[RawLine]) -> None:
+    orderer = Orderer()
+    for line in lines:
+        prompt = line.text[line.text.index(b'"messages"') :]
+        orderer.add(fingerprint(prompt), prompt=len(prompt) // 4, output=512)
+    orderer.order(backends=4)
+
+
+def _validate(lines: Sequence[RawLine]) -> None:
+    checker = Checker(endpoint="/v1/chat/completions", limits=Limits(), known_models=["m"])
+    for line in lines:
+        checker.check(line)
+
+
+def _cpu(do: Callable[[Sequence[RawLine]], None], lines: Sequence[RawLine]) -> float:
+    began = process_time()
+    do(lines)
+    return process_time() - began
 
 
 def _orders(seeds: Sequence[int]) -> Iterator[Figure]:

@@ -43,8 +43,8 @@ def test_a_fingerprint_is_of_the_beginning() -> None:
     assert fingerprint(b"short") == (0,) * len(DEPTHS)
 
 
-def test_a_checksum_is_of_all_before_it() -> None:
-    """Prompts that differ at their first byte have nothing in common, whatever follows."""
+def test_a_checksum_is_of_what_was_before_it() -> None:
+    """Prompts that differ from their first byte on have nothing in common, whatever follows."""
     text = prompt((1, 70_000))
     assert not set(fingerprint(text)) & set(fingerprint(b"x" + text[1:]))
 

@@ -379,6 +379,17 @@ def test_an_engine_that_nobody_else_uses_is_not_paced() -> None:
     assert pace.opens_at(0.1) is None
 
 
+def test_somebody_who_comes_finds_no_debt() -> None:
+    """What was sent while the engine was ours alone is not held against what is sent when it no longer is."""
+    pace = Pace(window=8)
+    pace.gauged(Gauges(0, 0), 0.0)
+    pace.sent(0.1, prefill=1_000_000)
+    pace.gauged(Gauges(0, 30), 1.0)
+    assert pace.may_send(1.0)
+    pace.sent(1.0, prefill=10_000)
+    assert not pace.may_send(1.0)
+
+
 def test_a_full_window_opens_at_no_known_time() -> None:
     """Only an answer opens a full window, so there is nothing to wake up for."""
     pace = Pace(window=1)

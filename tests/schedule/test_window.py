@@ -193,7 +193,7 @@ def test_a_full_cache_takes_the_window_down() -> None:
     window.gauged(Gauges(0, 100, 0.9), 1.0, 100)
     assert window.size == 100
     for second in range(2, 5):
-        window.gauged(Gauges(0, window.size, 0.97), second, window.size)
+        window.gauged(Gauges(1, window.size - 1, 0.97), second, window.size)
     assert 90 <= window.size < 95
     at = window.size
     for second in range(5, 9):

@@ -24,6 +24,7 @@ from batchmill.cli import data_directory
 from batchmill.cli.check import describe, refuse_unknown_endpoint
 from batchmill.cli.engine import start_engine
 from batchmill.cli.exit import RunExit, Stop
+from batchmill.cli.process import spare_garbage_collection
 from batchmill.cli.progress import Display, Moment, display
 from batchmill.cli.run_files import RunFiles
 from batchmill.cli.run_state import Known, begin_run, find_run, result_keys

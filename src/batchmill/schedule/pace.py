@@ -109,7 +109,8 @@ class Pace:
 
         `prefill` are the tokens of its prompt that no prefix cache is expected to have.
         """
-        self._bucket.take(prefill, now)
+        if not self._window.is_alone:  # or it would be in debt when somebody else comes
+            self._bucket.take(prefill, now)
         self._window.moved(now, self._in_flight)
         self._trial_out = self._circuit is _Circuit.HALF_OPEN
         self._trial_at = now

@@ -4,12 +4,13 @@
       ▲                                                              │ ▲                           │ │
       ├──────────── the backend has become larger (rise) ────────────┘ └─── it brought nothing ────┘ │
       └──────────────────────────────── it brought something ────────────────────────────────────────┘
+    HOLD ── much less is delivered ──► PROBE of a smaller size, which is kept if it costs nothing
     any ── a 429, and no gauges ──► CAREFUL: half, then a little more with each window of successes
 
-The measure is work delivered a second, by Little's law: requests in flight x work of a request / seconds of a request,
-over a window of answers to what was sent at the present size. A long request weighs as much as the work it brings, so
-outputs of uneven length make little noise. Latency alone says nothing here (the output's length sets it), nor does a
-missing 429 (vLLM queues without one).
+The measure is work delivered a second, over a window of answers to what was sent at the present size: by Little's law
+(requests in flight x work of a request / seconds of a request), or as it arrives. A long request weighs as much as the
+work it brings, so outputs of uneven length make little noise. Latency alone says nothing here (the output's length sets
+it), nor does a missing 429 (vLLM queues without one).
 
 Where the engine shows its gauges they lead. An engine that is ours alone is filled until a few requests wait in it.
 One that others use, too, is judged by gain, in smaller steps, and nothing is to wait in it. Without gauges it is gain
@@ -42,13 +43,13 @@ PROBE_SELDOM = 24  # the same, where others use the engine and have waited, or p
 PROBE = 1.25  # times the size
 PROBE_GAIN = 1.08  # times the throughput before: a probe is followed
 DROP = 0.75  # times the throughput before: the backend has become smaller
-RISE = 1.3  # times the throughput before: it has become larger
+RISE = 1.28  # times the throughput before: it has become larger
 SPARE = 1.5  # times what a smaller backend seems to need
 
 ALONE = 0.5  # requests of others on average: up to here the engine is ours
 QUEUE = (2, 16)  # requests to wait inside an engine that is ours: a sixteenth of the window, within these
-KV_FULL = 0.95  # of the engine's cache: less, or it throws out what it has begun
-KV_RELIEF = 0.97  # times the window, with each look at a full cache
+KV_FULL = 0.95  # of the engine's cache, and requests wait: less, or it throws out what it has begun
+KV_RELIEF = 0.97  # times the window, with each such look
 KV_ROOM = 0.85  # of the cache: below, it may grow again
 
 HALVING_PAUSE = 1.0  # seconds: the 429s of one burst count as one
@@ -164,7 +165,7 @@ class Window:
         measure.waiting = min(measure.waiting, gauges.waiting)
         measure.kv = max(measure.kv, gauges.kv)
         self._queued = self._queued + 1 if gauges.waiting >= 1 else 0
-        if gauges.kv >= KV_FULL and not self._is_shared:
+        if gauges.kv >= KV_FULL and gauges.waiting >= 1 and not self._is_shared:
             self._hold(round(KV_RELIEF * min(in_flight, self.size)), 0.0)
         elif self._phase is _Phase.GROW and not self._is_shared:
             self._fill_up(gauges, now, in_flight)
