@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from batchmill.backends.aiohttp_transport import AiohttpTransport
 from batchmill.backends.backend import Call, Reply, Unreachable
 from batchmill.backends.builtin import BUILTIN_MODEL, EXIT_CANNOT, EngineOrder, engine_command
 from batchmill.backends.http import HttpBackend
+from batchmill.backends.wire import WireTransport
 from fakeclock import FakeClock
 
 KEY = "sk-for-the-engine"
@@ -96,7 +96,7 @@ async def backend_at(clock: FakeClock) -> AsyncIterator[Callable[..., HttpBacken
     async with contextlib.AsyncExitStack() as stack:
 
         def make(url: str, key: str = KEY) -> HttpBackend:
-            transport = AiohttpTransport(clock=clock, max_reply_bytes=1 << 20)
+            transport = WireTransport(clock=clock, max_reply_bytes=1 << 20)
             backend = HttpBackend(url=url, transport=transport, deadline=120.0, key=key)
             stack.push_async_callback(backend.close)
             return backend

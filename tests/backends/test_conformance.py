@@ -347,6 +347,36 @@ async def test_a_cancelled_request_leaves_no_reply_to_another(transport: Transpo
         assert (await post(transport, raw.url, body=b"%d" % turns)).body == b"%d" % turns
 
 
+async def test_a_cancel_that_comes_with_the_reply_spares_the_next_request(
+    clock: FakeClock, serve_raw: ServeRaw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once its reply is whole a connection is another's; who is cancelled in that very moment does not close it."""
+    dated = b"HTTP/1.1 200 OK\r\nRetry-After: Fri, 15 Jan 2027 08:00:30 GMT"
+    tasks: list[asyncio.Task[Reply]] = []
+
+    async def script(_raw: RawServer, connection: Connection) -> None:
+        await connection.read_request()
+        await connection.write(answer(b"first", dated))
+        await connection.read_request()
+        await connection.write(answer(b"second"))
+
+    def now() -> float:  # asked as the reply is read: the next request and the cancel come before who waits wakes
+        tasks.append(asyncio.create_task(post(transport, raw.url)))
+        asyncio.get_running_loop().call_soon(tasks[0].cancel)
+        return clock.time
+
+    monkeypatch.setattr(clock, "now", now)
+    transport = wire.WireTransport(clock=clock, max_reply_bytes=1_000)
+    raw = await serve_raw(script)
+    tasks.append(asyncio.create_task(post(transport, raw.url)))
+    with pytest.raises(asyncio.CancelledError):
+        await tasks[0]
+
+    assert (await tasks[1]).body == b"second"
+    assert raw.connections == 1
+    await transport.close()
+
+
 async def test_closing_ends_what_is_out(make_transport: MakeTransport, serve_raw: ServeRaw) -> None:
     """With the transport every connection is closed; who waited for a reply hears of a lost connection."""
     arrived = asyncio.Event()

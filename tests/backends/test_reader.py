@@ -1,5 +1,6 @@
 """The reader alone: what bytes mean does not depend on how the network cuts them."""
 
+import tracemalloc
 from itertools import pairwise
 
 import pytest
@@ -162,6 +163,21 @@ def test_an_end_is_told_by_what_was_promised(said: bytes, lost: bool, reply: Fau
 def test_a_coding_or_length_that_is_not_ours_is_refused(header: bytes, detail: str) -> None:
     """Nothing is decoded, and no length is guessed."""
     assert Reply(fault=Fault.GARBLED, detail=detail) == read([OK + header + b"\r\n\r\n{}"])[0]
+
+
+def test_a_body_in_tiny_chunks_takes_no_more_room_than_its_bytes() -> None:
+    """A hostile server cannot blow a reply up by cutting it fine."""
+    reading = ReplyReader(now=lambda: 0.0, max_reply_bytes=1 << 20)
+    reading.feed(CHUNKED)
+    tracemalloc.start()
+    for _ in range(100):
+        reading.feed(b"2\r\nab\r\n" * 1_000)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    reply = reading.feed(b"0\r\n\r\n")
+
+    assert reply == Reply(status=200, body=b"ab" * 100_000)
+    assert most < 1_000_000
 
 
 def test_a_reader_reads_one_reply_after_another() -> None:

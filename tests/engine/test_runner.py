@@ -8,8 +8,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from batchmill.backends.aiohttp_transport import AiohttpTransport
 from batchmill.backends.http import HttpBackend
+from batchmill.backends.wire import WireTransport
 from batchmill.engine.group import GroupBounds
 from batchmill.spec.states import Status
 from engine.faulty import HangingDatabase
@@ -206,7 +206,7 @@ async def test_what_a_reply_means(
     app = web.Application()
     app.add_routes([web.post("/v1/chat/completions", chat), web.get("/v1/models", models)])
     async with TestServer(app) as server:
-        transport = AiohttpTransport(clock=mill.clock, max_reply_bytes=1 << 20)
+        transport = WireTransport(clock=mill.clock, max_reply_bytes=1 << 20)
         backend = HttpBackend(url=str(server.make_url("/v1")), transport=transport, deadline=10)
         hand = mill.hand(backend, window=1)
         batch_id = await mill.batch(line("only"))

@@ -6,8 +6,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 from structlog.testing import capture_logs
 
-from batchmill.backends.aiohttp_transport import AiohttpTransport
 from batchmill.backends.http import HttpBackend
+from batchmill.backends.wire import WireTransport
 from batchmill.schedule.retry import Done, Later
 from batchmill.store.model import list_backends, list_models
 from engine.faulty import FaultyDatabase
@@ -23,7 +23,7 @@ async def test_a_backend_that_comes_later_is_found(mill: Mill) -> None:
     app = web.Application()
     app.add_routes([web.get("/v1/models", models)])
     port = unused_port()
-    transport = AiohttpTransport(clock=mill.clock, max_reply_bytes=1 << 20)
+    transport = WireTransport(clock=mill.clock, max_reply_bytes=1 << 20)
     backend = HttpBackend(url=f"http://127.0.0.1:{port}/v1", transport=transport, deadline=5)
     scout = mill.hand(backend).scout
     await scout.step()
@@ -69,7 +69,7 @@ async def test_a_backend_that_hangs_holds_no_other_up(mill: Mill) -> None:
     app = web.Application()
     app.add_routes([web.get("/v1/models", models)])
     async with TestServer(app) as server:
-        transport = AiohttpTransport(clock=mill.clock, max_reply_bytes=1 << 20)
+        transport = WireTransport(clock=mill.clock, max_reply_bytes=1 << 20)
         slow = HttpBackend(url=str(server.make_url("/v1")), transport=transport, deadline=5)
         hand = mill.hand(slow, mill.echo())
         await hand.scout.step()
@@ -83,7 +83,7 @@ async def test_a_backend_that_hangs_holds_no_other_up(mill: Mill) -> None:
 async def test_backends_taken_out_are_forgotten(mill: Mill) -> None:
     """The rows of backends that are no longer configured go; the models they served stay known."""
     await mill.hand(mill.echo(models=("a",))).scout.step()
-    transport = AiohttpTransport(clock=mill.clock, max_reply_bytes=1 << 20)
+    transport = WireTransport(clock=mill.clock, max_reply_bytes=1 << 20)
     other = HttpBackend(url=f"http://127.0.0.1:{unused_port()}/v1", transport=transport, deadline=5)
     await mill.hand(other).scout.step()
     assert [state.name for state in await mill.database.read(list_backends)] == [other.name]
@@ -120,7 +120,7 @@ async def test_a_backend_that_is_asked_is_as_it_was(mill: Mill) -> None:
     app = web.Application()
     app.add_routes([web.get("/v1/models", models)])
     async with TestServer(app) as server:
-        transport = AiohttpTransport(clock=mill.clock, max_reply_bytes=1 << 20)
+        transport = WireTransport(clock=mill.clock, max_reply_bytes=1 << 20)
         backend = HttpBackend(url=str(server.make_url("/v1")), transport=transport, deadline=5)
         hand = mill.hand(backend)
         await hand.scout.step()

@@ -7,8 +7,8 @@ import pytest
 from aiohttp.test_utils import unused_port
 from structlog.testing import capture_logs
 
-from batchmill.backends.aiohttp_transport import AiohttpTransport
 from batchmill.backends.http import HttpBackend
+from batchmill.backends.wire import WireTransport
 from batchmill.blobs.space import Space
 from batchmill.engine.waiting import Circumstances, outage_of, why
 from batchmill.spec.states import Status
@@ -127,7 +127,7 @@ async def test_a_sentence_is_logged_when_it_is_new(mill: Mill) -> None:
 async def test_a_batch_waits_for_its_backend(mill: Mill) -> None:
     """While the only backend is away the batch says so, with its reason; it says nothing any more once lines move."""
     await mill.knows("echo")
-    transport = AiohttpTransport(clock=mill.clock, max_reply_bytes=1 << 20)
+    transport = WireTransport(clock=mill.clock, max_reply_bytes=1 << 20)
     away = HttpBackend(url=f"http://127.0.0.1:{unused_port()}/v1", transport=transport, deadline=5)
     hand = mill.hand(away)
     batch_id = await mill.batch(lines(5))
@@ -188,7 +188,7 @@ async def test_a_batch_stuck_by_deaths_is_told(mill: Mill) -> None:
 async def test_the_sentence_names_a_backend_once(mill: Mill) -> None:
     """A backend's own words for its outage do not begin with its name again."""
     await mill.knows("echo")
-    transport = AiohttpTransport(clock=mill.clock, max_reply_bytes=1 << 20)
+    transport = WireTransport(clock=mill.clock, max_reply_bytes=1 << 20)
     away = HttpBackend(url=f"http://127.0.0.1:{unused_port()}/v1", transport=transport, deadline=5)
     hand = mill.hand(away)
     batch_id = await mill.batch(lines(5))

@@ -12,6 +12,7 @@ from batchmill.schedule.retry import Fault
 __all__ = ["Connection"]
 
 _PIECE: Final = 1 << 18  # a longer body goes out as the socket takes it, never copied whole into a buffer
+_NOTHING: Final = memoryview(b"")
 
 
 class Connection(asyncio.Protocol):
@@ -67,7 +68,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[Reply] | None = None
         self._paused = False
-        self._rest = memoryview(b"")
+        self._rest = _NOTHING
         self._timer: asyncio.TimerHandle | None = None
         self._rings_at = inf
         self._due = self._deadline = 0.0
@@ -85,12 +86,10 @@ class Connection(asyncio.Protocol):
             due: When the last byte of the reply must be here, by the loop's clock.
             deadline: The seconds that it had, to be told.
         """
-        reader = self._reader
-        reader.begin()
         transport = self._transport
         if self.closed or transport is None:
             self.stale = True
-            return reader.end(lost=True)
+            return self._reader.end(lost=True)
         waiter: asyncio.Future[Reply] = self._loop.create_future()
         self._waiter = waiter
         self._due, self._deadline = due, deadline
@@ -113,6 +112,7 @@ class Connection(asyncio.Protocol):
         """Close at once; who waits for a reply gets a fault."""
         if not self.closed:
             self.closed = True
+            self._rest = _NOTHING
             self._settle(Reply(fault=Fault.RESET, detail="the connection was closed"))
             if self._transport is not None:
                 self._transport.abort()
@@ -167,20 +167,19 @@ class Connection(asyncio.Protocol):
         self.close()
 
     def _answered(self, reply: Reply) -> None:
-        heeded = self._settle(reply)
-        if heeded and self._reader.keeps and not self._rest:
+        self._settle(reply)
+        if self._reader.keeps and not self._rest:
+            self._reader.begin()  # now, not later: it lets go of the reply
             self.idle_since = self._loop.time()
             self._keep(self)
         else:
             self.close()
 
-    def _settle(self, reply: Reply) -> bool:
-        """Give the reply to who waits; False where nobody does any more."""
+    def _settle(self, reply: Reply) -> None:
+        """Give the reply to who waits, if anybody still does."""
         waiter, self._waiter = self._waiter, None
-        if waiter is None or waiter.done():
-            return False
-        waiter.set_result(reply)
-        return True
+        if waiter is not None and not waiter.done():
+            waiter.set_result(reply)
 
     def _ring_at(self, when: float) -> None:
         if self._timer is not None:

@@ -32,11 +32,11 @@ class ReplyReader:
     """
 
     __slots__ = (
+        "_body",
         "_headers",
         "_max_reply_bytes",
         "_now",
         "_parser",
-        "_pieces",
         "_refused",
         "_reply",
         "_room",
@@ -57,7 +57,6 @@ class ReplyReader:
         self._max_reply_bytes = max_reply_bytes
         self._parser = HttpResponseParser(self)
         self._headers: dict[bytes, bytes] = {}
-        self._pieces: list[bytes] = []
         self._refused: Reply | None = None
         self.begin()
 
@@ -67,7 +66,7 @@ class ReplyReader:
         self.keeps = False
         self._headers.clear()
         self._status = 0  # until its head is whole
-        self._pieces.clear()
+        self._body: bytes | bytearray = b""
         self._size = 0
         self._room = _HEAD_BYTES
         self._reply: Reply | None = None
@@ -97,11 +96,10 @@ class ReplyReader:
         return self._whole()
 
     def _whole(self) -> Reply:
-        pieces = self._pieces
         wait = self._headers.get(b"retry-after")
         return Reply(
             status=self._status,
-            body=pieces[0] if len(pieces) == 1 else b"".join(pieces),
+            body=bytes(self._body),  # no copy, where it came in one piece
             retry_after=None if wait is None else retry_after_seconds(wait.decode("latin-1"), now=self._now()),
         )
 
@@ -152,7 +150,12 @@ class ReplyReader:
         self._size += len(piece)
         if self._size > self._max_reply_bytes:
             self._too_large()
-        self._pieces.append(piece)
+        if not self._body:
+            self._body = piece
+        elif isinstance(self._body, bytearray):
+            self._body += piece
+        else:  # a list of pieces would be many times as large, where each holds a byte or two
+            self._body = bytearray(self._body + piece)
 
     def on_message_complete(self) -> None:
         """The reply is whole, or an interim one is."""
