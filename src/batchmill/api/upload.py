@@ -22,9 +22,11 @@ T = TypeVar("T")
 
 _TEXT_BYTES = 1024  # the longest value of a text part: all of ours are words and numbers
 _PARTS = 16  # reliability A9
+_PART_HEADERS = 8  # A10
+_PART_HEADER_BYTES = 4224  # each
 _BUFFER = 1 << 20  # bytes handed to the writing thread at once
 _FILENAME = 255  # bytes
-_FRAME = 1 << 20  # bytes of a form beside its file: what stands before, between and after its parts is bounded, too
+_FRAME = 1 << 20  # bytes that a form may have beyond what its file may: what stands around the parts counts, too
 _AS_IT_IS = frozenset({b"binary", b"8bit", b"7bit"})  # RFC 7578, 4.7: deprecated, and nobody decodes the others
 _LINE_BREAKERS = frozenset({"Cc", "Zl", "Zp"})  # control characters and line separators, by their Unicode category
 
@@ -56,7 +58,7 @@ class _Parts:
     texts: dict[str, bytearray] = field(default_factory=dict)
     filename: str | None = None
     file_bytes: int = 0
-    chunks: list[bytes] = field(default_factory=list)  # of the file, not written yet
+    waiting: bytearray = field(default_factory=bytearray)  # of the file, not written yet
     ended: bool = False
     _count: int = 0
     _headers: dict[bytes, bytes] = field(default_factory=dict)
@@ -133,7 +135,7 @@ class _Parts:
         self.file_bytes += len(data)
         if self.file_bytes > self.limits.max_input_bytes:
             raise errors.too_big("The file", self.limits.max_input_bytes, "file")
-        self.chunks.append(data)
+        self.waiting += data  # not kept as it comes: a file of almost-boundaries comes by the eleven bytes
 
     def _end(self) -> None:
         self.ended = True
@@ -187,8 +189,10 @@ async def receive_upload(
 
 async def _read_form(stream: AsyncIterator[bytes], boundary: bytes, writer: BlobWriter, limits: Limits) -> _Parts:
     parts = _Parts(limits)
-    parser = MultipartParser(boundary, parts.callbacks())
-    waiting = size = 0
+    parser = MultipartParser(
+        boundary, parts.callbacks(), max_header_count=_PART_HEADERS, max_header_size=_PART_HEADER_BYTES
+    )
+    size = 0
     async for chunk in stream:
         size += len(chunk)
         refuse_long_form(size, limits)
@@ -196,11 +200,9 @@ async def _read_form(stream: AsyncIterator[bytes], boundary: bytes, writer: Blob
             parser.write(chunk)
         except MultipartParseError as fault:
             raise errors.invalid_request(f"The form is not valid multipart/form-data: {fault}.") from fault
-        waiting += len(chunk)
-        if waiting >= _BUFFER:
-            await _in_thread(lambda: _flush(parts.chunks, writer))
-            waiting = 0
-    await _in_thread(lambda: _flush(parts.chunks, writer))
+        if len(parts.waiting) >= _BUFFER:
+            await _in_thread(lambda: _flush(parts.waiting, writer))
+    await _in_thread(lambda: _flush(parts.waiting, writer))
     return parts
 
 
@@ -218,10 +220,10 @@ def _text(options: Mapping[bytes, bytes], name: bytes) -> str:
     return options.get(name, b"").decode(errors="replace")
 
 
-def _flush(chunks: list[bytes], writer: BlobWriter) -> None:
-    for chunk in chunks:
-        writer.write(chunk)
-    chunks.clear()
+def _flush(waiting: bytearray, writer: BlobWriter) -> None:
+    with memoryview(waiting) as view:
+        writer.write(view)
+    waiting.clear()
 
 
 def _judge(parts: _Parts, limits: Limits) -> tuple[str, str, int | None]:
