@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 
 import pytest
@@ -123,6 +123,36 @@ def test_uploads_beyond_the_slots_are_429s(serve: Callable[..., Served]) -> None
         first.sendall(FORM[50:])
         assert first.recv(65_536).startswith(b"HTTP/1.1 200 ")
     assert _again(ours).startswith(b"HTTP/1.1 200 ")
+
+
+def test_all_uploads_together_have_slots_too(serve: Callable[..., Served]) -> None:
+    """Where all keys together have taken them, another key's upload is a 429, and reads and deletes go on."""
+    served = serve(limits=replace(KIMI, max_uploads=1, body_idle=5.0))
+    ours, theirs = served.tenant(), served.tenant()
+    file_id = theirs.upload()["id"]
+    with upload(ours) as first:
+        first.sendall(FORM[:50])
+        until(ours.blobs, 10.0)
+        assert _again(theirs).startswith(b"HTTP/1.1 429 ")
+        for method in ("GET", "DELETE"):
+            said = served.ask(method, f"/v1/files/{file_id}", Authorization=f"Bearer {theirs.key}")
+            assert said.status == 200
+        first.sendall(FORM[50:])
+        assert first.recv(65_536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_no_body_is_waited_for_longer_than_in_all(serve: Callable[..., Served]) -> None:
+    """However fast it comes between its pauses, their sum has an end."""
+    tenant = serve(limits=replace(KIMI, body_total=0.2, body_rate=1, drain_seconds=0.1)).tenant()
+    with upload(tenant, length=50 << 20) as connection:
+        connection.settimeout(0.05)
+        connection.sendall(FORM[:-60])
+        said = b""
+        while not said:
+            connection.sendall(b"x" * 1000)
+            with suppress(TimeoutError):
+                said = connection.recv(65_536)
+    assert said.startswith(b"HTTP/1.1 408 ")
 
 
 def _again(tenant: Tenant) -> bytes:

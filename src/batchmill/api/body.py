@@ -12,9 +12,6 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-_DRAIN_BYTES = 128 << 20  # of a refused body: a client that is still sending gets to read why (contract f.13)
-_DRAIN_SECONDS = 5.0
-
 
 class Body:
     """The body of one request, as an ASGI `receive`.
@@ -58,9 +55,9 @@ class Body:
         if self.ended or not self.admitted or not self._may_drain:
             return last
         await send({**last, "more_body": True})
-        most, ended = self._bytes + _DRAIN_BYTES, False
+        most, ended = self._bytes + self._limits.drain_bytes, False
         with suppress(TimeoutError):
-            async with asyncio.timeout(_DRAIN_SECONDS):
+            async with asyncio.timeout(self._limits.drain_seconds):
                 while not ended and self._bytes < most:
                     ended = self._take(await self._receive())
         return {"type": "http.response.body"}

@@ -68,6 +68,8 @@ class Limits:
     body_rate: int = 1024  # bytes a second that it must come at
     body_grace: float = 10.0  # beyond so much waiting
     body_total: float = 3600.0  # of waiting, whatever the rate
+    drain_bytes: int = 128 * _MIB  # of a refused body: a client that is still sending gets to read why (contract f.13)
+    drain_seconds: float = 5.0  # for those
     answer_idle: float = 60.0  # an answer may wait for so long for its client to read any of it
     failed_auth_per_minute: int | None = 60  # S10: bad keys from one address
     max_idempotency_key: int = 255  # a.9, in characters
