@@ -44,7 +44,7 @@ def _run(served: Served, folder: Path, given: str, *options: str) -> None:
     command = [_SCHEMATHESIS, "--config-file", _CONFIG, "run", f"{served.url}/openapi.json", "--seed=4", "--no-color"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "INPUT_FILE_ID": given}
     done = subprocess.run(
-        [*command, "--request-retries=2", *options],
+        [*command, *options],
         cwd=folder,
         env=environment,
         capture_output=True,

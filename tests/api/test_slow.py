@@ -94,6 +94,20 @@ def test_a_body_without_a_key_is_not_read(served: Served, path: str) -> None:
         assert b"connection: close" in told(connection).lower()
 
 
+def test_a_small_body_without_a_key_costs_nobody_his_answer(served: Served) -> None:
+    """What is on its way is read and thrown away: cut off at once, a client may get a reset in place of its 401."""
+    head = b"POST /v1/batches HTTP/1.1\r\nHost: h\r\nContent-Length: 60000\r\n\r\n"
+    with closing(socket.create_connection(("127.0.0.1", served.port), timeout=30)) as connection:
+        connection.sendall(head + b"x" * 30_000)
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 401 ")
+        connection.settimeout(0.2)
+        with pytest.raises(TimeoutError):  # it waits for the rest
+            told(connection)
+        connection.settimeout(30)
+        connection.sendall(b"x" * 30_000)
+        assert told(connection) == b""
+
+
 def test_a_large_body_that_may_not_be_sent_gets_its_answer(served: Served) -> None:
     """A key without the scope is told so after megabytes, and no reset."""
     tenant = served.tenant()

@@ -13,6 +13,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
+_SMALL = 64 << 10  # bytes of a body without a key that may be read, to throw them away
+
+
 class Body:
     """The body of one request, as an ASGI `receive`.
 
@@ -27,6 +30,8 @@ class Body:
         self.admitted = False  # it came with a key that is good
         self.ended = b"transfer-encoding" not in headers and headers.get(b"content-length", b"0") == b"0"
         self._may_drain = b"expect" not in headers  # who waits for leave to send has nothing on the way
+        length = headers.get(b"content-length", b"")
+        self._is_small = length.isdigit() and int(length) <= _SMALL
 
     async def receive(self) -> Message:
         """Return the next message; after the body's end, which may be long in coming, that of the disconnect.
@@ -50,12 +55,13 @@ class Body:
     async def let_go(self, send: Send, last: Message) -> Message:
         """Send an answer's last part and return what ends it; in between, take some of what still comes, unseen.
 
-        An answer on a connection that is cut at once may be lost. Who has no key is not read at all (invariant S10).
+        An answer on a connection that is cut at once may be lost. Who has no key is not read, but for what the kernel
+        has taken already by the time (invariant S10 and its test).
         """
-        if self.ended or not self.admitted or not self._may_drain:
+        if self.ended or not (self.admitted or self._is_small) or not self._may_drain:
             return last
         await send({**last, "more_body": True})
-        most, ended = self._bytes + self._limits.drain_bytes, False
+        most, ended = self._bytes + (self._limits.drain_bytes if self.admitted else _SMALL), False
         with suppress(TimeoutError):
             async with asyncio.timeout(self._limits.drain_seconds):
                 while not ended and self._bytes < most:
