@@ -40,7 +40,7 @@ def told(connection: socket.socket) -> bytes:
 @pytest.mark.parametrize("path", ["/v1/files", "/v1/batches"])
 def test_a_body_that_stands_still_is_a_408(serve: Callable[..., Served], path: str) -> None:
     """It is answered, its connection ends, and nothing of it is left."""
-    tenant = serve(limits=replace(KIMI, body_idle=0.2)).tenant()
+    tenant = serve(limits=replace(KIMI, body_idle=0.2, drain_seconds=0.1)).tenant()
     with upload(tenant, path=path) as connection:
         connection.sendall(FORM[:50])
         said = told(connection)
@@ -69,7 +69,7 @@ def test_a_body_that_trickles_is_a_408(serve: Callable[..., Served]) -> None:
 
 def test_an_endless_body_is_refused_and_not_read_on(serve: Callable[..., Served]) -> None:
     """Once it is larger than a file may be the answer comes, and the connection ends, whatever is still to come."""
-    tenant = serve(limits=replace(KIMI, max_input_bytes=1000)).tenant()
+    tenant = serve(limits=replace(KIMI, max_input_bytes=1000, drain_seconds=0.1)).tenant()
     with upload(tenant, length=1 << 40) as connection:
         connection.sendall(FORM[:-60] + b"x" * 100_000)
         said = told(connection)

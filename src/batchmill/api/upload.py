@@ -1,6 +1,7 @@
 """Streams a multipart upload into a blob: counted and hashed on the way, never held whole."""
 
 import asyncio
+import re
 import unicodedata
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ _BUFFER = 1 << 20  # bytes handed to the writing thread at once
 _FILENAME = 255  # bytes
 _FRAME = 1 << 20  # bytes that a form may have beyond what its file may: what stands around the parts counts, too
 _AS_IT_IS = frozenset({b"binary", b"8bit", b"7bit"})  # RFC 7578, 4.7: deprecated, and nobody decodes the others
+_QUOTED = re.compile(rb'"(?:\\.|[^"\\])*+"?')  # what lacks its end runs to the end, so that this is linear
+_OWN_NAME = re.compile(rb";[ \t]*(name|filename)[ \t]*=")
 _LINE_BREAKERS = frozenset({"Cc", "Zl", "Zp"})  # control characters and line separators, by their Unicode category
 
 
@@ -96,8 +99,11 @@ class _Parts:
         self._name = self._value = b""
 
     def _headers_finished(self) -> None:
-        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        disposition = self._headers.get(b"content-disposition", b"")
+        _, options = parse_options_header(disposition)
         name = _text(options, b"name")
+        if _names_twice(disposition):
+            raise errors.invalid_value(name[: errors.CLIP] or "file", "A part has one name, and its file one filename.")
         if self._headers.get(b"content-transfer-encoding", b"binary").strip().lower() not in _AS_IT_IS:
             raise errors.invalid_value(name[: errors.CLIP] or "file", "Send each part as it is: no transfer encoding.")
         if name == "expires_after":
@@ -214,6 +220,12 @@ async def _in_thread(call: Callable[[], T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait([running])
         raise
+
+
+def _names_twice(disposition: bytes) -> bool:
+    """Tell whether a part has two names or filenames, of which whoever looks before us may take the other (A5)."""
+    names = _OWN_NAME.findall(_QUOTED.sub(b'""', disposition.lower()))
+    return len(names) > len(set(names))
 
 
 def _text(options: Mapping[bytes, bytes], name: bytes) -> str:
