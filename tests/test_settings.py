@@ -1,5 +1,6 @@
 """Settings: flags over environment over file, and every wrong one named."""
 
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from batchmill.assemble import build_backends, limits_of
+from batchmill.assemble import build_backends, connections_of, limits_of
 from batchmill.backends.aiohttp_transport import AiohttpTransport
 from batchmill.backends.http import HttpBackend
 from batchmill.backends.wire import WireTransport
@@ -317,3 +318,14 @@ def test_the_carrier_of_requests_is_chosen(flags: dict[str, str], kind: type) ->
     ((backend, _),) = build_backends(settings=settings, engine=None, clock=FakeClock())
     assert isinstance(backend, HttpBackend)
     assert isinstance(backend._transport, kind)  # no public name tells, and nothing on the wire either
+
+
+def test_a_window_is_found_within_the_descriptors_of_the_process() -> None:
+    """Ten backends cannot each have more connections than the system gives a process."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (628, before[1]))
+    try:
+        assert connections_of(10) == 50
+        assert connections_of(1000) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

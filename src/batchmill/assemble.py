@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +48,7 @@ from batchmill.telemetry import Metrics
 _LOOK_SECONDS = 0.25  # how often somebody looks whether rows have changed, or a backend wants a probe
 _IDLE_SECONDS = 5.0  # how long a loop that found nothing waits for the bell
 _SWEEP_SECONDS = 1.0
+_OTHER_DESCRIPTORS = 128  # of a process, for files, rows and logs
 _GAUGE_SECONDS = 1.0
 _TRANSPORTS: dict[str, type[WireTransport] | type[AiohttpTransport]] = {
     "own": WireTransport,
@@ -178,9 +180,17 @@ def _http(entry: BackendSettings, *, key: str | None, clock: Clock, settings: Se
     return HttpBackend(url=entry.url, transport=transport, deadline=entry.timeout, models=entry.models, key=key)
 
 
-def _pace(window: int | None, *, polite: bool) -> Pace:
-    """Return a pace with this window, or one that finds its own."""
-    return Pace(most=MOST, polite=polite) if window is None else Pace(window=window, polite=polite)
+def _pace(window: int | None, *, polite: bool, connections: int) -> Pace:
+    """Return a pace with this window, or one that finds its own within so many connections."""
+    if window is not None:
+        return Pace(window=window, polite=polite)
+    return Pace(window=min(WINDOW, connections), most=min(MOST, connections), polite=polite)
+
+
+def connections_of(backends: int) -> int:
+    """Return how many connections each backend may have: a process has only so many descriptors."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST if descriptors == resource.RLIM_INFINITY else max(1, (descriptors - _OTHER_DESCRIPTORS) // backends)
 
 
 def build_worker(
@@ -197,7 +207,11 @@ def build_worker(
     worker_id = mint_id("worker", clock.now())
     mine: dict[str, Any] = {"database": database, "clock": clock, "worker_id": worker_id, "lease": settings.lease}
     lease = Lease(clock=clock, seconds=settings.lease)
-    lanes = [Lane(backend=backend, pace=_pace(window, polite=settings.polite)) for backend, window in backends]
+    connections = connections_of(max(1, len(backends)))
+    lanes = [
+        Lane(backend=backend, pace=_pace(window, polite=settings.polite, connections=connections))
+        for backend, window in backends
+    ]
     once = settings.on_unknown_outcome == "fail"
     router = Router([lane.backend for lane in lanes])
     validate, run, finalize, scout = (Bell(clock=clock) for _ in range(4))

@@ -14,8 +14,7 @@ _CACHE = frozenset(
         "vllm:kv_cache_usage_perc",
         "vllm:gpu_cache_usage_perc",  # vLLM before 0.10
         "sglang:token_usage",
-        "llamacpp:kv_cache_usage_ratio",  # llama.cpp before mid-2025
-    }
+    }  # none of llama.cpp's: what its idle slots keep counts there, too
 )
 
 

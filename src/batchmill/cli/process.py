@@ -7,6 +7,7 @@ closes, the supervisor is gone, and the child ends at once. The child writes a b
 import asyncio
 import gc
 import os
+import resource
 import signal
 import socket
 import threading
@@ -104,8 +105,15 @@ def spare_garbage_collection() -> None:
     gc.set_threshold(_GC_OBJECTS, *gc.get_threshold()[1:])
 
 
+def raise_descriptors() -> None:
+    """Allow as many descriptors as the system lets this process have: a thousand, the usual, are few connections."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 async def _worker(order: Order) -> None:
     spare_garbage_collection()
+    raise_descriptors()
     clock = build_clock()
     metrics = Metrics()
     storage = Storage(settings=order.settings, clock=clock, metrics=metrics)

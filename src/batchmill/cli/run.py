@@ -24,7 +24,7 @@ from batchmill.cli import data_directory
 from batchmill.cli.check import describe, refuse_unknown_endpoint
 from batchmill.cli.engine import start_engine
 from batchmill.cli.exit import RunExit, Stop
-from batchmill.cli.process import spare_garbage_collection
+from batchmill.cli.process import raise_descriptors, spare_garbage_collection
 from batchmill.cli.progress import Display, Moment, display
 from batchmill.cli.run_files import RunFiles
 from batchmill.cli.run_state import Known, begin_run, find_run, result_keys
@@ -67,6 +67,7 @@ def run_file(settings: Settings, files: RunFiles, *, endpoint: str | None, again
             # uvloop cannot start the engine in a process group of its own, which Ctrl-C does not reach.
             loop = uvloop.new_event_loop if settings.backend else asyncio.new_event_loop
             spare_garbage_collection()
+            raise_descriptors()
             with asyncio.Runner(loop_factory=loop) as runner:
                 return runner.run(run.run())
         except Stop:

@@ -12,7 +12,7 @@ from math import exp, inf
 
 FIRST_RATE = 16384.0  # tokens a second before anything is known, and at least
 BURST = 2048.0  # tokens that may go at once, or one prompt that is longer
-LUMP = 0.1  # seconds of the rate that may go at once, where that is more
+LUMP = 0.1  # seconds of the rate that may go at once to an engine that answers within them: who sends looks seldom
 FACTOR = 2.0  # times the rate of answered prompt tokens
 LONGEST = 16384  # tokens that a prompt counts for at most: much longer ones are mostly images, and no such number
 MEASURE = 1.0  # seconds to measure that rate over, or as long as a request takes where that is less
@@ -32,6 +32,7 @@ class Bucket:
         self._answered_rate = 0.0  # tokens a second
         self._measured_at: float | None = None
         self._slowest = 0.0  # seconds of a request since the last measure
+        self._is_quick = False
 
     def is_open(self, now: float) -> bool:
         """Say whether one more prompt may go, however long it is: those behind it wait for it."""
@@ -57,6 +58,7 @@ class Bucket:
         self._slowest = max(self._slowest, took)
         elapsed, period = now - self._measured_at, min(max(self._slowest, QUICKEST), MEASURE)
         if elapsed >= period:
+            self._is_quick = self._slowest < LUMP
             new = 1 - exp(-elapsed / (MEMORY * period))
             self._answered_rate += new * (self._answered / elapsed - self._answered_rate)
             self._turn_to(FACTOR * self._answered_rate, now)
@@ -74,6 +76,5 @@ class Bucket:
     def _credit_at(self, now: float) -> float:
         if self._counted_at == -inf:
             return self._credit
-        # Who sends looks seldom, and to a quick engine much must go between two looks.
-        most = max(BURST, LUMP * self._rate)
+        most = max(BURST, LUMP * self._rate) if self._is_quick else BURST
         return min(most, self._credit + (now - self._counted_at) * self._rate)
