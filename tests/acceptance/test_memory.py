@@ -2,7 +2,6 @@
 
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -125,25 +124,24 @@ def test_no_upload_takes_memory(processes: Processes) -> None:
         assert not said.startswith(b"HTTP/1.1 5"), (name, said)
         grown[name] = peak.growth
     with watched(api) as peak:
-        _together([lambda: _stalled(server, FILE + b"\r\n--boundar" * 90_000)] * 32)
+        all_here = threading.Barrier(32)
+        _together([lambda: _stalled(server, FILE + b"\r\n--boundar" * 90_000, all_here)] * 32)
     grown["32 stalled uploads of almost-boundaries"] = peak.growth
     print({name: f"{size / 2**20:.1f} MiB" for name, size in grown.items()})  # noqa: T201 - the figures
     assert max(grown.values()) <= _MOST, grown
     assert client.files.list().data
 
 
-def _stalled(server: Server, text: bytes) -> None:
-    """Send the beginning of an upload, and nothing more for a while."""
+def _stalled(server: Server, text: bytes, all_here: threading.Barrier) -> None:
+    """Send the beginning of an upload, and hold it there until all have come so far."""
     head = (
         f"POST /v1/files HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {server.key}\r\n"
         f"Content-Type: multipart/form-data; boundary=boundary\r\nContent-Length: {2 * len(text)}\r\n\r\n"
     )
-    with (
-        closing(socket.create_connection(("127.0.0.1", server.port), timeout=20)) as connection,
-        suppress(BrokenPipeError, ConnectionResetError),
-    ):
-        connection.sendall(head.encode() + text)
-        time.sleep(1.0)  # all of them stand still together: that is what is looked at
+    with closing(socket.create_connection(("127.0.0.1", server.port), timeout=20)) as connection:
+        with suppress(BrokenPipeError, ConnectionResetError):  # it found no slot
+            connection.sendall(head.encode() + text)
+        all_here.wait(20)
 
 
 def _together(calls: list[Callable[[], None]]) -> None:

@@ -97,8 +97,7 @@ async def _api(order: Order) -> None:
 def spare_garbage_collection() -> None:
     """Look for cycles seldom: what is there at the start stays, and what a line leaves is freed without.
 
-    By default every 700 objects cost a look, and some looks go through all that is in flight: a tenth of a line's cost
-    (`python bench/durable.py`).
+    By default every 700 objects cost a look, and some looks go through all that is in flight, line for line.
     """
     gc.collect()
     gc.freeze()

@@ -215,7 +215,7 @@ class Runner:
         return length
 
     async def _go_alone(self) -> None:
-        """Send the next line of a suspect Slice with nothing else in flight, and let the row say which may be fatal."""
+        """Send a suspect Slice's next line with nothing else in flight, its row saying which: so a killer is found."""
         suspect = None if self._halted else self._feed.suspect(models=self._lanes.open_models(), wall=self._clock.now())
         self._is_solo = suspect is not None or self._lone is not None
         if not self._is_solo or self._calls:

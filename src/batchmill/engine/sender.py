@@ -53,7 +53,7 @@ class Sender:
         self._log = structlog.get_logger("sender")
 
     def tell(self) -> None:
-        """Show what was sent and answered since the last time: two counts a line would cost as much as sending it."""
+        """Show what was sent and answered since the last time: a labelled count is two look-ups and a lock."""
         for backend, count in self._sends.items():
             self._metrics.sends.labels(backend).inc(count)
         for labels, count in self._replies.items():

@@ -3,7 +3,7 @@
 At the start, after a pause and after an outage a whole window would go at once, and an engine prefills it all before it
 answers anybody who comes later. Requests that began together also end together, so without pacing the burst comes back
 again and again. The bucket lets prompts go at FACTOR times the rate at which they were answered: it follows the engine,
-and binds bursts only (simulated: p99 of others' first token 3 times theirs alone, at 98 % of the throughput).
+and binds bursts only (`bench/makespan.py`: others' p99 of the first token is at most 4 times theirs alone).
 
 Times are seconds of any one clock that does not step back; tokens are those that no prefix cache will have.
 """
