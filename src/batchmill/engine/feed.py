@@ -8,10 +8,10 @@ from itertools import count, islice
 
 from batchmill.ledger.ledger import Claim, Portion
 from batchmill.ledger.segment import Result
+from batchmill.schedule.order import BYTES_PER_TOKEN
 from batchmill.schedule.pace import Pace
 from batchmill.schedule.plan import SLICE_LINES, Record
 from batchmill.spec.layout import Envelope
-from batchmill.spec.rules import BYTES_PER_TOKEN
 from batchmill.store.slice import Bitmap
 
 SUSPECT_DEATHS = 3  # owners that died in a row without a commit: one of the Slice's lines may be what kills them

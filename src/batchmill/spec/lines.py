@@ -39,6 +39,8 @@ class Line(NamedTuple):
     body_length: int
     model: str
     tokens: int  # estimate
+    output: int  # of these: what it allows to be generated
+    prompt: bytes  # how the prompt begins, as written
 
 
 class _Envelope(msgspec.Struct, gc=False):
@@ -150,7 +152,7 @@ class Checker:
         # Wherever token and body are found: these bytes are all that the spans are for.
         text, token, body = raw.text, facts.token, facts.body
         spans = text.find(token), len(token), text.rfind(body), len(body)
-        return Line(raw.number, raw.offset, len(text), *spans, facts.model, facts.tokens)
+        return Line(raw.number, raw.offset, len(text), *spans, facts.model, facts.tokens, facts.output, facts.prompt)
 
     def _repeated_id(self, facts: Facts, number: int) -> LineError | None:
         if facts.custom_id is None:
