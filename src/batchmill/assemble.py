@@ -252,6 +252,8 @@ def build_worker(
                     limits=limits_of(settings),
                     accepted=run,
                     catalogue=settings.catalogue,
+                    backends=len(backends),
+                    in_file_order=settings.order == "file",
                     **mine,
                 ),
                 validate,

@@ -11,13 +11,14 @@ from batchmill.blobs.space import Room
 from batchmill.clock import Clock
 from batchmill.engine.ahead import Ahead
 from batchmill.engine.calls import Call, Calls
-from batchmill.engine.feed import Feed, Request, Work
+from batchmill.engine.feed import Feed
 from batchmill.engine.group import Group, GroupBounds
 from batchmill.engine.lanes import Lane, Lanes
 from batchmill.engine.lease import Lease
 from batchmill.engine.loop import Bell
 from batchmill.engine.sender import Sender, give_up
 from batchmill.engine.shortage import Shortage
+from batchmill.engine.work import Request, Work
 from batchmill.ledger.ledger import Ledger, Portion
 from batchmill.ledger.segment import Result
 from batchmill.schedule.retry import OUTCOME_UNKNOWN, WORKER_CRASHED, Later
@@ -68,18 +69,15 @@ class Runner:
         self._bell = bell
         self._metrics = metrics
         self._once = once
-        self._feed = Feed()
+        self._feed = Feed(lanes=len(lanes))
         self._group = Group(bounds=bounds)
         self._calls = Calls(ended=self._call_ended)
-        self._is_dispatch_due = False
         self._fault: BaseException | None = None
-        self._watched = float("-inf")
-        self._looked = float("-inf")
+        self._watched = self._looked = float("-inf")
         self._sated: frozenset[str] = frozenset()  # models that nothing was found for since the last watch
         self._ahead = Ahead(now=clock.boot())
         self._wakes_at = 0.0
-        self._starved = False
-        self._halted = False
+        self._is_dispatch_due = self._starved = self._halted = False
         self._shortage = Shortage(room=room, metrics=metrics)
         self._is_solo = False  # a suspect Slice's line goes alone: nothing else is sent
         self._lone: Work | None = None  # whose line is out alone
@@ -193,26 +191,26 @@ class Runner:
 
     async def _load(self) -> None:
         """Read claimed Slices' lines into memory, as many as the bound holds."""
-        loaded = sum(len(work.text) for work in self._feed if work.text is not None)
+        loaded = sum(work.size for work in self._feed)
         for work in self._feed:
             if work.is_wanting and (loaded < _LOADED_BYTES or not self._feed.is_loaded(work.model)):
                 try:
-                    loaded += await self._load_one(work)
+                    await self._load_one(work)
                 except BlobMissing as missing:
                     aside = self._ledger.put_aside(work.claim.slice, missing)
                     if await self._shortage.outlive(aside, otherwise=False):
                         self._feed.remove(work)
+                loaded += work.size
 
-    async def _load_one(self, work: Work) -> int:
+    async def _load_one(self, work: Work) -> None:
         key = work.claim.batch.input_key
         if key is None:
             raise ValueError(f"{work.batch_id} is in progress and has no input")
-        work.text_from, length = work.span()
-        work.text = await asyncio.to_thread(self._blobs.read, key, offset=work.text_from, length=length)
+        work.load(await asyncio.to_thread(self._blobs.read_spans, key, work.spans()))
         for request in work.doubtful:  # sent by an owner that died
             self._record(request, give_up(request, OUTCOME_UNKNOWN, attempts=1))
         work.doubtful.clear()
-        return length
+        self._feed.offer(work)
 
     async def _go_alone(self) -> None:
         """Send a suspect Slice's next line with nothing else in flight, its row saying which: so a killer is found."""
@@ -253,8 +251,8 @@ class Runner:
             suspect.came_back(request, undone=True)
             suspect.put_back(request)
 
-    async def _mark_alone(self, work: Work, line: int | None) -> bool:
-        return await self._mark(work, self._ledger.mark_alone(work.claim.slice, line))
+    def _mark_alone(self, work: Work, line: int | None) -> Awaitable[bool]:
+        return self._mark(work, self._ledger.mark_alone(work.claim.slice, line))
 
     async def _mark(self, work: Work, writing: Awaitable[bool]) -> bool:
         """Write something of a Slice before a line of it is sent; False where that may not be sent."""
@@ -270,7 +268,7 @@ class Runner:
         free: dict[str, int] = {}
         for work in list(self._feed):
             left = free.setdefault(work.model, self._lanes.free_slots(work.model))
-            if work.text is not None and not work.suspect:
+            if work.is_loaded and not work.suspect:
                 await self._mark_sent(work, left)
                 free[work.model] = left - min(left, work.pending)
 
@@ -281,6 +279,7 @@ class Runner:
         stands = await self._mark(work, self._ledger.mark_sent(work.claim.slice, sent))
         if stands:
             work.announced(sent)
+            self._feed.offer(work)
             self._starved = False  # what is new can be sent now and could not before
         return stands
 
@@ -298,10 +297,10 @@ class Runner:
         started = self._may_send() and not self._is_solo
         while started:
             started = False
-            for lane in self._lanes:
+            for number, lane in enumerate(self._lanes):
                 if self._group.is_full or not lane.pace.may_send(now):
                     continue
-                request = self._feed.next(models=self._lanes.served_by(lane), wall=wall)
+                request = self._feed.next(number, models=self._lanes.served_by(lane), wall=wall)
                 if request is not None:
                     self._start(lane, request, now)
                     started = True
@@ -344,6 +343,7 @@ class Runner:
         """Wake the loop if there is something for it to do after a call."""
         work = request.work
         work.out -= 1
+        self._feed.ended(request)
         if call.cancelled() and request.sent is not None:  # maybe before it began: nobody else hears of that
             pace, sent_at = request.sent
             pace.withdrawn(sent_at)
@@ -372,6 +372,7 @@ class Runner:
                 self._feed.remove(work)
             else:
                 work.stood(portion)
+                self._feed.offer(work)
 
     def _keep(self, handed: Collection[tuple[Work, Portion]]) -> None:
         """Keep Results for which there was no space: the reserve makes some, and the next commit is tried soon."""

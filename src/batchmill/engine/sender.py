@@ -8,9 +8,9 @@ import structlog
 
 from batchmill.backends.backend import Call, Reply
 from batchmill.clock import Clock
-from batchmill.engine.feed import Request
 from batchmill.engine.lanes import Lane
 from batchmill.engine.loop import Bell
+from batchmill.engine.work import Request
 from batchmill.ledger.segment import Result
 from batchmill.schedule.retry import Done, GaveUp, Later, Verdict, judge
 from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue, refusal, with_model

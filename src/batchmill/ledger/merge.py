@@ -22,8 +22,8 @@ from batchmill.store.batch import Batch
 from batchmill.store.slice import Segment, Slice
 
 _BLOCK = 256  # lines handed out at once
-_IN_MEMORY = 16 << 20  # bytes of Results of a group that need no scratch
-_SCRATCH = 1 << 30  # bytes of scratch, about: where a group has more, it is read several times
+_IN_MEMORY = 16 << 20
+_IN_SCRATCH = 1 << 30
 
 Text = bytes | memoryview
 
@@ -70,11 +70,25 @@ class _Group:
 
 
 def merge_results(
-    *, blobs: Blobs, batch: Batch, slices: Sequence[Slice], segments: Sequence[Segment], rest: Rest | None
+    *,
+    blobs: Blobs,
+    batch: Batch,
+    slices: Sequence[Slice],
+    segments: Sequence[Segment],
+    rest: Rest | None,
+    in_memory: int = _IN_MEMORY,
+    in_scratch: int = _IN_SCRATCH,
 ) -> Iterator[Merged]:
     """Yield the lines in the order of the input, some hundred at once.
 
-    `slices` and `segments` are in the order of the Plan. A Slice's worth is in memory, or 16 MiB.
+    Args:
+        blobs: Where the bytes are.
+        batch: The batch.
+        slices: Its Slices, in the order of the Plan.
+        segments: Their Segments, in the same order.
+        rest: What open lines become; None if there may be none.
+        in_memory: Bytes of Results of a group that need no scratch; a Slice alone never does.
+        in_scratch: Bytes of scratch, about: a group with more Results is read several times.
 
     Raises:
         DamagedSegment: a line has two Results, or none although it is done or the batch has no `rest`.
@@ -83,11 +97,11 @@ def merge_results(
     """
     closed = _Closed(blobs=blobs, batch=batch, rest=rest)
     for group in _groups(blobs=blobs, batch=batch, slices=slices, segments=segments):
-        if len(group.slices) == 1 or group.bytes <= _IN_MEMORY:
+        if len(group.slices) == 1 or group.bytes <= in_memory:
             texts, succeeded = _in_memory(blobs, group)
             yield from closed.lines(group, group.order, texts, succeeded)
         else:
-            share = len(group.order) // (1 + group.bytes // _SCRATCH) + 1
+            share = len(group.order) // (1 + group.bytes // in_scratch) + 1
             for start in range(0, len(group.order), share):
                 wanted = group.order[start : start + share]
                 with blobs.scratch() as scratch:
