@@ -56,16 +56,17 @@ class _Pass:
                 self.report.add(checked)
 
     def _record(self, line: Line) -> Record:
+        model = self.models.setdefault(self.catalogue.resolve(line.model), len(self.models))
         return Record(
-            offset=line.offset,
-            length=line.length,
-            line=line.number,
-            id_offset=line.custom_id_offset,
-            id_length=line.custom_id_length,
-            body_offset=line.body_offset,
-            body_length=line.body_length,
-            model=self.models.setdefault(self.catalogue.resolve(line.model), len(self.models)),
-            tokens=line.tokens,
+            line.offset,
+            line.length,
+            line.number,
+            line.custom_id_offset,
+            line.custom_id_length,
+            line.body_offset,
+            line.body_length,
+            model,
+            line.tokens,
             prefix=0,
         )
 

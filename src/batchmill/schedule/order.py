@@ -32,11 +32,11 @@ NOTHING_SHARED = (0,) * len(DEPTHS)  # the fingerprint of a prompt that is short
 _MASK = (1 << 30) - 1  # the numbers that Python sorts fastest
 
 
-def fingerprint(prompt: bytes) -> tuple[int, ...]:
+def fingerprint(prompt: bytes | memoryview) -> tuple[int, ...]:
     """Return the chain of checksums of a prompt's beginning, one at each of DEPTHS; 0 where the prompt is shorter.
 
-    `prompt` are the raw bytes of all that sets the engine's cache: the model, then what its template puts first (tools,
-    then messages, or `prompt`, or `input`), as the user wrote them. About 1 µs.
+    `prompt` are the raw bytes of all that sets the cache of a model's engine, in the order of the usual templates: tools,
+    then messages, or `prompt`, or `input`, as the user wrote them. About 1 µs.
     """
     reached = bisect_right(DEPTHS, len(prompt))
     if not reached:

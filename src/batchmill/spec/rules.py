@@ -83,7 +83,7 @@ class Facts(NamedTuple):
     model: str | None
     tokens: int  # estimate of what the line costs
     output: int = 0  # of these: tokens that it allows to be generated
-    prompt: bytes = b""  # how the prompt begins, as written: all by which an engine's cache knows it
+    prompt: bytes | memoryview = b""  # how the prompt begins, as written: all by which a model's cache knows it
     errors: tuple[LineError, ...] = ()
 
 
@@ -148,7 +148,7 @@ class Rules:
         ):
             return None
         output = _output(body.max_completion_tokens or body.max_tokens)
-        prompt = _beginning(body.model, body.tools, getattr(body, self._input) if self._input else _NOTHING)
+        prompt = _beginning(body.tools, getattr(body, self._input) if self._input else _NOTHING)
         tokens = len(envelope.body) // BYTES_PER_TOKEN + output
         return Facts(custom_id, envelope.custom_id, envelope.body, body.model, tokens, output, prompt)
 
@@ -225,7 +225,9 @@ class Rules:
         if text is not None and text != only:
             found.add(code, f"'{name}' must be '{only}', not {clip(text)}.", name)
 
-    def _body(self, members: Mapping[str, msgspec.Raw], found: "_Findings") -> tuple[str | None, int, bytes]:
+    def _body(
+        self, members: Mapping[str, msgspec.Raw], found: "_Findings"
+    ) -> tuple[str | None, int, bytes | memoryview]:
         """Return the body's model, the tokens that it allows to be generated, and how its prompt begins."""
         if "body" not in members:
             return None, 0, b""
@@ -250,7 +252,7 @@ class Rules:
         if _streams(body.get("stream", _NOTHING)):
             found.add("streaming_unsupported", "'body.stream' must be false or left out.", "body.stream")
         allowed = body.get("max_completion_tokens") or body.get("max_tokens", _NOTHING)
-        prompt = _beginning(model or "", body.get("tools", _NOTHING), body.get(self._input, _NOTHING))
+        prompt = _beginning(body.get("tools", _NOTHING), body.get(self._input, _NOTHING))
         return model or None, _output(allowed), prompt
 
 
@@ -308,9 +310,9 @@ def _output(allowed: msgspec.Raw) -> int:
     return int(digits) if digits.isdigit() and len(digits) <= _MOST_TOKENS else 0
 
 
-def _beginning(model: str, tools: msgspec.Raw, content: msgspec.Raw) -> bytes:
+def _beginning(tools: msgspec.Raw, content: msgspec.Raw) -> bytes | memoryview:
     """Return how a prompt begins, in the order of the usual templates: the tools, then what is said."""
-    return b"".join((model.encode(), memoryview(tools)[:_SEEN], memoryview(content)[:_SEEN]))
+    return b"".join((memoryview(tools)[:_SEEN], memoryview(content)[:_SEEN])) if tools else memoryview(content)
 
 
 def _depth(text: bytes) -> int:
