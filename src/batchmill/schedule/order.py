@@ -35,7 +35,7 @@ _MASK = (1 << 30) - 1  # the numbers that Python sorts fastest
 def fingerprint(prompt: bytes | memoryview) -> tuple[int, ...]:
     """Return the chain of checksums of a prompt's beginning, one at each of DEPTHS; 0 where the prompt is shorter.
 
-    `prompt` are the raw bytes of all that sets the cache of a model's engine, in the order of the usual templates: tools,
+    `prompt` are the raw bytes of all that sets a model's cache, in the order of the usual templates: tools,
     then messages, or `prompt`, or `input`, as the user wrote them. About 1 µs.
     """
     reached = bisect_right(DEPTHS, len(prompt))
