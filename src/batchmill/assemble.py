@@ -235,6 +235,7 @@ def build_worker(
         bounds=GroupBounds(),
         metrics=metrics,
         once=once,
+        coalesce=settings.coalesce,
     )
     return Worker(
         database=database,
@@ -254,6 +255,7 @@ def build_worker(
                     catalogue=settings.catalogue,
                     backends=len(backends),
                     in_file_order=settings.order == "file",
+                    coalesce=settings.coalesce,
                     **mine,
                 ),
                 validate,

@@ -90,3 +90,13 @@ def test_a_plan_is_read_at_any_place(numbers: list[int]) -> None:
     planner.finish()
     assert line_numbers(bytes(data)) == numbers
     assert [record_at(bytes(data), place).line for place in range(len(data) // RECORD_BYTES)] == numbers
+
+
+def test_twins_stand_side_by_side() -> None:
+    """Lines with one mark follow the first of them, whatever else the order is; lines without one keep their places."""
+    data = bytearray()
+    planner = Planner(write=data.extend)
+    for number, twin in enumerate([5, 0, 6, 0, 5, 6, 7, 5], start=1):
+        planner.add(record(number), sums=NOTHING_SHARED, output=0, twin=twin)
+    planner.finish()
+    assert line_numbers(bytes(data)) == [1, 5, 8, 2, 3, 6, 4, 7]

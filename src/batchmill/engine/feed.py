@@ -29,6 +29,7 @@ class Feed:
         self._order: deque[str] = deque()
         self._later: list[tuple[float, int, Request]] = []
         self._number = count()
+        self._has_news = False
         self._places: dict[Request, tuple[Placement[Request], int]] = {}  # of lines that are out
 
     def __iter__(self) -> Iterator[Work]:
@@ -66,24 +67,33 @@ class Feed:
             self._turns[work.batch_id] = _Turn(expires_at=work.expires_at)
             self._order.append(work.batch_id)
         self._turns[work.batch_id].works.append(work)
+        work.is_held = True
 
     def offer(self, work: Work) -> None:
         """Let lanes take what may be sent of a Slice from now on: it was loaded, announced, or is suspect no more."""
-        turn = self._turns.get(work.batch_id)
-        if turn is None or work not in turn.works:
+        if not work.is_held:
             return
+        turn = self._turns[work.batch_id]
         placement = turn.placements.get(work.model)
         if placement is None:
             placement = turn.placements[work.model] = Placement(backends=self._lanes)
-        for request in work.offer():
+        offered = work.offer()
+        self._has_news = self._has_news or bool(offered)
+        for request in offered:
             if request.sends and not request.falls:
                 placement.put_back(request)
             else:
                 placement.add(request, request.record.prefix)
 
+    def has_news(self) -> bool:
+        """Say whether something was offered since this was asked last."""
+        news, self._has_news = self._has_news, False
+        return news
+
     def remove(self, work: Work) -> None:
         """Forget a Slice: it ended, was released or lost."""
         work.withdraw()
+        work.is_held = False
         works = self._turns[work.batch_id].works
         works.remove(work)
         if not works:

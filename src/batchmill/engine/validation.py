@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from zlib import crc32
 
 from batchmill.blobs.blobs import Blobs, Written
 from batchmill.schedule.order import NOTHING_SHARED, fingerprint
@@ -36,6 +37,7 @@ class _Pass:
     report: ErrorReport
     planner: Planner
     in_file_order: bool
+    coalesce: bool
     lines: int = 0  # good or bad
     total: int = 0
     tokens: int = 0
@@ -48,10 +50,12 @@ class _Pass:
             if isinstance(checked, Line):
                 self.total += 1
                 self.tokens += checked.tokens
-                if self.in_file_order:  # nothing to order by
-                    self.planner.add(self._record(checked), sums=NOTHING_SHARED, output=0)
+                twin = crc32(raw.text[checked.body_offset :][: checked.body_length]) if self.coalesce else 0
+                if self.in_file_order:  # nothing else to order by
+                    self.planner.add(self._record(checked), sums=NOTHING_SHARED, output=0, twin=twin)
                 else:
-                    self.planner.add(self._record(checked), sums=fingerprint(checked.prompt), output=checked.output)
+                    sums = fingerprint(checked.prompt)
+                    self.planner.add(self._record(checked), sums=sums, output=checked.output, twin=twin)
             else:
                 self.report.add(checked)
 
@@ -82,6 +86,7 @@ def validate(
     catalogue: Catalogue = NOTHING_CONFIGURED,
     backends: int = 1,
     in_file_order: bool = False,
+    coalesce: bool = False,
 ) -> Validation:
     """Check the whole input and lay down its Plan; blocking. An input with a repeated custom_id is read twice.
 
@@ -98,6 +103,7 @@ def validate(
         catalogue: What is configured of models.
         backends: How many Backends there are, about.
         in_file_order: The lines of a model are sent as they stand in the File, whatever they have in common.
+        coalesce: Those with the same body stand side by side all the same.
     """
     checker = partial(Checker, endpoint=endpoint, limits=limits, known_models=known_models, catalogue=catalogue)
     hashes, report = Hashes(), ErrorReport(max_errors=limits.max_errors)
@@ -110,6 +116,7 @@ def validate(
             report=report,
             planner=planner,
             in_file_order=in_file_order,
+            coalesce=coalesce,
         )
         with blobs.open(input_key) as stream:
             reading.read(read_lines(stream.readline, limits.max_line_bytes))

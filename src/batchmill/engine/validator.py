@@ -41,7 +41,7 @@ class _Claimed:
 
 
 class Validator:
-    """Moves batches out of `validating`; `backends` and `in_file_order` as in `validate`."""
+    """Moves batches out of `validating`; `backends`, `in_file_order` and `coalesce` as in `validate`."""
 
     def __init__(
         self,
@@ -57,6 +57,7 @@ class Validator:
         catalogue: Catalogue = NOTHING_CONFIGURED,
         backends: int = 1,
         in_file_order: bool = False,
+        coalesce: bool = False,
     ) -> None:
         self._database = database
         self._blobs = blobs
@@ -65,6 +66,7 @@ class Validator:
         self._catalogue = catalogue
         self._backends = backends
         self._in_file_order = in_file_order
+        self._coalesce = coalesce
         self._worker_id = worker_id
         self._lease = lease
         self._accepted = accepted
@@ -107,6 +109,7 @@ class Validator:
             catalogue=self._catalogue,
             backends=self._backends,
             in_file_order=self._in_file_order,
+            coalesce=self._coalesce,
         )
         return await (run_in_child(call) if claimed.size > _CHILD_BYTES else asyncio.to_thread(call))
 

@@ -80,6 +80,7 @@ class Work:
         self._left = len(holes)
         self._texts: dict[int, bytes] = {}  # of the open lines by index, once loaded
         self._results: list[Result] = []
+        self.is_held = False  # this worker has it, and nobody has taken it over
         self.is_loaded = False
         self.size = 0  # bytes of the open lines in memory
 

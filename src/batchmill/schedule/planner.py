@@ -36,12 +36,16 @@ class Planner:
         self._first = 0  # of the next Slice
         self._cuts: list[Cut] = []
 
-    def add(self, record: Record, *, sums: Sequence[int], output: int) -> None:
-        """Take in a line: what the Plan keeps of it, its `fingerprint`, and the tokens that it may generate."""
+    def add(self, record: Record, *, sums: Sequence[int], output: int, twin: int = 0) -> None:
+        """Take in a line: what the Plan keeps of it, its `fingerprint`, and the tokens that it may generate.
+
+        Lines with the same `twin`, not 0, are to stand side by side.
+        """
         part = self._parts.get(record.model)
         if part is None:
             part = self._parts[record.model] = _Part()
         part.records += pack(record)
+        part.twins.append(twin)
         part.orderer.add(sums, prompt=max(0, record.tokens - output), output=output)
         self._lines += 1
         if self._lines == self._piece:
@@ -67,6 +71,7 @@ class _Part:
 
     def __init__(self) -> None:
         self.records = bytearray()
+        self.twins = array("I")
         self.orderer = Orderer()
 
     def ordered(self, backends: int) -> bytes:
@@ -75,4 +80,9 @@ class _Part:
         starts = array("I", (line * RECORD_BYTES for line in order.lines))
         marks = map(_MARKS.pack, order.prefix, order.prefill)
         kept = (self.records[start : start + _KEPT] for start in starts)
-        return b"".join(part for pair in zip(kept, marks, strict=True) for part in pair)
+        records = list(map(bytes.__add__, map(bytes, kept), marks))
+        if any(self.twins):
+            first: dict[int, int] = {}
+            places = [first.setdefault(self.twins[line] or ~line, at) for at, line in enumerate(order.lines)]
+            records = [records[at] for at in sorted(range(len(records)), key=places.__getitem__)]
+        return b"".join(records)

@@ -13,6 +13,7 @@ from batchmill.spec.objects import Usage
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)  # as in rules: what the decoders raise
 _BOM = b"\xef\xbb\xbf"
 _EXCERPT = 2_000  # characters of an answer that is no JSON object
+_ANSWERED = b',"error":null}\n'  # ends the line of a Request that got an HTTP answer, and no other
 _WIDEST = 4  # bytes of a character in UTF-8
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]  # sums of them stay within 64 bits
@@ -65,23 +66,30 @@ def answered(line_id: str, custom_id: bytes, status: int, request_id: str, body:
         request_id: Ours, of this call.
         body: From `body_of_reply`.
     """
-    return b'{"id":%b,"custom_id":%b,"response":{"status_code":%d,"request_id":%b,"body":%b},"error":null}\n' % (
-        _ENCODER.encode(line_id),
-        custom_id,
-        status,
-        _ENCODER.encode(request_id),
-        body,
-    )
+    response = b'"response":{"status_code":%d,"request_id":%b,"body":%b}' % (status, _ENCODER.encode(request_id), body)
+    return b"%b%b%b" % (_head(line_id, custom_id), response, _ANSWERED)
 
 
 def unanswered(line_id: str, custom_id: bytes, code: str, message: str) -> bytes:
     r"""Return the line of a Request that got no HTTP answer, for the error file, \n included."""
-    return b'{"id":%b,"custom_id":%b,"response":null,"error":{"code":%b,"message":%b}}\n' % (
-        _ENCODER.encode(line_id),
-        custom_id,
+    return b'%b"response":null,"error":{"code":%b,"message":%b}}\n' % (
+        _head(line_id, custom_id),
         _ENCODER.encode(code),
         _ENCODER.encode(message),
     )
+
+
+def is_answer(text: bytes) -> bool:
+    """Say whether a line is one of a Request that got an HTTP answer."""
+    return text.endswith(_ANSWERED)
+
+
+def readdressed(text: bytes, *, line_id: str, custom_id: bytes, new_line_id: str, new_custom_id: bytes) -> bytes:
+    """Return a line as that of another Request, which got the same."""
+    old, new = _head(line_id, custom_id), _head(new_line_id, new_custom_id)
+    if not text.startswith(old):
+        raise ValueError("not the line of the Request that it is said to be of")
+    return new + text[len(old) :]
 
 
 def body_of_reply(raw: bytes, status: int) -> bytes | None:
@@ -112,6 +120,10 @@ def usage_of(body: bytes) -> Usage | None:
         output_tokens=tokens.completion_tokens or tokens.output_tokens or 0,
         reasoning_tokens=(reasoned and reasoned.reasoning_tokens) or 0,
     )
+
+
+def _head(line_id: str, custom_id: bytes) -> bytes:
+    return b'{"id":%b,"custom_id":%b,' % (_ENCODER.encode(line_id), custom_id)
 
 
 def _object(raw: bytes) -> bytes | None:
