@@ -198,6 +198,7 @@ class Settings(BaseSettings):
     on_unknown_outcome: Literal["retry", "fail"] = "retry"
     window: Annotated[Number, Field(ge=1)] | None = None  # requests in flight at each backend; None: it is found
     polite: bool = False  # leave more of the backends to others than costs nothing
+    pack_embeddings: bool = False  # embeddings that differ in nothing but their input go as one call
     transport: Literal["own", "aiohttp"] = "own"  # what carries requests to backends
     model: Path | None = None  # a GGUF file for the built-in engine, in place of its own
     retention: Annotated[Seconds, Field(ge=1)] | None = None  # files without a time of their own; None: for ever
