@@ -112,11 +112,22 @@ def test_what_cannot_stand_beside_others_has_no_parts(body: bytes) -> None:
     assert parts_of(body) is None
 
 
-def test_a_long_input_that_stands_twice_is_found_all_the_same() -> None:
-    """A value that is a part of another one is not taken for it."""
-    long = json.dumps("x" * 400)
-    body = b'{"user":{"a":%b},"input":%b,"tail":1}' % ((long.encode(),) * 2)
-    assert split(body).before == b'{"user":{"a":%b},"input":' % long.encode()
+@pytest.mark.parametrize(
+    "before",
+    [
+        b'"a":"input",',
+        b'"input ":"b",',
+        b'"a":{"input":["b"]},',
+        b'"a":[",",":1,"],',
+        b'"a":1,"a":1,',
+        b'"a":12,"a":1,',
+    ],
+    ids=["as-a-text", "as-a-name", "inside", "as-structure", "twice", "twice-and-longer"],
+)
+def test_the_input_is_found_whatever_stands_beside_it(before: bytes) -> None:
+    """Texts that look like structure are none, and another member that stands twice changes nothing."""
+    body = b'{%b"input":["b"],%b"c":0}' % (before, before)
+    assert split(body) == (b'{%b"input":' % before, b'"b"', b',%b"c":0}' % before, 1)
 
 
 TWO = [Parts(b"{", b'"aa"', b"}", 1), Parts(b"{", b'"bbbbbb","b"', b"}", 2)]
@@ -172,3 +183,26 @@ def test_a_reply_without_counts_is_shared_all_the_same(usage: bytes) -> None:
 def test_a_reply_that_does_not_tell_what_is_whose_is_not_shared(reply: bytes) -> None:
     """Neither by guessing an order nor by making up numbers."""
     assert unpack(reply, TWO) is None
+
+
+@given(
+    named=st.lists(st.tuples(st.sampled_from(["a", "b", "input", 'in"put', "ïnput"]), inputs), min_size=1, max_size=5),
+    written=layouts,
+)
+def test_a_body_is_cut_where_its_reader_would(
+    named: list[tuple[str, str | list[str]]], written: tuple[str, str]
+) -> None:
+    """Whatever members there are, also several of one name: the cut is around the one input that there is, or none."""
+    comma, colon = written
+    body = "{" + comma.join(f"{json.dumps(name)}{colon}{json.dumps(value)}" for name, value in named) + "}"
+    values = [value for name, value in named if name == "input"]
+    parts = parts_of(body.encode())
+    if len(values) != 1:
+        assert parts is None
+        return
+    assert parts is not None
+    before, texts, after, _ = parts
+    at = [name for name, _ in named].index("input")
+    asked = [values[0]] if isinstance(values[0], str) else values[0]
+    assert json.loads(b"[%b]" % texts) == asked
+    assert json.loads(before + b"0" + after, object_pairs_hook=list) == [*named[:at], ("input", 0), *named[at + 1 :]]

@@ -1,5 +1,6 @@
 """Embeddings requests as one, and the reply as many: bytes are cut and joined, none is written anew but for numbers."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
@@ -9,8 +10,9 @@ import msgspec
 from batchmill.spec.models import Member, members
 
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)  # as in results: what the decoders raise
-_LONG = 256  # bytes of a value that it pays to step over
 _MOST_DIGITS = 15  # of a count; more are no tokens
+
+_NAME = re.compile(rb'[ \t\r\n,{]*"[^"\\]*(?:\\.[^"\\]*)*"[ \t\r\n]*:[ \t\r\n]*', re.DOTALL)  # of a member
 
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
@@ -122,7 +124,7 @@ def _entries(data: bytes) -> Iterator[_Entry]:
     """Yield the entries of an array; one that has not exactly one index has an empty one."""
     end = 0
     for raw in map(bytes, _LIST.decode(data)):
-        start = data.index(raw, end)  # between two entries are blanks and a comma: it can be found nowhere else
+        start = data.index(raw[:1], end)  # between two entries are blanks and a comma: here it begins
         end = start + len(raw)
         found = [member for member in _spans(raw) if member.name == "index"]
         index = found[0] if len(found) == 1 else Member("index", 0, 0)
@@ -171,20 +173,19 @@ def _splice(text: bytes, cuts: Sequence[tuple[int, int, bytes]], *, start: int =
 
 
 def _spans(text: bytes) -> Sequence[Member]:
-    """Return the members of an object.
+    """Return the members of an object, those repeated each time.
 
-    The longest value is stepped over: it is mostly a vector of a thousand numbers, or all of them.
+    Only the names are read again: the values between them, vectors of a thousand numbers, the decoder has found. Where
+    the text ends with its last value, no name stands there twice, and all are in the text's order.
 
     Raises:
         msgspec.MsgspecError: It is no JSON object.
     """
-    longest = max(map(bytes, _OBJECT.decode(text).values()), key=len, default=b"")
-    place = text.find(longest)
-    if len(longest) < _LONG or text.find(longest, place + 1) >= 0:  # found twice, it may be a part of something else
-        return list(members(text))
-    more = len(longest) - 1
-    short = text[:place] + b"0" + text[place + len(longest) :]
-    return [
-        Member(member.name, member.start + more * (member.start > place), member.end + more * (member.end > place))
-        for member in members(short)
-    ]
+    spans: list[Member] = []
+    end = 0
+    for name, raw in _OBJECT.decode(text).items():
+        found, value = _NAME.match(text, end), bytes(raw)
+        if found is None or not text.startswith(value, found.end()):
+            return list(members(text))
+        spans.append(Member(name, found.end(), end := found.end() + len(value)))
+    return spans if text[end:].strip() in (b"}", b"{}") else list(members(text))
