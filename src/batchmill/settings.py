@@ -201,6 +201,7 @@ class Settings(BaseSettings):
     # auto: lines whose prompts begin alike together, where that saves an engine work; file: as they stand in it
     order: Literal["auto", "file"] = "auto"
     coalesce: bool = False  # of lines of a batch with the same body, to the byte, one is sent
+    pack_embeddings: bool = False  # embeddings that differ in nothing but their input go as one call
     transport: Literal["own", "aiohttp"] = "own"  # what carries requests to backends
     model: Path | None = None  # a GGUF file for the built-in engine, in place of its own
     retention: Annotated[Seconds, Field(ge=1)] | None = None  # files without a time of their own; None: for ever

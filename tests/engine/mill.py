@@ -229,7 +229,7 @@ class Mill:
             refer(tx, key=key)
             facts = BatchObject(
                 id=batch_id,
-                endpoint=CHAT,
+                endpoint=order.get("endpoint", CHAT),
                 input_file_id=file.id,
                 completion_window="1h",
                 status=Status.VALIDATING,
