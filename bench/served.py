@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +47,14 @@ class Server:
     process: "subprocess.Popen[str]"
     port: int
     key: str
-    _kept: http.client.HTTPConnection | None = field(default=None, init=False)
 
     def ask(self, method: str, path: str, body: object = None) -> dict[str, Any]:
-        """Ask over a kept connection; return the answer, or raise RuntimeError with it if it is an error."""
-        if self._kept is None:
-            self._kept = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
+        """Ask and return the answer; RuntimeError if it is an error."""
         headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
-        self._kept.request(method, path, None if body is None else json.dumps(body), headers)
-        answer = self._kept.getresponse()
-        said: dict[str, Any] = json.loads(answer.read())
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)) as connection:
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            answer = connection.getresponse()
+            said: dict[str, Any] = json.loads(answer.read())
         if answer.status != http.client.OK:
             raise RuntimeError(f"{method} {path}: {answer.status} {said}")
         return said
