@@ -4,21 +4,19 @@ What ordering costs is measured, as CPU time beside validation's; all else is th
 
     python bench/makespan.py [--seeds 3] [--json figures.jsonl]
 
-Prints a table, goal beside figure, and one JSON line for each figure. A figure is the worst over the seeds.
+Prints a table, goal beside figure. A figure is the worst over the seeds.
 """
 
-import argparse
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import product
-from pathlib import Path
-from statistics import median
 from time import process_time
 
 import engine_model as model
+from figure import Figure, arguments, report
 from policy_run import Change, PolicyRun, Run, Taken
 from suites import Line, least_tokens, lower_bound, suite, visitors
 from suites import profile as engine_for
@@ -29,26 +27,12 @@ from batchmill.schedule.placement import Placement
 from batchmill.spec.limits import Limits
 from batchmill.spec.lines import Checker, RawLine
 
+ORDER, WINDOW, VISITORS = "Order", "Window", "Beside others' requests"  # the groups of the figures
 MOST = 4096  # requests in flight
 MAKESPAN = {"A": 1.15, "B": 1.15, "C": 1.45, "D": 1.05}  # the goal of each suite, / the lower bound
 COMPUTED = {1: 1.05, 4: 1.10}  # the goal for so many engines, / the least tokens
 VISIT_SECONDS = 900  # longer than any batch with visitors takes
 SLOTS = {4: 400, 16: 1000, 64: 4000, 256: 16_000, 1024: 40_000}  # capacity: lines of the batch
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """One measured ratio and what it is to be."""
-
-    name: str
-    value: float
-    goal: float
-    at_least: bool = False
-
-    @property
-    def is_reached(self) -> bool:
-        """Say whether the goal is."""
-        return self.value >= self.goal if self.at_least else self.value <= self.goal
 
 
 def sized(slots: int) -> model.Profile:
@@ -191,8 +175,8 @@ def _ordering_costs() -> Iterator[Figure]:
     for name, shared, own in (("short lines", 0, 600), ("shared documents", 3000, 200), ("long lines", 0, 30_000)):
         lines = list(_file(4_000_000 // (shared + own), shared, own))
         pairs = [(_cpu(_order, lines), _cpu(_validate, lines)) for _ in range(5)]
-        value = median(ordering / validating for ordering, validating in pairs)
-        yield Figure(name=f"CPU of ordering / validating, {name}", value=value, goal=0.5)
+        ratios = [ordering / validating for ordering, validating in pairs]
+        yield Figure.of_pairs(ratios, group=ORDER, name=f"CPU of ordering / validating, {name}", goal=0.5)
 
 
 def _file(count: int, shared: int, own: int) -> Iterator[RawLine]:
@@ -231,47 +215,47 @@ def _orders(seeds: Sequence[int]) -> Iterator[Figure]:
     for (name, goal), engines, gauges in product(MAKESPAN.items(), (1, 4), (True, False)):
         found = [ordered(name, engines, gauges=gauges, seed=seed) for seed in seeds]
         of = f"{name}, {engines} engines, {'gauges' if gauges else 'blind'}"
-        yield Figure(name=f"{of}: makespan / bound", value=max(each.makespan for each in found), goal=goal)
+        yield Figure(group=ORDER, name=f"{of}: makespan / bound", value=max(each.makespan for each in found), goal=goal)
         most = max(each.computed for each in found)
-        yield Figure(name=f"{of}: tokens / least", value=most, goal=COMPUTED[engines])
+        yield Figure(group=ORDER, name=f"{of}: tokens / least", value=most, goal=COMPUTED[engines])
     for engines, gauges in product((1, 4), (True, False)):
         mine, plain = (
             [ordered("D", engines, gauges=gauges, seed=seed, in_file_order=plain).makespan for seed in seeds]
             for plain in (False, True)
         )
         name = f"D, {engines} engines, {'gauges' if gauges else 'blind'}: ordered / file order"
-        yield Figure(name=name, value=max(a / b for a, b in zip(mine, plain, strict=True)), goal=1.0)
+        yield Figure(group=ORDER, name=name, value=max(a / b for a, b in zip(mine, plain, strict=True)), goal=1.0)
 
 
 def _windows(seeds: Sequence[int]) -> Iterator[Figure]:
     for step, kind, gauges, slots in product((None, 0.5, 2), "DB", (True, False), SLOTS):
         name = f"window {kind} {slots} slots, {'gauges' if gauges else 'blind'}" + (f", then x {step}" if step else "")
         worst = max(window_found(kind, slots, step=step, gauges=gauges, seed=seed) for seed in seeds)
-        yield Figure(name=name, value=worst, goal=1.05)
+        yield Figure(group=WINDOW, name=name, value=worst, goal=1.05)
 
 
 def _beside_visitors(seeds: Sequence[int]) -> Iterator[Figure]:
     for polite, gauges in product((False, True), (True, False)):
         found = [beside_visitors(polite=polite, gauges=gauges, seed=seed) for seed in seeds]
         name = f"{'polite' if polite else 'pacing'}, {'gauges' if gauges else 'blind'}"
-        yield Figure(name=f"{name}: p99 / alone", value=max(wait for wait, _ in found), goal=2.7 if polite else 4.0)
+        yield Figure(
+            group=VISITORS,
+            name=f"{name}: p99 / alone",
+            value=max(wait for wait, _ in found),
+            goal=2.7 if polite else 4.0,
+        )
         least = min(throughput for _, throughput in found)
-        yield Figure(name=f"{name}: throughput / best", value=least, goal=0.8 if polite else 0.97, at_least=True)
+        yield Figure(
+            group=VISITORS, name=f"{name}: throughput / best", value=least, goal=0.8 if polite else 0.97, at_least=True
+        )
 
 
 def main() -> None:
     """Print the figures."""
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--seeds", type=int, default=3)
-    arguments.add_argument("--json", type=Path)
-    asked = arguments.parse_args()
-    lines = []
-    for figure in figures(range(1, asked.seeds + 1)):
-        sign = ">=" if figure.at_least else "<="
-        print(f"{figure.name:48} {figure.value:8.3f} {sign} {figure.goal:<5} {'' if figure.is_reached else 'missed'}")
-        lines.append(json.dumps(asdict(figure)) + "\n")
-    if asked.json:
-        asked.json.write_text("".join(lines), encoding="utf-8")
+    options = arguments(__doc__)
+    options.add_argument("--seeds", type=int, default=3)
+    chosen = options.parse_args()
+    report(figures(range(1, chosen.seeds + 1)), chosen.json)
 
 
 if __name__ == "__main__":
