@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from sqlalchemy import ColumnElement, Row, and_, case, delete, exists, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, bindparam, case, delete, exists, insert, or_, select, update
 
 from batchmill.schedule.choose import Candidate
 from batchmill.spec.states import Status
@@ -174,16 +174,24 @@ def mark_sent(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, sent:
     return tx.connection.execute(mine.values(sent=sent)).rowcount == 1
 
 
+# Built once: a group commit has one for each of its Slices.
+_HELD = update(slice_).where(
+    slice_.c.batch_id == bindparam("in_batch"),
+    slice_.c.ordinal == bindparam("at"),
+    slice_.c.epoch == bindparam("claimed"),
+    slice_.c.open,
+)
+_RECORD = _HELD.values(done=bindparam("done"), crashes=0, alone=None, alone_epoch=None, alone_crashes=0)
+_CLOSE = _RECORD.values(open=False, owner=None, lease_until=None)
+
+
 def record_done(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, done: Bitmap, closed: bool) -> bool:
     """Write which lines of a Slice are done, while the claim's fence stands; False if it fell.
 
     A closed Slice has no owner. A commit ends the count of crashes: whatever killed its owners, work goes on.
     """
-    values: dict[str, object] = {"done": done, "crashes": 0, "alone": None, "alone_epoch": None, "alone_crashes": 0}
-    if closed:
-        values |= {"open": False, "owner": None, "lease_until": None}
-    held = update(slice_).where(_mine(batch_id, ordinal, epoch), slice_.c.open)
-    return tx.connection.execute(held.values(values)).rowcount == 1
+    mine = {"in_batch": batch_id, "at": ordinal, "claimed": epoch, "done": done}
+    return tx.connection.execute(_CLOSE if closed else _RECORD, mine).rowcount == 1
 
 
 def release_slice(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, sent: Bitmap | None = None) -> bool:
