@@ -25,9 +25,9 @@ _BARE = "bare aiohttp @256"
 _OURS = "durable @256"
 # name: its Python, lines (fewer for the slow ones), what it does not do
 _PEERS = {
-    "openai": (Path(sys.executable), 4000, "Results are written, not synced; a crash loses what was sent."),
-    "saturate": (_VENVS / "saturate" / "bin" / "python", 4000, "Parquet parts, not synced."),
-    "flexllm": (_VENVS / "flexllm" / "bin" / "python", 8000, "A checkpoint flushed each second, not synced."),
+    "openai": (Path(sys.executable), 3000, "Results are written, not synced; a crash loses what was sent."),
+    "saturate": (_VENVS / "saturate" / "bin" / "python", 3000, "Parquet parts, not synced."),
+    "flexllm": (_VENVS / "flexllm" / "bin" / "python", 5000, "A checkpoint flushed each second, not synced."),
 }
 _BODY = b'{"model":"m","messages":[{"role":"user","content":"%s"}]}' % (b"x" * 970)
 _LINE = b'{"custom_id": "request-%d", "method": "POST", "url": "/v1/chat/completions", "body": %b}\n'
