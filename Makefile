@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check faults faults-crashpoints clean lock
+.PHONY: help setup demo test check bench faults faults-crashpoints clean lock
 
 help: ## Say what there is.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -33,11 +33,14 @@ faults: .venv/test ## Storms of faults with fresh seeds, then planted bugs: SEED
 faults-crashpoints: .venv/test .venv/faults ## Every crash point on ext4 and XFS: a quarter of an hour.
 	PYTHONPATH=tests $(BIN)/python -m faults.crashpoints --enter --filesystem ext4 xfs --mode kill power eio
 
+bench: .venv/test .venv/bench ## Measure everything again (half an hour), or ONLY="validation clients"; see docs/performance.md.
+	$(BIN)/python bench $(ONLY)
+
 clean: ## Remove what these commands made, but not batchmill-data.
 	rm -rf .venv demo-results .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage
 
 lock: ## Pin every package anew, to what the index gives today.
-	rm -rf .venv && : > constraints.txt && $(MAKE) .venv/test
+	rm -rf .venv && : > constraints.txt && $(MAKE) .venv/test .venv/bench
 	$(BIN)/python -m pip freeze --exclude-editable --exclude batchmill > constraints.txt
 
 # Debian splits venv and libgomp off: say so in one sentence, before pip or the engine says it in twenty.
@@ -80,4 +83,14 @@ lock: ## Pin every package anew, to what the index gives today.
 	  $@/openai-$$version/bin/python -m pip --disable-pip-version-check --quiet install openai==$$version || exit 1; done
 	@if command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --prefix $@/node openai@6.49.0; \
 	  else echo "The Node client's test will not run: npm is not installed"; fi
+	@touch $@
+
+# What figures stand beside: orjson, and the batch runners of others, each in a venv of its own.
+.venv/bench: .venv/test Makefile
+	@command -v cc >/dev/null || { echo "The benches' server needs a C compiler: apt-get install gcc libc6-dev"; exit 1; }
+	$(PIP) install --constraint constraints.txt --group bench
+	@rm -rf $@ && mkdir -p $@
+	for runner in saturate==0.2.0 flexllm==0.17.10; do name=$${runner%%=*}; $(PYTHON) -m venv $@/$$name && \
+	  $@/$$name/bin/python -m pip --disable-pip-version-check --quiet install $$runner || \
+	  echo "bench/clients.py will not run $$name: the package index does not give it"; done
 	@touch $@

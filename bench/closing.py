@@ -7,7 +7,6 @@ Closing is what the Finalizer does from the moment when no call is open any more
 afterwards, with its longest transaction, for which every other writer waits.
 """
 
-import argparse
 import asyncio
 import os
 import resource
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from figure import Figure, arguments, report
 from made import MODEL, Made
 
 from batchmill.backends.router import Router
@@ -37,6 +37,7 @@ T = TypeVar("T")
 
 _REPLY = b'{"id":"x","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"%s"}}]}'
 _TEXT = b"It depends on what you mean by that. " * 5
+_GROUP = "Closing"
 _AT_ONCE = 4  # Slices in one commit
 _LEASE = 3600.0
 
@@ -66,7 +67,7 @@ class _Bench:
         self.made = Made(folder, database=self.database)
         self._room = Boundless()
 
-    async def run(self, lines: int, done: float, event: Event | None, print_: Callable[[str], None]) -> None:
+    async def run(self, lines: int, done: float, event: Event | None) -> list[Figure]:
         """Make a batch, of whose Slices so many are done, let the event happen, and close it."""
         batch_id = await self.made.batch(lines)
         await self._answer(batch_id, round(lines * done))
@@ -75,8 +76,14 @@ class _Bench:
             await self.database.write(
                 lambda tx: advance(tx, batch_id=batch_id, status=Status.IN_PROGRESS, event=event, now=now)
             )
-        mine = {"database": self.database, "blobs": self.made.blobs, "room": self._room, "clock": self.made.clock}
-        finalizer = Finalizer(worker_id="bench", lease=_LEASE, **mine)
+        finalizer = Finalizer(
+            worker_id="bench",
+            lease=_LEASE,
+            database=self.database,
+            blobs=self.made.blobs,
+            room=self._room,
+            clock=self.made.clock,
+        )
         began, cpu = time.perf_counter(), time.process_time()
         await finalizer.step()
         closed, cpu = time.perf_counter() - began, time.process_time() - cpu
@@ -85,17 +92,28 @@ class _Bench:
             raise SystemExit(f"not closed: {batch.object.status}, {batch.waiting}")
         size, copied, synced = self._copy(batch_id)
         self.database.longest, began = 0.0, time.perf_counter()
-        sweeper = Sweeper(router=Router([]), **mine)
+        sweeper = Sweeper(
+            router=Router([]), database=self.database, blobs=self.made.blobs, room=self._room, clock=self.made.clock
+        )
         while await sweeper.step():
             pass
         cleared = time.perf_counter() - began
-        target = 5 + 2 * copied
-        print_(
+        print(
             f"{batch.object.status:>10} {lines:>9,} lines {size / 1e6:>6.0f} MB: "
-            f"closed in {closed:5.2f} s ({cpu:.2f} s of CPU), cp {copied:5.2f} s (its fsync {synced:.2f} s), "
-            f"target {target:5.2f} s ({'met' if closed <= target else 'MISSED'}); "
+            f"closed in {closed:5.2f} s ({cpu:.2f} s of CPU), cp {copied:5.2f} s (its fsync {synced:.2f} s); "
             f"cleared in {cleared:5.2f} s, longest transaction {self.database.longest * 1000:.0f} ms"
         )
+        what = f"{lines:,} lines, {batch.object.status}{'' if done == 1 else ' half done'}"
+        return [
+            Figure(group=_GROUP, name=f"seconds / (5 s + 2 x cp), {what}", value=closed / (5 + 2 * copied), goal=1.0),
+            Figure(
+                group=_GROUP,
+                name=f"longest transaction of clearing, {what}",
+                value=self.database.longest * 1000,
+                unit="ms",
+                note="Every other writer waits for so long.",
+            ),
+        ]
 
     def _copy(self, batch_id: str) -> tuple[int, float, float]:
         """Copy the result files; return their bytes and the seconds of the copy and of making it durable."""
@@ -151,23 +169,25 @@ def _portion(batch_id: str, claim: Claim, part: int) -> Portion:
     return Portion(slice=claim.slice, results=results, done=done, closed=part == _AT_ONCE - 1)
 
 
-async def _main(lines: int, folder: Path) -> None:
+async def _figures(lines: int, folder: Path) -> list[Figure]:
     bench = _Bench(folder)
     await bench.made.prepare()
+    figures: list[Figure] = []
     for done, event in ((0.5, Event.CANCEL), (0.5, Event.WINDOW_PASSED), (1.0, None)):
-        await bench.run(lines, done, event, print)
+        figures += await bench.run(lines, done, event)
     await bench.database.close()
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB, the making included")
+    return figures
 
 
 def main() -> None:
     """Close three batches and print the figures."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = arguments(__doc__)
     options.add_argument("--lines", type=int, default=1_000_000)
     options.add_argument("--folder", type=Path, help="where the disk to be measured is; default: the temporary folder")
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
-        asyncio.run(_main(chosen.lines, Path(folder)))
+        report(asyncio.run(_figures(chosen.lines, Path(folder))), chosen.json)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ process after a warm-up that opens all connections; the contestants take turns, 
 neighbour meets all of them. Wall time is printed and says little: CPU time is what counts.
 """
 
-import argparse
 import asyncio
 import contextlib
 import gc
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import aiohttp
 import uvloop
+from figure import Figure, arguments, report
 
 from batchmill.backends.aiohttp_transport import AiohttpTransport
 from batchmill.backends.transport import Transport
@@ -33,6 +33,7 @@ from batchmill.clock import SystemClock
 _BODY = b'{"model":"m","messages":[{"role":"user","content":"%s"}]}' % (b"x" * 970)
 _REPLY_BYTES = 700
 _MAX_REPLY_BYTES = 1 << 24
+_GROUP = "Dispatch: the Transport alone"
 _REFERENCE = "bare aiohttp @256"
 # name: what sends, requests in flight, requests measured
 _CONTESTANTS = {
@@ -74,7 +75,7 @@ async def _through(transport: Transport, url: str) -> AsyncIterator[Send]:
 def _sender(kind: str, url: str) -> contextlib.AbstractAsyncContextManager[Send]:
     if kind == "bare":
         return bare(url)
-    transport = {"own": WireTransport, "aiohttp": AiohttpTransport}[kind]
+    transport = WireTransport if kind == "own" else AiohttpTransport
     return _through(transport(clock=SystemClock(), max_reply_bytes=_MAX_REPLY_BYTES), url)
 
 
@@ -119,7 +120,7 @@ def _in_fresh_process(name: str, url: str) -> dict[str, float]:
     return {key: float(value) for key, value in json.loads(done.stdout).items()}
 
 
-def _compare(rounds: int) -> None:
+def _compare(rounds: int) -> Iterator[Figure]:
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in _CONTESTANTS}
     with tempfile.TemporaryDirectory() as folder, stub(Path(folder)) as url:
         for _ in range(rounds):
@@ -128,23 +129,31 @@ def _compare(rounds: int) -> None:
     print(f"{'CPU-µs per request':24} {'median':>7} {'least':>7} {'most':>7} {'of bare':>8} {'per s':>8}")
     for name, figures in taken.items():
         costs = [figure["us"] for figure in figures]
-        ratio = statistics.median(
-            ours["us"] / bare["us"] for ours, bare in zip(figures, taken[_REFERENCE], strict=True)
-        )
+        ratio = statistics.median(_ratios(figures, taken[_REFERENCE]))
         wall = statistics.median(figure["per_second"] for figure in figures)
         print(f"{name:24} {statistics.median(costs):7.1f} {min(costs):7.1f} {max(costs):7.1f} {ratio:8.3f} {wall:8.0f}")
-    growth = [
-        many["us"] / few["us"]
-        for many, few in zip(taken["WireTransport @4096"], taken["WireTransport @64"], strict=True)
-    ]
-    print(f"WireTransport, 4096 in flight ÷ 64: {statistics.median(growth):.2f} ({min(growth):.2f}–{max(growth):.2f})")
     for name, figures in taken.items():
         print(json.dumps({"name": name, "cpu_us": [round(figure["us"], 2) for figure in figures]}))
+    for name, figures in taken.items():
+        if name != _REFERENCE:
+            yield Figure.of_pairs(
+                _ratios(figures, taken[_REFERENCE]), group=_GROUP, name=f"CPU per request, {name} / {_REFERENCE}"
+            )
+    yield Figure.of_pairs(
+        _ratios(taken["WireTransport @4096"], taken["WireTransport @64"]),
+        group=_GROUP,
+        name="CPU per request, WireTransport @4096 / @64",
+        note="The goal of 1.25 is the whole line's: see the durable path.",
+    )
+
+
+def _ratios(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> list[float]:
+    return [a["us"] / b["us"] for a, b in zip(ours, theirs, strict=True)]
 
 
 def main() -> None:
     """Compare all, or measure one in this process."""
-    parser = argparse.ArgumentParser()
+    parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--one", choices=_CONTESTANTS, help="measure one of them in this process")
     parser.add_argument("--url")
@@ -152,7 +161,7 @@ def main() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 20_000)), hard))
     if chosen.one is None:
-        _compare(chosen.rounds)
+        report(_compare(chosen.rounds), chosen.json)
         return
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     kind, in_flight, requests = _CONTESTANTS[chosen.one]

@@ -8,7 +8,6 @@ figure is of a fresh process, and they take turns. CPU is that of the whole proc
 first claim until the batch has drained. `unsynced` is the same without waiting for the disk.
 """
 
-import argparse
 import asyncio
 import json
 import os
@@ -19,10 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import uvloop
 from dispatch import bare, stub
+from figure import Figure, arguments, report
 from made import MODEL, Made
 from sqlalchemy import event
 
@@ -54,6 +55,12 @@ _CONTESTANTS = {
     "durable @4096": (240_000, 4096, True),
     "unsynced @256": (60_000, 256, False),
 }
+# ours, theirs, of what, the goal
+_FIGURES = (
+    ("durable @256", _REFERENCE, "us", 0.40),
+    ("durable @4096", "durable @64", "us", 1.25),
+    ("durable @256", "unsynced @256", "per_second", 0.90),
+)
 
 
 async def _reference(url: str, lines: int, in_flight: int) -> None:
@@ -129,7 +136,7 @@ def _no_sync(_descriptor: int) -> None:
     """Trust the page cache."""
 
 
-def _compare(rounds: int, folder: Path) -> None:
+def _compare(rounds: int, folder: Path) -> Iterator[Figure]:
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in _CONTESTANTS}
     with stub(folder) as url:
         for _ in range(rounds):
@@ -146,20 +153,21 @@ def _compare(rounds: int, folder: Path) -> None:
             f"{name:20} {statistics.median(costs):7.1f} {min(costs):7.1f} {max(costs):7.1f} "
             f"{statistics.median(of_bare):8.3f} {wall:8.0f}"
         )
-    _ratio("CPU, 4096 in flight ÷ 64", taken["durable @4096"], taken["durable @64"], "us")
-    _ratio("lines/s, synced ÷ not", taken["durable @256"], taken["unsynced @256"], "per_second")
     for name, figures in taken.items():
         print(json.dumps({"name": name, "figures": figures}))
-
-
-def _ratio(what: str, ours: list[dict[str, float]], theirs: list[dict[str, float]], unit: str) -> None:
-    ratios = sorted(a[unit] / b[unit] for a, b in zip(ours, theirs, strict=True))
-    print(f"{what}: {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+    for ours, theirs, unit, goal in _FIGURES:
+        yield Figure.of_pairs(
+            [a[unit] / b[unit] for a, b in zip(taken[ours], taken[theirs], strict=True)],
+            group="The durable path",
+            name=f"{'CPU per line' if unit == 'us' else 'lines/s'}, {ours} / {theirs}",
+            goal=goal,
+            at_least=unit == "per_second",
+        )
 
 
 def main() -> None:
     """Compare all, or measure one in this process."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--one", choices=_CONTESTANTS, help="measure one of them in this process")
     parser.add_argument("--url")
@@ -168,7 +176,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 20_000)), hard))
     with tempfile.TemporaryDirectory() as folder:
         if chosen.one is None:
-            _compare(chosen.rounds, Path(folder))
+            report(_compare(chosen.rounds, Path(folder)), chosen.json)
             return
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         spare_garbage_collection()

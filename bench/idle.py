@@ -3,22 +3,23 @@
     python bench/idle.py --open 1000 --stored 100000 --seconds 60
 
 A data directory is made with so many batches in progress, and final ones beside them; `batchmill serve` runs on it with
-a backend that nobody listens for. CPU is that of all its processes over the time, after a minute's start. Then
+a backend that nobody listens for. CPU is that of all its processes over the time, once it has settled. Then
 `GET /v1/batches` is asked page after page, with a key of the organisation that has them all.
 """
 
-import argparse
 import asyncio
 import json
 import os
-import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+
+from figure import Figure, arguments, report
 
 from batchmill.clock import SystemClock
 from batchmill.spec.ids import key_digest, mint_id, mint_key
@@ -35,6 +36,7 @@ _AT_ONCE = 500  # rows a transaction
 _TICKS = os.sysconf("SC_CLK_TCK")
 _DEAD = "http://127.0.0.1:9/v1"
 _PAGES = 300
+_GROUP = "Waiting"
 _SETTLED = 15.0  # seconds after which a server has nothing left to do but wait
 
 
@@ -55,12 +57,15 @@ async def _fill(data: Path, *, waiting: int, stored: int) -> str:
     for start in range(0, waiting + stored, _AT_ONCE):
         numbers = range(start, min(start + _AT_ONCE, waiting + stored))
         await database.write(
-            lambda tx, numbers=numbers: [
-                _insert(tx, organisation, now=clock.now(), open_=number < waiting) for number in numbers
-            ]
+            partial(_insert_all, organisation=organisation, now=clock.now(), numbers=numbers, waiting=waiting)
         )
     await database.close()
     return key
+
+
+def _insert_all(tx: Transaction, *, organisation: str, now: float, numbers: range, waiting: int) -> None:
+    for number in numbers:
+        _insert(tx, organisation, now=now, open_=number < waiting)
 
 
 def _insert(tx: Transaction, organisation: str, *, now: float, open_: bool) -> None:
@@ -118,12 +123,12 @@ def _cpu(parent: int) -> dict[str, float]:
     return used
 
 
-def _pages(port: int, key: str) -> list[float]:
+def _pages(url: str, key: str) -> list[float]:
     """Return how long each page of the list took, in milliseconds."""
     took, after = [], ""
     for _ in range(_PAGES):
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/v1/batches?limit=100{after}", headers={"Authorization": f"Bearer {key}"}
+        request = urllib.request.Request(  # noqa: S310 - our own server
+            f"{url}/v1/batches?limit=100{after}", headers={"Authorization": f"Bearer {key}"}
         )
         began = time.perf_counter()
         with urllib.request.urlopen(request) as answer:  # noqa: S310 - the same
@@ -135,37 +140,48 @@ def _pages(port: int, key: str) -> list[float]:
 
 def main() -> None:
     """Fill a data directory, serve it, and measure."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = arguments(__doc__)
     options.add_argument("--open", type=int, default=1_000)
     options.add_argument("--stored", type=int, default=100_000)
     options.add_argument("--seconds", type=float, default=60.0)
     chosen = options.parse_args()
+    report(_figures(waiting=chosen.open, stored=chosen.stored, seconds=chosen.seconds), chosen.json)
+
+
+def _figures(*, waiting: int, stored: int, seconds: float) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
-        key = asyncio.run(_fill(data, waiting=chosen.open, stored=chosen.stored))
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        command = [Path(sys.executable).with_name("batchmill"), "serve", "--data", data, "--port", str(port)]
-        server = subprocess.Popen([*command, "--backend", _DEAD], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        key = asyncio.run(_fill(data, waiting=waiting, stored=stored))
+        command = [Path(sys.executable).with_name("batchmill"), "serve", "--data", data, "--port", "0"]
+        options = [str(each) for each in (*command, "--backend", _DEAD)]
+        server = subprocess.Popen(options, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         try:
+            url = server.stdout.readline().split()[-1] if server.stdout else ""  # "Batchmill listens on …"
             time.sleep(_SETTLED)
             before = _cpu(server.pid)
-            time.sleep(chosen.seconds)
+            time.sleep(seconds)
             after = _cpu(server.pid)
-            shares = {name: round((after[name] - before[name]) / chosen.seconds * 100, 2) for name in before}
-            took = sorted(_pages(port, key))
+            took = sorted(_pages(url, key))
         finally:
             server.terminate()
             server.wait()
-    row = {
-        "open": chosen.open,
-        "stored": chosen.stored,
-        "cpu_percent": shares,
-        "cpu_percent_all": round(sum(shares.values()), 2),
-        "list_p50_ms": round(statistics.median(took), 1),
-        "list_p99_ms": round(took[int(len(took) * 0.99)], 1),
-    }
-    print(json.dumps(row))
+    shares = {name: (after[name] - before[name]) / seconds * 100 for name in before}
+    print(", ".join(f"{name} {share:.2f} %" for name, share in shares.items()))
+    yield Figure(
+        group=_GROUP,
+        name=f"CPU of a core, {waiting:,} open batches wait for a dead backend",
+        value=sum(shares.values()),
+        unit="%",
+        goal=1.0,
+    )
+    yield Figure(
+        group=_GROUP,
+        name=f"GET /v1/batches, {stored:,} stored, p99 of {_PAGES} pages of 100",
+        value=took[int(len(took) * 0.99)],
+        unit="ms",
+        goal=50.0,
+        note="Wall time of one client that asks page after page.",
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from pydantic import ValidationError
 
 from batchmill.assemble import build_backends, connections_of, limits_of
 from batchmill.backends.aiohttp_transport import AiohttpTransport
+from batchmill.backends.echo import EchoBackend
 from batchmill.backends.http import HttpBackend
+from batchmill.backends.packing import PackingBackend
 from batchmill.backends.wire import WireTransport
 from batchmill.settings import BackendSettings, BadSettings, Settings, load_settings
 from batchmill.spec.limits import KIMI, OPEN
@@ -318,6 +320,17 @@ def test_the_carrier_of_requests_is_chosen(flags: dict[str, str], kind: type) ->
     ((backend, _),) = build_backends(settings=settings, engine=None, clock=FakeClock())
     assert isinstance(backend, HttpBackend)
     assert isinstance(backend._transport, kind)  # no public name tells, and nothing on the wire either
+
+
+def test_embeddings_are_packed_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default each line is a call of its own; the setting puts packs before every backend, which keeps its name."""
+    monkeypatch.setenv("BATCHMILL_BACKEND", "http://gpu-1/v1 echo:")
+    plain = build_backends(settings=load_settings({}), engine=None, clock=FakeClock())
+    assert [type(backend) for backend, _ in plain] == [HttpBackend, EchoBackend]
+    monkeypatch.setenv("BATCHMILL_PACK_EMBEDDINGS", "true")
+    packing = build_backends(settings=load_settings({}), engine=None, clock=FakeClock())
+    assert [type(backend) for backend, _ in packing] == [PackingBackend] * 2
+    assert [backend.name for backend, _ in packing] == ["http://gpu-1/v1", "echo:"]
 
 
 def test_a_window_is_found_within_the_descriptors_of_the_process() -> None:

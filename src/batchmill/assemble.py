@@ -18,6 +18,7 @@ from batchmill.backends.backend import Backend
 from batchmill.backends.builtin import BUILTIN_MODEL
 from batchmill.backends.echo import EchoBackend
 from batchmill.backends.http import HttpBackend
+from batchmill.backends.packing import PackingBackend
 from batchmill.backends.router import Router
 from batchmill.backends.wire import WireTransport
 from batchmill.blobs.blobs import Blobs
@@ -155,6 +156,8 @@ def build_backends(
             backend = _backend(entry, clock=clock, settings=settings, environment=environment)
         except ValueError as fault:
             raise BadSettings(f"backend: {fault}") from fault
+        if settings.pack_embeddings:
+            backend = PackingBackend(backend=backend, clock=clock)
         backends.append((backend, entry.window or settings.window))
     names = [backend.name for backend, _ in backends]
     for name in names:
@@ -235,6 +238,7 @@ def build_worker(
         bounds=GroupBounds(),
         metrics=metrics,
         once=once,
+        coalesce=settings.coalesce,
     )
     return Worker(
         database=database,
@@ -252,6 +256,9 @@ def build_worker(
                     limits=limits_of(settings),
                     accepted=run,
                     catalogue=settings.catalogue,
+                    backends=len(backends),
+                    in_file_order=settings.order == "file",
+                    coalesce=settings.coalesce,
                     **mine,
                 ),
                 validate,

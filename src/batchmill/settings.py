@@ -198,6 +198,10 @@ class Settings(BaseSettings):
     on_unknown_outcome: Literal["retry", "fail"] = "retry"
     window: Annotated[Number, Field(ge=1)] | None = None  # requests in flight at each backend; None: it is found
     polite: bool = False  # leave more of the backends to others than costs nothing
+    # auto: lines whose prompts begin alike together, where that saves an engine work; file: as they stand in it
+    order: Literal["auto", "file"] = "auto"
+    coalesce: bool = False  # of lines of a batch with the same body, to the byte, one is sent
+    pack_embeddings: bool = False  # embeddings that differ in nothing but their input go as one call
     transport: Literal["own", "aiohttp"] = "own"  # what carries requests to backends
     model: Path | None = None  # a GGUF file for the built-in engine, in place of its own
     retention: Annotated[Seconds, Field(ge=1)] | None = None  # files without a time of their own; None: for ever

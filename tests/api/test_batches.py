@@ -7,9 +7,9 @@ import pytest
 
 from api.served import LINE, Tenant
 from batchmill.spec.ids import mint_id
-from batchmill.spec.objects import FileObject, LineError
+from batchmill.spec.objects import FileObject, LineError, Usage
 from batchmill.spec.states import Event, Status
-from batchmill.store.batch import advance
+from batchmill.store.batch import advance, record_progress
 from batchmill.store.blob import insert_ready
 from batchmill.store.database import Transaction
 from batchmill.store.file import File, insert_file
@@ -60,6 +60,7 @@ def test_a_new_batch_has_every_key(tenant: Tenant) -> None:
         "errors": None,
         "model": None,
         "usage": None,
+        "progress": None,
     }
     assert tenant.call("GET", f"/v1/batches/{made['id']}").json == made
     assert tenant.call("GET", "/v1/batches").json == {
@@ -69,6 +70,30 @@ def test_a_new_batch_has_every_key(tenant: Tenant) -> None:
         "first_id": made["id"],
         "last_id": made["id"],
     }
+
+
+def test_a_batch_in_progress_says_when_it_will_be_done(tenant: Tenant) -> None:
+    """Rates, end and miss are told once they are known, alone and in the list; the strict client takes them."""
+    batch_id, served = str(tenant.create()["id"]), tenant.served
+    move(tenant, batch_id, Status.VALIDATING, Event.ACCEPTED, total=100_000, open_slices=400)
+    unknown = dict.fromkeys(("lines_per_second", "tokens_per_second", "eta", "misses_by"))
+    assert tenant.call("GET", f"/v1/batches/{batch_id}").json["progress"] == unknown
+    usage = Usage(input_tokens=300, output_tokens=100)
+    for _ in range(2):
+        served.clock.time, served.clock.uptime = served.clock.time + 40, served.clock.uptime + 40
+        served.rows(
+            lambda tx: record_progress(tx, batch_id=batch_id, completed=20, failed=0, closed_slices=0, usage=usage)
+        )
+    found = tenant.call("GET", f"/v1/batches/{batch_id}").json
+    eta = int(served.clock.now()) + 2 * (100_000 - 40)
+    assert found["progress"] == {
+        "lines_per_second": 0.5,
+        "tokens_per_second": 10.0,
+        "eta": eta,
+        "misses_by": eta - found["expires_at"],
+    }
+    assert tenant.call("GET", "/v1/batches").json["data"] == [found]
+    assert tenant.openai().batches.retrieve(batch_id).model_extra == {"progress": found["progress"]}
 
 
 def test_a_file_may_serve_several_batches(tenant: Tenant) -> None:

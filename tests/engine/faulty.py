@@ -2,12 +2,12 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import BinaryIO, TypeVar
 
 from batchmill.backends.backend import Call, Reply
 from batchmill.backends.echo import EchoBackend
-from batchmill.blobs.blobs import Blobs, BlobWriter, Written
+from batchmill.blobs.blobs import Blobs, BlobWriter, Span, Written
 from batchmill.schedule.retry import Fault
 from batchmill.store.database import Database, DiskFull, Statements
 from engine.mill import Mill, Watched
@@ -45,6 +45,14 @@ class FaultyBlobs:
     def read(self, key: str, *, offset: int, length: int) -> bytes:
         """See `Blobs`."""
         return self._blobs.read(key, offset=offset, length=length)
+
+    def read_spans(self, key: str, spans: Sequence[Span]) -> list[bytes]:
+        """See `Blobs`."""
+        return self._blobs.read_spans(key, spans)
+
+    def scratch(self) -> BinaryIO:
+        """See `Blobs`."""
+        return self._blobs.scratch()
 
     def delete(self, key: str) -> None:
         """See `Blobs`."""

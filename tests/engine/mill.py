@@ -136,6 +136,7 @@ class Mill:
         bounds: GroupBounds | None = None,
         once: bool = False,
         retention: int | None = None,
+        coalesce: bool = False,
     ) -> Hand:
         """Build a worker's loops over these backends."""
         worker_id = mint_id("worker", self.clock.now())
@@ -164,11 +165,19 @@ class Mill:
             bounds=bounds or GroupBounds(),
             metrics=metrics,
             once=once,
+            coalesce=coalesce,
         )
         return Hand(
             worker_id=worker_id,
             runner=runner,
-            validator=Validator(room=self.room, limits=self.limits, accepted=bell, catalogue=self.catalogue, **mine),
+            validator=Validator(
+                room=self.room,
+                limits=self.limits,
+                accepted=bell,
+                catalogue=self.catalogue,
+                coalesce=coalesce,
+                **mine,
+            ),
             finalizer=Finalizer(room=self.room, retention=retention, **mine),
             scout=Scout(
                 database=self.database, lanes=lanes, router=router, clock=self.clock, learned=(bell,), metrics=metrics
@@ -220,7 +229,7 @@ class Mill:
             refer(tx, key=key)
             facts = BatchObject(
                 id=batch_id,
-                endpoint=CHAT,
+                endpoint=order.get("endpoint", CHAT),
                 input_file_id=file.id,
                 completion_window="1h",
                 status=Status.VALIDATING,

@@ -9,7 +9,7 @@ from batchmill.backends.echo import EchoBackend
 from batchmill.schedule.retry import Fault, Later
 from batchmill.spec.states import Status
 from batchmill.store.database import Transaction
-from batchmill.store.slice import claim_slice, fence_slices
+from batchmill.store.slice import claim_slices, fence_slices
 from batchmill.store.worker import void_leases
 from engine.faulty import Falling, FaultyDatabase, Full, InterruptedDatabase
 from engine.mill import LEASE, Mill, Watched, line, lines
@@ -307,7 +307,7 @@ async def test_a_lost_slice_sends_nothing_while_its_calls_are_cancelled(mill: Mi
 
     def take_over(tx: Transaction) -> None:
         fence_slices(tx, batch_id=lost)
-        assert claim_slice(tx, batch_id=lost, models=["echo"], worker_id="heir", lease=LEASE) is not None
+        assert claim_slices(tx, batch_id=lost, count=1, models=["echo"], worker_id="heir", lease=LEASE)
 
     await mill.database.write(take_over)
     sent = [b"lost" in call.body for call in backend.calls]

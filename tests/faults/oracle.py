@@ -15,6 +15,7 @@ from typing import Any
 from batchmill.backends.backend import Call
 from batchmill.blobs.blobs import Blobs
 from batchmill.ledger.segment import unpack_results
+from batchmill.schedule.plan import line_numbers
 from batchmill.spec.results import result_id
 from batchmill.spec.states import FINAL, STAMP, TRANSITIONS, Status
 from faults.virtual import VirtualClock
@@ -51,6 +52,7 @@ class Line:
     bad_replies: int = 0
     excused: int = 0
     text: bytes | None = None
+    place: int = 0  # in the Plan
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,6 +66,7 @@ class Account:
     seen: dict[str, Any] | None = None
     status_at: float = 0.0
     recorded: int = 0
+    planned: list[Line] = field(default_factory=list)  # in the Plan's order, once there is one
 
 
 @dataclass(slots=True)
@@ -102,8 +105,23 @@ class Oracle:
             line.batch_id = batch_id
             self.lines[result_id(batch_id, line.index + 1)] = line
 
+    def planned(self, batch_id: str) -> list[Line]:
+        """Return a batch's lines in the order of its Plan; none as long as it has none."""
+        account = self.batches[batch_id]
+        plans = self.query(
+            "SELECT key, bytes FROM blob WHERE key = (SELECT plan_key FROM batch WHERE id = ?)", batch_id
+        )
+        if plans and not account.planned:
+            plan = self.blobs.read(plans[0]["key"], offset=0, length=plans[0]["bytes"])
+            account.planned = [account.lines[number - 1] for number in line_numbers(plan)]
+            for place, line in enumerate(account.planned):
+                line.place = place
+        return account.planned
+
     def committed(self) -> None:
         """Look at all batches and new Segments after a commit."""
+        for batch_id in self.batches:
+            self.planned(batch_id)
         for row in self.query("SELECT * FROM segment"):
             key = (row["batch_id"], row["slice"], row["seq"])
             if key not in self._segments:
@@ -121,7 +139,7 @@ class Oracle:
         )
         data = self.blobs.read(row["blob_key"], offset=row["offset"], length=row["bytes"])
         for result in unpack_results(data, crc32=row["crc32"]):
-            line = account.lines[first + result.index]
+            line = account.planned[first + result.index]
             hold(line.text is None, f"{line.custom_id} is recorded twice")
             line.text = result.text
             account.recorded += 1
@@ -158,7 +176,7 @@ class Oracle:
         found = self.query(
             "SELECT epoch FROM slice WHERE batch_id = ? AND first <= ? ORDER BY first DESC LIMIT 1",
             line.batch_id,
-            line.index,
+            line.place,
         )
         mine = bool(found) and found[0]["epoch"] == int(attempt[1])
         hold(not (mine and line.text is not None), f"{line.custom_id} is sent again by the owner who knows its Result")
@@ -177,7 +195,7 @@ class Oracle:
     def excuse_held(self, worker_id: str) -> None:
         """A worker stands still: another may take all that it holds, and both may send it."""
         for row in self.query("SELECT batch_id, first, lines FROM slice WHERE owner = ?", worker_id):
-            for line in self.batches[row["batch_id"]].lines[row["first"] : row["first"] + row["lines"]]:
+            for line in self.planned(row["batch_id"])[row["first"] : row["first"] + row["lines"]]:
                 line.excused += line.text is None
 
     def statuses(self) -> list[str]:
@@ -247,7 +265,7 @@ class Oracle:
     def check_bitmaps(self) -> None:
         """A Slice's bitmap says of just those lines that they are done that are recorded."""
         for row in self.query("SELECT batch_id, first, lines, done FROM slice"):
-            lines = self.batches[row["batch_id"]].lines[row["first"] : row["first"] + row["lines"]]
+            lines = self.planned(row["batch_id"])[row["first"] : row["first"] + row["lines"]]
             bits = sum(1 << at for at, line in enumerate(lines) if line.text is not None)
             hold(int.from_bytes(row["done"], "little") == bits, f"{row['batch_id']}: a bitmap is not what is recorded")
 

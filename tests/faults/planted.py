@@ -20,7 +20,7 @@ from sqlalchemy import select, update
 import batchmill.api.batches as api_batches
 from batchmill.backends.backend import Call, Reply
 from batchmill.backends.http import HttpBackend
-from batchmill.engine import feed, finalizer, sender, sweeper, validation
+from batchmill.engine import feed, finalizer, sender, sweeper, validation, work
 from batchmill.engine.lease import Lease
 from batchmill.ledger import ledger, merge
 from batchmill.schedule.pace import Pace
@@ -127,13 +127,13 @@ def two_transactions() -> None:
 
 def recorded_lines_sent_again() -> None:
     """The bitmap of a Slice that is taken over is not looked at."""
-    work = feed.Work.__init__
+    made = work.Work.__init__
 
     def forgetful(self: Any, *, claim: Any, lone: int, once: bool) -> None:  # noqa: ANN401
         held = claim.slice
-        work(self, claim=replace(claim, slice=replace(held, done=bytes(len(held.done)))), lone=lone, once=once)
+        made(self, claim=replace(claim, slice=replace(held, done=bytes(len(held.done)))), lone=lone, once=once)
 
-    _replace(feed.Work, "__init__", forgetful)
+    _replace(work.Work, "__init__", forgetful)
 
 
 def record_skipped() -> None:
@@ -230,13 +230,13 @@ def sweeper_takes_the_living() -> None:
 
 def body_written_anew() -> None:
     """The body is read and written again on its way."""
-    as_it_is = _taken(feed.Work, "envelope")
+    as_it_is = _taken(work.Work, "envelope")
 
-    def envelope(self: feed.Work, request: feed.Request) -> Envelope:
+    def envelope(self: work.Work, request: work.Request) -> Envelope:
         found: Envelope = as_it_is(self, request)
         return found._replace(body=json.dumps(json.loads(found.body)).encode())
 
-    _replace(feed.Work, "envelope", envelope)
+    _replace(work.Work, "envelope", envelope)
 
 
 def lines_of_text() -> None:

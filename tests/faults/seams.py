@@ -4,13 +4,13 @@ import asyncio
 import errno
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import BinaryIO, Protocol, TypeVar
 
 from batchmill.backends.backend import Call, Reply, Unreachable
-from batchmill.blobs.blobs import Blobs, BlobWriter, Written
+from batchmill.blobs.blobs import Blobs, BlobWriter, Span, Written
 from batchmill.schedule.retry import Fault
 from batchmill.store.database import Database, DiskFull, Statements, Transaction
 from faults.virtual import Killed, Process, VirtualClock, VirtualLoop
@@ -224,6 +224,14 @@ class SeamBlobs:
     def read(self, key: str, *, offset: int, length: int) -> bytes:
         """See `Blobs`."""
         return self._blobs.read(key, offset=offset, length=length)
+
+    def read_spans(self, key: str, spans: Sequence[Span]) -> list[bytes]:
+        """See `Blobs`."""
+        return self._blobs.read_spans(key, spans)
+
+    def scratch(self) -> BinaryIO:
+        """See `Blobs`."""
+        return self._blobs.scratch()
 
     def delete(self, key: str) -> None:
         """See `Blobs`."""

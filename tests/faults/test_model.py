@@ -228,7 +228,7 @@ class Mill(RuleBasedStateMachine):
 
     def _portion(self, claim: Claim, done: set[int], fresh: list[int]) -> Portion:
         def text(index: int) -> bytes:
-            line = self.oracle.batches[claim.slice.batch_id].lines[claim.slice.first + index]
+            line = self.oracle.planned(claim.slice.batch_id)[claim.slice.first + index]
             line_id = result_id(line.batch_id, line.index + 1)
             return unanswered(line_id, f'"{line.custom_id}"'.encode(), "request_timeout", f"epoch {claim.slice.epoch}")
 

@@ -13,7 +13,7 @@ from batchmill.ledger.ledger import Ledger
 from batchmill.ledger.merge import merge_results
 from batchmill.spec.states import STAMP, Status, next_status
 from batchmill.store.database import Transaction
-from batchmill.store.slice import Slice, claim_slice
+from batchmill.store.slice import Slice, claim_slices
 from batchmill.store.tables import batch, slice_, worker
 from faults.simulator import World, a_world, run_in_processes, run_seed
 
@@ -90,19 +90,16 @@ def _without_fence(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, 
     return tx.connection.execute(named.values(values)).rowcount == 1
 
 
-def _claim_with_old_epoch(tx: Transaction, **claim: Any) -> tuple[Slice, bool] | None:  # noqa: ANN401 - as `claim_slice`
-    claimed = claim_slice(tx, **claim)
-    if claimed is None:
-        return None
-    held, taken_over = claimed
-    named = update(slice_).where(slice_.c.batch_id == held.batch_id, slice_.c.ordinal == held.ordinal)
-    tx.connection.execute(named.values(epoch=0))
-    return replace(held, epoch=0), taken_over
+def _claim_with_old_epoch(tx: Transaction, **claim: Any) -> list[tuple[Slice, bool]]:  # noqa: ANN401 - as `claim_slices`
+    claimed = claim_slices(tx, **claim)
+    for held, _ in claimed:
+        named = update(slice_).where(slice_.c.batch_id == held.batch_id, slice_.c.ordinal == held.ordinal)
+        tx.connection.execute(named.values(epoch=0))
+    return [(replace(held, epoch=0), taken_over) for held, taken_over in claimed]
 
 
-def _claim_with_no_bitmap(tx: Transaction, **claim: Any) -> tuple[Slice, bool] | None:  # noqa: ANN401 - as `claim_slice`
-    claimed = claim_slice(tx, **claim)
-    return None if claimed is None else (replace(claimed[0], done=bytes(len(claimed[0].done))), claimed[1])
+def _claim_with_no_bitmap(tx: Transaction, **claim: Any) -> list[tuple[Slice, bool]]:  # noqa: ANN401 - as `claim_slices`
+    return [(replace(held, done=bytes(len(held.done))), over) for held, over in claim_slices(tx, **claim)]
 
 
 def _renew_only_itself(tx: Transaction, *, worker_id: str, lease: float) -> bool:
@@ -134,14 +131,14 @@ def _commit_again(true_commit: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _send_after_the_window(true_next: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda feed, *, models, wall: true_next(feed, models=models, wall=wall - 3.0)
+    return lambda feed, lane, *, models, wall: true_next(feed, lane, models=models, wall=wall - 3.0)
 
 
 # What our own hands might have got wrong, each with where it is planted.
 PLANTED = {
     "a commit without its fence": ("batchmill.ledger.ledger.record_done", _without_fence),
-    "a claim that raises no epoch": ("batchmill.ledger.ledger.claim_slice", _claim_with_old_epoch),
-    "a claim that forgets what is done": ("batchmill.ledger.ledger.claim_slice", _claim_with_no_bitmap),
+    "a claim that raises no epoch": ("batchmill.ledger.ledger.claim_slices", _claim_with_old_epoch),
+    "a claim that forgets what is done": ("batchmill.ledger.ledger.claim_slices", _claim_with_no_bitmap),
     "leases that are not renewed": ("batchmill.engine.worker.renew_leases", _renew_only_itself),
     "a Finalizer that takes no Slices": ("batchmill.engine.finalizer.fence_slices", lambda *_, **__: None),
     "a status without an expected one": ("batchmill.engine.finalizer.advance", _advance_whatever_it_is),

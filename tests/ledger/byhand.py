@@ -3,12 +3,12 @@
 import hashlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from batchmill.blobs.blobs import Blobs, BlobWriter
+from batchmill.blobs.blobs import Blobs, BlobWriter, Span
 from engine.mill import Mill
 
 _BATCHES = {
@@ -32,6 +32,14 @@ class Meanwhile:
     def read(self, key: str, *, offset: int, length: int) -> bytes:
         """See `Blobs`."""
         return self._blobs.read(key, offset=offset, length=length)
+
+    def read_spans(self, key: str, spans: Sequence[Span]) -> list[bytes]:
+        """See `Blobs`."""
+        return self._blobs.read_spans(key, spans)
+
+    def scratch(self) -> BinaryIO:
+        """See `Blobs`."""
+        return self._blobs.scratch()
 
     def keys(self, *, before: float) -> Iterator[str]:
         """See `Blobs`."""

@@ -34,12 +34,12 @@ class Files:
     rest: int
 
 
-async def merge(database: Database, blobs: Blobs, rest: Rest | None = None) -> Files:
+async def merge(database: Database, blobs: Blobs, rest: Rest | None = None, **bounds: int) -> Files:
     """Read the one batch's Results."""
     batch = await database.read(get_batch)
     slices = await database.read(lambda tx: list_slices(tx, batch_id="batch_1"))
     segments = await database.read(lambda tx: list_segments(tx, batch_id="batch_1"))
-    parts = list(merge_results(blobs=blobs, batch=batch, slices=slices, segments=segments, rest=rest))
+    parts = list(merge_results(blobs=blobs, batch=batch, slices=slices, segments=segments, rest=rest, **bounds))
     return Files(
         output=[bytes(text) for part in parts for text in part.output],
         error=[bytes(text) for part in parts for text in part.error],
@@ -70,6 +70,34 @@ async def test_results_are_read_in_input_order(ledger: Ledger, database: Databas
     assert read.output == [b"%d/%d\n" % (n, i) for n in range(3) for i in range(8) if i != 3]
     assert read.error == [b"%d/3\n" % n for n in range(3)]
     assert read.rest == 0
+
+
+@pytest.mark.parametrize("bounds", [{}, {"in_memory": 1}, {"in_memory": 1, "in_scratch": 100}], ids=str)
+@pytest.mark.parametrize("kept", [24, 17, 1, 0])
+async def test_a_plan_in_another_order_makes_the_same_files(
+    ledger: Ledger, database: Database, blobs: Blobs, bounds: dict[str, int], kept: int
+) -> None:
+    """Results stand in the order of the input, in memory and out of scratch, and open lines among them."""
+    chance = random.Random(kept)  # noqa: S311 - an order, the same each time
+    order = [*chance.sample(range(16), 16), *chance.sample(range(16, 24), 8)]
+    await add_work(database, blobs, slices=3, order=order)
+    answered = set(chance.sample(range(24), kept))
+    for held in await claim(ledger):
+        of_slice = order[held.slice.first : held.slice.first + 8]
+        results = [
+            Result(index=index, succeeded=line % 5 > 0, attempts=1, text=b'"id-%d" answered\n' % line, usage=None)
+            for index, line in enumerate(of_slice)
+            if line in answered
+        ]
+        if results:
+            await ledger.commit([portion(held, results)])
+    read = await merge(database, blobs, REST, **bounds)
+    assert read.rest == 24 - kept
+    assert read.output == [b'"id-%d" answered\n' % line for line in range(24) if line in answered and line % 5]
+    failed = [line for line in range(24) if line not in answered or line % 5 == 0]
+    for line, text in zip(failed, read.error, strict=True):
+        assert b'"id-%d"' % line in text
+        assert (b"answered\n" in text) == (line in answered)
 
 
 async def test_open_lines_become_the_rest(ledger: Ledger, database: Database, blobs: Blobs) -> None:

@@ -1,6 +1,6 @@
 """Batches with an input and a Plan, and Results for their lines."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from batchmill.blobs.blobs import Blobs
 from batchmill.ledger.ledger import Claim, Ledger, Portion
@@ -29,12 +29,13 @@ async def add_work(
     lines: int = 8,
     organisation_id: str = MINE,
     gap: int = 0,
+    order: Sequence[int] | None = None,
 ) -> str:
     """Add a batch in progress with its bytes; its lines say `"custom_id": "id-0"` and so on. Return its id.
 
-    `gap` is how many blank lines stand behind each.
+    `gap` is how many blank lines stand behind each; `order` the Plan's, by line, else it is the file's.
     """
-    text, plan = b"", b""
+    text, records = b"", list[Record]()
     for number in range(slices * lines):
         token = f'"id-{number}"'.encode()
         line = b'{"custom_id": %b}' % token
@@ -50,7 +51,9 @@ async def add_work(
             tokens=1,
             prefix=0,
         )
-        text, plan = text + line + b"\n" * (1 + gap), plan + pack(record)
+        text += line + b"\n" * (1 + gap)
+        records.append(record)
+    plan = b"".join(pack(records[number]) for number in order or range(len(records)))
     put(blobs, f"{batch_id}-input", text)
     put(blobs, f"{batch_id}-plan", plan)
     await database.write(

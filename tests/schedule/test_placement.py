@@ -64,16 +64,17 @@ def test_towards_the_end_nobody_hoards() -> None:
         backend = int(turn % 5 == 0)
         assert placement.take(backend) is not None
         placement.ended(backend)
+    assert placement.take(0) is not None
     taken = [placement.take(1) for _ in range(100)]
     assert sum(line is not None for line in taken) == 20
-    assert sum(placement.take(0) is not None for _ in range(100)) == 80
+    assert sum(placement.take(0) is not None for _ in range(100)) == 79
 
 
 def test_before_anybody_is_known_nobody_is_held_back() -> None:
     """While there are few answers a backend gets what it asks for, and an idle one gets a line in any case."""
     placement = placed([0] * 300, 2)
     assert all(placement.take(0) is not None for _ in range(130))
-    for _ in range(130):
+    for _ in range(129):
         placement.ended(0)
     assert placement.take(1) == 130
     assert placement.take(1) is None
@@ -89,3 +90,22 @@ def test_every_line_is_taken_once(prefixes: list[int], backends: int, data: st.D
         assert len(placement) == left
         taken.append(placement.take(data.draw(st.integers(0, backends - 1))))
     assert sorted(taken) == list(range(len(prefixes)))
+
+
+def test_who_is_away_holds_nobody_back() -> None:
+    """One with nothing in flight does not count: else the other would send fewer and fewer lines at the end."""
+    placement = placed([0] * 600, 2)
+    for turn in range(500):
+        assert placement.take(turn % 2) is not None
+        placement.ended(turn % 2)
+    assert [placement.take(0) for _ in range(100)] == list(range(500, 600))
+
+
+def test_a_line_that_is_taken_back_goes_first() -> None:
+    """It goes to whoever has room, before the lines that have not been sent yet."""
+    placement = placed([7, 7, 8], 2)
+    assert placement.take(0) == 0
+    placement.ended(0)
+    placement.put_back(0)
+    assert len(placement) == 3
+    assert [placement.take(1), placement.take(1), placement.take(0)] == [0, 2, 1]

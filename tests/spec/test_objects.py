@@ -1,5 +1,8 @@
 """The objects on the wire."""
 
+from dataclasses import replace
+
+from batchmill.schedule.forecast import Forecast
 from batchmill.spec.objects import (
     BatchObject,
     Counts,
@@ -47,12 +50,12 @@ def test_a_file_has_every_key() -> None:
 
 
 def test_a_new_batch_has_every_key_with_null_where_unset() -> None:
-    """The keys of the contract, in its order."""
+    """The keys of the contract, in its order, and ours behind them."""
     wire = BATCH.wire()
     keys = """
         id object endpoint input_file_id completion_window status created_at request_counts output_file_id error_file_id
         in_progress_at expires_at finalizing_at completed_at failed_at cancelling_at cancelled_at metadata expired_at
-        errors model usage
+        errors model usage progress
     """
     assert list(wire) == keys.split()
     assert wire["object"] == "batch"
@@ -89,6 +92,13 @@ def test_a_batch_shows_all_that_it_holds() -> None:
         "output_tokens_details": {"reasoning_tokens": 2},
         "total_tokens": 15,
     }
+
+
+def test_a_batch_in_progress_shows_how_it_will_go_on() -> None:
+    """Rates, end and miss have names of their own, and null is what nobody knows."""
+    told = Forecast(lines_per_second=1.5, tokens_per_second=None, eta=7, misses_by=2)
+    wire = replace(BATCH, progress=told).wire()
+    assert wire["progress"] == {"lines_per_second": 1.5, "tokens_per_second": None, "eta": 7, "misses_by": 2}
 
 
 def test_a_list_shows_a_batchs_first_errors_and_counts_the_rest() -> None:

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchmill.spec.objects import Usage
-from batchmill.spec.results import answered, body_of_reply, result_id, unanswered, usage_of
+from batchmill.spec.results import (
+    answered,
+    body_of_reply,
+    is_answer,
+    readdressed,
+    result_id,
+    unanswered,
+    usage_of,
+)
 
 OK = b'{"id":"chatcmpl-1","choices":[],"usage":null}'
 
@@ -190,3 +198,18 @@ def test_usage_is_picked_out_in_the_names_that_we_know(usage: object, expected: 
 def test_a_reply_without_usage_has_none(body: bytes) -> None:
     """Nothing in a reply makes the count a fault of ours."""
     assert usage_of(body) is None
+
+
+def test_an_answer_is_told_from_what_ended_without_one() -> None:
+    """By its end: whatever a message or a body says, it stands inside."""
+    assert is_answer(answered("a", b'"x"', 400, "req", b'{"error":null}'))
+    assert not is_answer(unanswered("a", b'"x"', "request_timeout", ',"error":null}'))
+
+
+def test_an_answer_can_be_anothers() -> None:
+    """All but the id and the custom_id stays, byte for byte."""
+    line = answered("a", b'"x"', 200, "req", b'{"id": "a"}')
+    other = readdressed(line, line_id="a", custom_id=b'"x"', new_line_id="b", new_custom_id=b'"\\u00e9"')
+    assert other == answered("b", b'"\\u00e9"', 200, "req", b'{"id": "a"}')
+    with pytest.raises(ValueError, match="not the line"):
+        readdressed(line, line_id="b", custom_id=b'"x"', new_line_id="c", new_custom_id=b'"y"')

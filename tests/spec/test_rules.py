@@ -320,7 +320,26 @@ def test_every_fault_of_a_line_is_reported_at_once() -> None:
 def test_a_lines_tokens_are_guessed(members: dict[str, object], more: int) -> None:
     """A quarter of the body's bytes, and the tokens that it allows if that is a sane number."""
     text = body(**members)
-    assert accepted(text).tokens == len(json.dumps({**BODY, **members})) // 4 + more
+    facts = accepted(text)
+    assert (facts.tokens, facts.output) == (len(json.dumps({**BODY, **members})) // 4 + more, more)
+
+
+def test_a_prompt_begins_with_its_tools() -> None:
+    """As the usual templates have it, wherever the body has them; all is as the user wrote it, nothing is decoded."""
+    tools, messages = [{"type": "function"}], [{"role": "user", "content": "one\ntwo"}]
+    body = {"messages": messages, "model": "m", "tools": tools}
+    assert bytes(accepted(line(body=body)).prompt) == json.dumps(tools).encode() + json.dumps(messages).encode()
+    del body["tools"]
+    assert bytes(accepted(line(body=body)).prompt) == json.dumps(messages).encode()
+
+
+@pytest.mark.parametrize(("endpoint", "name"), [("/v1/completions", "prompt"), ("/v1/embeddings", "input")])
+def test_other_endpoints_have_prompts_of_their_own(endpoint: str, name: str) -> None:
+    """The member that the endpoint cannot do without is what its prompt begins with."""
+    text = line(url=endpoint, body={"model": "m", name: "once upon a time"})
+    facts = Rules(endpoint=endpoint, limits=OPEN).quick(text)
+    assert facts is not None
+    assert bytes(facts.prompt) == b'"once upon a time"'
 
 
 JSON = st.recursive(

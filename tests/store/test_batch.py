@@ -35,7 +35,7 @@ from batchmill.store.batch import (
     unstick,
 )
 from batchmill.store.database import Database, Transaction
-from batchmill.store.slice import claim_slice, record_done, release_slice
+from batchmill.store.slice import claim_slices, record_done, release_slice
 from batchmill.store.tables import batch as batch_table
 from store.rows import (
     LAPSED,
@@ -249,18 +249,18 @@ def _never_claimed(tx: Transaction) -> None:
 
 def _released(tx: Transaction) -> None:
     add_running(tx)
-    claim_slice(tx, batch_id="batch_1", models=["m"], worker_id="w1", lease=LEASE)
+    claim_slices(tx, batch_id="batch_1", count=1, models=["m"], worker_id="w1", lease=LEASE)
     release_slice(tx, batch_id="batch_1", ordinal=0, epoch=1)
 
 
 def _lapsed(tx: Transaction) -> None:
     add_running(tx)
-    claim_slice(tx, batch_id="batch_1", models=["m"], worker_id="w1", lease=LAPSED)
+    claim_slices(tx, batch_id="batch_1", count=1, models=["m"], worker_id="w1", lease=LAPSED)
 
 
 def _held(tx: Transaction) -> None:
     add_running(tx)
-    claim_slice(tx, batch_id="batch_1", models=["m"], worker_id="w1", lease=LEASE)
+    claim_slices(tx, batch_id="batch_1", count=1, models=["m"], worker_id="w1", lease=LEASE)
 
 
 def _closed(tx: Transaction) -> None:
@@ -303,7 +303,7 @@ async def test_the_grace_of_an_expired_window_begins_when_it_closes(database: Da
     def statements(tx: Transaction) -> list[bool]:
         _held(tx)
         add_running(tx, "batch_2")
-        claim_slice(tx, batch_id="batch_2", models=["m"], worker_id="w1", lease=LEASE)
+        claim_slices(tx, batch_id="batch_2", count=1, models=["m"], worker_id="w1", lease=LEASE)
         advance(tx, batch_id="batch_1", status=Status.IN_PROGRESS, event=Event.WINDOW_PASSED, now=NOW)
         return [settled(tx, NOW + 3600 + 29), settled(tx, NOW + 3600 + 30)]
 

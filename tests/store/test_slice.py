@@ -1,6 +1,7 @@
 """Claims of Slices, the fence, and the rows of Segments."""
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 from sqlalchemy import Connection, event
@@ -14,7 +15,7 @@ from batchmill.store.database import Database, PostgresDatabase, SqliteDatabase,
 from batchmill.store.slice import (
     Segment,
     Slice,
-    claim_slice,
+    claim_slices,
     delete_slices,
     fence_slices,
     insert_segments,
@@ -53,8 +54,15 @@ async def _organisations(database: Database) -> None:
 
 def claim(tx: Transaction, batch_id: str = "batch_1", *, worker_id: str = "w1", lease: float = LEASE) -> Slice | None:
     """Claim the first free Slice of a batch."""
-    claimed = claim_slice(tx, batch_id=batch_id, models=["m"], worker_id=worker_id, lease=lease)
-    return None if claimed is None else claimed[0]
+    claimed = claim_slices(tx, batch_id=batch_id, count=1, models=["m"], worker_id=worker_id, lease=lease)
+    return claimed[0][0] if claimed else None
+
+
+def claim_all(
+    tx: Transaction, worker_id: str = "w1", *, models: Sequence[str] = ("m",), count: int = 9, lease: float = LEASE
+) -> Sequence[tuple[Slice, bool]]:
+    """Claim the first Slices of the batch, as many as `count`."""
+    return claim_slices(tx, batch_id="batch_1", count=count, models=models, worker_id=worker_id, lease=lease)
 
 
 def record(tx: Transaction, *, epoch: int, ordinal: int = 0, done: bytes = b"\x03", closed: bool = False) -> bool:
@@ -102,18 +110,33 @@ async def test_an_owner_that_died_is_counted_until_a_commit_stands(database: Dat
         add_running(tx, slices=1)
         counts = []
         for worker, lease in (("w1", LAPSED), ("w2", LAPSED), ("w3", LEASE)):
-            taken = claim_slice(tx, batch_id="batch_1", models=["m"], worker_id=worker, lease=lease)
-            assert taken is not None
-            counts.append((taken[0].crashes, taken[1]))
+            [(held, taken_over)] = claim_all(tx, worker, lease=lease)
+            counts.append((held.crashes, taken_over))
         release_slice(tx, batch_id="batch_1", ordinal=0, epoch=3)
         for worker in ("w4", "w5"):
-            taken = claim_slice(tx, batch_id="batch_1", models=["m"], worker_id=worker, lease=LAPSED)
-            assert taken is not None
-            counts.append((taken[0].crashes, taken[1]))
-            record(tx, epoch=taken[0].epoch)
+            [(held, taken_over)] = claim_all(tx, worker, lease=LAPSED)
+            counts.append((held.crashes, taken_over))
+            record(tx, epoch=held.epoch)
         return counts
 
     expected = [(0, False), (1, True), (2, True), (2, False), (1, True)]
+    assert await database.write(statements) == expected
+
+
+async def test_slices_are_claimed_together(database: Database) -> None:
+    """The first free ones in the order of the Plan; only a lapsed one counts a crash, and what is held stays."""
+
+    def statements(tx: Transaction) -> list[list[tuple[int, int, int, bool]]]:
+        add_running(tx, slices=6)
+        claim_all(tx, "w1", count=1)
+        claim_all(tx, "w2", count=1)
+        claim_all(tx, "w3", count=1, lease=LAPSED)
+        return [
+            [(held.ordinal, held.epoch, held.crashes, over) for held, over in claim_all(tx, worker, count=3)]
+            for worker in ("w4", "w5")
+        ]
+
+    expected = [[(2, 2, 1, True), (3, 1, 0, False), (4, 1, 0, False)], [(5, 1, 0, False)]]
     assert await database.write(statements) == expected
 
 
@@ -195,14 +218,11 @@ async def test_a_claim_names_its_models(database: Database) -> None:
         assert not list_candidates(tx, models=["none"], worker_id="w0", limit=9)
         assert not list_candidates(tx, models=[], worker_id="w0", limit=9)
         return [
-            claim_slice(tx, batch_id="batch_1", models=models, worker_id="w1", lease=LEASE)
+            [(held.ordinal, taken_over) for held, taken_over in claim_all(tx, models=models)]
             for models in (["none"], [], ["small", "none"])
         ]
 
-    *refused, taken = await database.write(statements)
-    assert refused == [None, None]
-    assert taken is not None
-    assert (taken[0].ordinal, taken[1]) == (1, False)
+    assert await database.write(statements) == [[], [], [(1, False)]]
 
 
 async def test_candidates_are_ordered_by_deadline(database: Database) -> None:
@@ -459,9 +479,8 @@ async def test_a_worker_does_not_claim_its_own_lapsed_slice(database: Database) 
         mine = list_candidates(tx, models=["m"], worker_id="w1", limit=9)
         theirs = list_candidates(tx, models=["m"], worker_id="w2", limit=9)
         again = claim(tx, worker_id="w1")
-        taken = claim_slice(tx, batch_id="batch_1", models=["m"], worker_id="w2", lease=LEASE)
-        assert taken is not None
-        return [list(mine), [c.batch_id for c in theirs], again, taken[1]]
+        [(_, taken_over)] = claim_all(tx, "w2")
+        return [list(mine), [c.batch_id for c in theirs], again, taken_over]
 
     assert await database.write(statements) == [[], ["batch_1"], None, True]
 

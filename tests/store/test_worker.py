@@ -6,7 +6,7 @@ from sqlalchemy import select
 from batchmill.spec.states import Status
 from batchmill.store.batch import claim_batch
 from batchmill.store.database import Database, SqliteDatabase, Transaction
-from batchmill.store.slice import claim_slice, list_slices, record_done
+from batchmill.store.slice import claim_slices, list_slices, record_done
 from batchmill.store.tables import batch
 from batchmill.store.worker import (
     delete_worker,
@@ -32,9 +32,9 @@ async def _batches(database: Database) -> None:
 
 def take_all(tx: Transaction, worker_id: str, lease: float = LEASE) -> int:
     """Claim all that is free, one Slice and one batch's lease; return how much that was."""
-    held = claim_slice(tx, batch_id="batch_1", models=["m"], worker_id=worker_id, lease=lease)
+    held = claim_slices(tx, batch_id="batch_1", count=1, models=["m"], worker_id=worker_id, lease=lease)
     batch = claim_batch(tx, worker_id=worker_id, statuses=[Status.VALIDATING], lease=lease)
-    return (held is not None) + (batch is not None)
+    return len(held) + (batch is not None)
 
 
 def start(tx: Transaction, worker_id: str, lease: float = LEASE) -> None:

@@ -1,5 +1,7 @@
 """The routes of batches: create, list, retrieve, cancel."""
 
+from collections.abc import Sequence
+
 import msgspec
 from fastapi import APIRouter, Request, Response
 
@@ -19,6 +21,7 @@ from batchmill.store.batch import Batch, advance, find_batch, insert_batch, list
 from batchmill.store.blob import BlobGone, refer
 from batchmill.store.database import Database, Transaction
 from batchmill.store.file import File, find_file
+from batchmill.store.forecast import with_forecasts
 from batchmill.store.replay import Call, note_arrival
 
 
@@ -43,7 +46,12 @@ def batch_routes(*, database: Database, room: Room, clock: Clock, limits: Limits
         mine = request.state.organisation_id
         limit = query_limit(request, default=limits.batches_page, most=limits.max_batches_page)
         after = query_after(request, prefix="batch")
-        found = await database.read(lambda tx: list_batches(tx, organisation_id=mine, after=after, limit=limit + 1))
+
+        def statements(tx: Transaction) -> Sequence[Batch]:
+            batches = list_batches(tx, organisation_id=mine, after=after, limit=limit + 1)
+            return with_forecasts(tx, batches, now=clock.now())
+
+        found = await database.read(statements)
         page = [batch.object.wire(errors_shown=limits.errors_in_list) for batch in found[:limit]]
         return json_answer(list_page(page, has_more=len(found) > limit))
 
@@ -51,11 +59,16 @@ def batch_routes(*, database: Database, room: Room, clock: Clock, limits: Limits
     async def retrieve(request: Request, batch_id: str) -> Response:
         """Return a batch."""
         mine = request.state.organisation_id
-        found = await database.read(lambda tx: find_batch(tx, organisation_id=mine, batch_id=batch_id))
-        if found is None:
+
+        def statements(tx: Transaction) -> Sequence[Batch]:
+            found = find_batch(tx, organisation_id=mine, batch_id=batch_id)
+            return with_forecasts(tx, [] if found is None else [found], now=clock.now())
+
+        found = await database.read(statements)
+        if not found:
             raise errors.not_found("batch")
         await replays.arrived(request, batch_id)
-        return json_answer(found.object.wire())
+        return json_answer(found[0].object.wire())
 
     @router.post("/{batch_id}/cancel")
     async def cancel(request: Request, batch_id: str) -> Response:

@@ -146,5 +146,13 @@ def _batch(limits: Limits) -> Json:
             "errors": {**object_({"object": {"const": "list"}, "data": found}), "type": ["object", "null"]},
             "model": TEXT_OR_NULL,
             "usage": {**usage, "type": ["object", "null"]},
+            "progress": {**_progress(), "type": ["object", "null"]},
         }
     )
+
+
+def _progress() -> Json:
+    rate = {"type": ["number", "null"], "minimum": 0}
+    late = {"type": ["integer", "null"], "minimum": 1, "description": "Seconds after `expires_at`; null if in time."}
+    forecast = object_({"lines_per_second": rate, "tokens_per_second": rate, "eta": TIME_OR_NULL, "misses_by": late})
+    return {**forecast, "description": "How a batch in progress will go on; null is what nobody can know yet."}

@@ -74,6 +74,7 @@ class HttpBackend:
             basic = _basic(parts)
             self._authorization = {"Authorization": f"Basic {basic}"}
             secrets.append(basic)
+        self._headers = {**self._authorization, "Content-Type": "application/json"}
         self._secrets = tuple(secret.encode() for secret in secrets if len(secret) >= _SHORTEST_SECRET)
 
     async def models(self) -> tuple[str, ...]:
@@ -118,20 +119,17 @@ class HttpBackend:
         reply = await self._transport.request(
             method="POST",
             url=f"{self.name}{call.endpoint.removeprefix('/v1')}{self._query}",
-            headers={
-                **self._authorization,
-                "Content-Type": "application/json",
-                "Idempotency-Key": call.idempotency_key,
-                "X-Request-Id": call.request_id,
-            },
+            headers={**self._headers, "Idempotency-Key": call.idempotency_key, "X-Request-Id": call.request_id},
             body=call.body,
             deadline=self._deadline,
             once=call.once,
         )
         if reply.status is None:
             return reply
-        raw = self._redact(reply.body)
+        raw = self._redact(reply.body) if self._secrets else reply.body
         body = body_of_reply(raw, reply.status)
+        if body is reply.body:  # nearly always
+            return reply
         if body is None:
             detail = f"status {reply.status} with a body that is not a usable JSON object"
             return Reply(fault=Fault.GARBLED, body=raw[:_EXCERPT_BYTES], detail=detail, resent=reply.resent)

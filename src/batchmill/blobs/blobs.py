@@ -4,9 +4,14 @@ All calls block; the rooms above make them in threads. A key is written once and
 digits, `_` and `-` only, and is ours: nothing a client named ever becomes one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
+
+Span = tuple[int, int]  # offset and length, in bytes
+
+_GAP = 16 << 10  # bytes: to read so many more costs less than to read twice
+_AT_ONCE = 8 << 20
 
 
 class BlobMissing(Exception):  # noqa: N818 - it states what is so
@@ -60,6 +65,20 @@ class Blobs(Protocol):
         """Return exactly `length` bytes from `offset` on. Raises `BlobMissing` if there are fewer."""
         ...
 
+    def read_spans(self, key: str, spans: Sequence[Span]) -> list[bytes]:
+        """Return the bytes of each span, in any order asked for; raises `BlobMissing` if there are fewer.
+
+        Spans that lie close together are read at once.
+        """
+        ...
+
+    def scratch(self) -> BinaryIO:
+        """Return an empty file on the local disk, without a name: it is gone when it is closed, or its process ends.
+
+        It has a descriptor. Raises OSError where there is no room.
+        """
+        ...
+
     def delete(self, key: str) -> None:
         """Remove the bytes durably, half-written ones too; a key without bytes is no error."""
         ...
@@ -67,3 +86,28 @@ class Blobs(Protocol):
     def keys(self, *, before: float) -> Iterator[str]:
         """Name the keys last written before this Unix second, half-written bytes included."""
         ...
+
+
+def gather(read: Callable[[int, int], bytes], spans: Sequence[Span]) -> list[bytes]:
+    """Return the bytes of each span, with few calls of `read` (offset, length), which returns just those bytes."""
+    found = [b""] * len(spans)
+    together: list[int] = []
+    begin = end = 0
+    for at in sorted(range(len(spans)), key=spans.__getitem__):
+        offset, length = spans[at]
+        if together and (offset > end + _GAP or offset + length > begin + _AT_ONCE):
+            _share_out(read(begin, end - begin), begin, together, spans, found)
+            together.clear()
+        if not together:
+            begin = end = offset
+        together.append(at)
+        end = max(end, offset + length)
+    if together:
+        _share_out(read(begin, end - begin), begin, together, spans, found)
+    return found
+
+
+def _share_out(data: bytes, begin: int, together: Sequence[int], spans: Sequence[Span], found: list[bytes]) -> None:
+    for at in together:
+        offset, length = spans[at]
+        found[at] = data[offset - begin : offset - begin + length]

@@ -8,15 +8,16 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from io import BufferedWriter
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
-from batchmill.blobs.blobs import BlobMissing, Written
+from batchmill.blobs.blobs import BlobMissing, Span, Written, gather
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _SHELVES = 256  # folders that the keys are spread over
@@ -53,11 +54,17 @@ class DiskBlobs:
 
     def read(self, key: str, *, offset: int, length: int) -> bytes:
         """See `Blobs`."""
-        with self._open(key, buffering=0) as stream:
-            data = os.pread(stream.fileno(), length, offset)
-        if len(data) != length:
-            raise BlobMissing(f"{key}: {len(data)} of {length} bytes at {offset}")
+        (data,) = self.read_spans(key, [(offset, length)])
         return data
+
+    def read_spans(self, key: str, spans: Sequence[Span]) -> list[bytes]:
+        """See `Blobs`."""
+        with self._open(key, buffering=0) as stream:
+            return gather(partial(read_exactly, key, stream.fileno()), spans)
+
+    def scratch(self) -> BinaryIO:
+        """See `Blobs`."""
+        return cast("BinaryIO", tempfile.TemporaryFile(dir=self._folder, buffering=_BUFFER))
 
     def delete(self, key: str) -> None:
         """See `Blobs`."""
@@ -146,6 +153,14 @@ def _written_at(path: Path) -> float:
     with suppress(FileNotFoundError):  # finished or deleted since its folder was listed
         return path.stat().st_mtime
     return float("inf")
+
+
+def read_exactly(key: str, descriptor: int, offset: int, length: int) -> bytes:
+    """Return these bytes of an open file that has a key's; raises `BlobMissing` if there are fewer."""
+    data = os.pread(descriptor, length, offset)
+    if len(data) != length:
+        raise BlobMissing(f"{key}: {len(data)} of {length} bytes at {offset}")
+    return data
 
 
 def sync_folder(folder: Path, fsync: Callable[[int], None] = os.fsync) -> None:

@@ -7,12 +7,14 @@ file, and what was read of a changed one is thrown away.
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from batchmill.blobs.blobs import BlobMissing, Blobs, BlobWriter
+from batchmill.blobs.blobs import Blobs, BlobWriter, Span, gather
+from batchmill.blobs.disk import read_exactly
 
 _BUFFER = 1 << 20
 
@@ -83,14 +85,22 @@ class InPlaceBlobs:
 
     def read(self, key: str, *, offset: int, length: int) -> bytes:
         """See `Blobs`. Raises FileChanged."""
-        if key != self._key:
-            return self._blobs.read(key, offset=offset, length=length)
-        with self._open() as stream:
-            data = os.pread(stream.fileno(), length, offset)
-            self._file.check(stream.fileno())
-        if len(data) != length:
-            raise BlobMissing(f"{key}: {len(data)} of {length} bytes at {offset}")
+        (data,) = self.read_spans(key, [(offset, length)])
         return data
+
+    def read_spans(self, key: str, spans: Sequence[Span]) -> list[bytes]:
+        """See `Blobs`. Raises FileChanged."""
+        if key != self._key:
+            return self._blobs.read_spans(key, spans)
+        with self._open() as stream:
+            try:
+                return gather(partial(read_exactly, key, stream.fileno()), spans)
+            finally:
+                self._file.check(stream.fileno())
+
+    def scratch(self) -> BinaryIO:
+        """See `Blobs`."""
+        return self._blobs.scratch()
 
     def delete(self, key: str) -> None:
         """See `Blobs`; the file outside is not ours to delete."""

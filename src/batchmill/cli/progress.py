@@ -2,7 +2,6 @@
 
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,20 +10,37 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.text import Text
 
-_RATE_SECONDS = 20.0  # lines/s and ETA are of so long a time: lines end in bursts
+from batchmill.schedule.forecast import Forecast
+
 _MOST = 100  # seconds, or minutes: more are told in the next unit
 _LINE_SECONDS = 5.0  # at most one plain line in so long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """How a batch is now; `total` 0 while it is not known, `waiting` why it does not move on."""
+    """How a batch is at `now` (Unix seconds).
+
+    `total` is 0 while it is not known, `waiting` says why the batch does not move on, and a forecast is there while it
+    is in progress.
+    """
 
     status: str
+    now: float = 0.0
     total: int = 0
     done: int = 0
     failed: int = 0
     waiting: str | None = None
+    forecast: Forecast | None = None
+
+    @property
+    def pace(self) -> str:
+        """Its lines a second, and how long the rest will take, in words."""
+        if self.forecast is None:
+            return ""
+        if self.forecast.eta is None:
+            return "-- lines/s, ETA --"
+        left = _span(max(0.0, self.forecast.eta - self.now))
+        return f"{self.forecast.lines_per_second:,.1f} lines/s, ETA {left}"
 
 
 class Display(Protocol):
@@ -50,26 +66,6 @@ def display(*, quiet: bool) -> Display:
     return Bar() if sys.stderr.isatty() else PlainLines()
 
 
-class Rate:
-    """Lines a second over the last while, and what that means for the rest."""
-
-    def __init__(self) -> None:
-        self._seen: deque[tuple[float, int]] = deque()
-
-    def words(self, moment: Moment, now: float) -> str:
-        """Return both in words, after taking in how far the batch is; `now` in seconds of a steady clock."""
-        if moment.total == 0:  # it has not begun: the wait until then says nothing of its pace
-            return ""
-        self._seen.append((now, moment.done))
-        while self._seen[0][0] < now - _RATE_SECONDS:
-            self._seen.popleft()
-        began, before = self._seen[0]
-        if moment.done == before or now <= began:
-            return "-- lines/s, ETA --"
-        rate = (moment.done - before) / (now - began)
-        return f"{rate:,.1f} lines/s, ETA {_span((moment.total - moment.done) / rate)}"
-
-
 class Silence:
     """Shows nothing."""
 
@@ -87,7 +83,6 @@ class PlainLines:
     """A line at the first moment of each status and each reason to wait; else at most one in five seconds."""
 
     def __init__(self) -> None:
-        self._rate = Rate()
         self._state: tuple[str, str | None] | None = None
         self._last: str | None = None
         self._printed = float("-inf")
@@ -95,13 +90,13 @@ class PlainLines:
     def show(self, moment: Moment) -> None:
         """See `Display`."""
         now = time.monotonic()
-        rate = self._rate.words(moment, now)
         state = moment.status, moment.waiting
         if state == self._state and now < self._printed + _LINE_SECONDS:
             return
         words = [moment.status]
         if moment.total:
-            words = [f"{moment.status}: {moment.done:,} of {moment.total:,} lines, {moment.failed:,} failed, {rate}"]
+            done = f"{moment.done:,} of {moment.total:,} lines, {moment.failed:,} failed"
+            words = [", ".join(filter(None, (f"{moment.status}: {done}", moment.pace)))]
         if moment.waiting is not None:
             words.append(f"waits: {moment.waiting}")
         line = "; ".join(words)
@@ -133,19 +128,18 @@ class Bar:
     """A line that moves at the foot of a terminal."""
 
     def __init__(self) -> None:
-        self._rate = Rate()
         self._console = Console(stderr=True)
         self._progress = _BarAndReason(
             SpinnerColumn(),
             TextColumn("{task.fields[status]}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[failed]} failed, {task.fields[rate]}", style="cyan", markup=False),
+            TextColumn("{task.fields[failed]} failed  {task.fields[pace]}", style="cyan", markup=False),
             console=self._console,
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._task = self._progress.add_task("", total=None, status="starting", failed=0, rate="")
+        self._task = self._progress.add_task("", total=None, status="starting", failed=0, pace="")
         self._progress.start()
 
     def show(self, moment: Moment) -> None:
@@ -157,7 +151,7 @@ class Bar:
             completed=moment.done,
             status=moment.status,
             failed=moment.failed,
-            rate=self._rate.words(moment, time.monotonic()),
+            pace=moment.pace,
         )
 
     def say(self, sentence: str) -> None:

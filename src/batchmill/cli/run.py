@@ -31,11 +31,14 @@ from batchmill.cli.run_state import Known, begin_run, find_run, result_keys
 from batchmill.cli.supervisor import Supervisor
 from batchmill.clock import Clock
 from batchmill.engine.worker import LeaseLost
+from batchmill.schedule.forecast import UNKNOWN
 from batchmill.settings import BadSettings, Settings
 from batchmill.spec.lines import likely_endpoint, read_lines
 from batchmill.spec.states import FINAL, Status
 from batchmill.store.batch import Batch, batches_by_id, unstick
 from batchmill.store.blob import doomed_keys
+from batchmill.store.database import Transaction
+from batchmill.store.forecast import with_forecasts
 from batchmill.store.migrate import NewerDatabase, migrate
 from batchmill.store.model import BackendState, list_backends
 from batchmill.telemetry import Metrics, set_up_logs
@@ -237,7 +240,7 @@ class _Run:
                     structlog.get_logger("run").warning("the run was asleep", reason=str(fault))
                 elif fault is not None:
                     raise fault
-                batch = await _batch(storage, known.batch.id)
+                batch = await _batch(storage, known.batch.id, self._clock.now())
                 if batch.object.status in FINAL or self._stop.is_set():
                     return batch
         finally:
@@ -280,9 +283,11 @@ class _Run:
         """Show how the batch goes; return when it is final and rid of what nobody needs, or when its input changed."""
         until = float("inf")
         while file.is_unchanged() and self._clock.boot() < until:
-            batch = await _batch(storage, batch_id)
+            now = self._clock.now()
+            batch = await _batch(storage, batch_id, now)
             short = await asyncio.to_thread(storage.room.short)  # a full disk may take no row that says so
-            self._shown.show(_moment(batch, short or _all_unwell(await storage.database.read(list_backends))))
+            unwell = _all_unwell(await storage.database.read(list_backends))
+            self._shown.show(_moment(batch, short or unwell, now))
             if batch.object.status in FINAL:
                 until = min(until, self._clock.boot() + _TIDY_SECONDS)
                 if batch.input_key is None and not await storage.database.read(lambda tx: doomed_keys(tx, limit=1)):
@@ -332,20 +337,25 @@ class _Run:
         stopped.cancel()
 
 
-async def _batch(storage: Storage, batch_id: str) -> Batch:
-    found = await storage.database.read(lambda tx: batches_by_id(tx, batch_ids=[batch_id]))
-    return found[batch_id]
+async def _batch(storage: Storage, batch_id: str, now: float) -> Batch:
+    def statements(tx: Transaction) -> Sequence[Batch]:
+        return with_forecasts(tx, [batches_by_id(tx, batch_ids=[batch_id])[batch_id]], now=now)
+
+    (found,) = await storage.database.read(statements)
+    return found
 
 
-def _moment(batch: Batch, seen: str | None) -> Moment:
+def _moment(batch: Batch, seen: str | None, now: float) -> Moment:
     """Return how the batch is; `seen` is why it may wait, as long as its row does not say."""
-    counts = batch.object.counts
+    counts, waiting = batch.object.counts, batch.waiting or seen
     return Moment(
         status=batch.object.status.value,
+        now=now,
         total=counts.total,
         done=counts.completed + counts.failed,
         failed=counts.failed,
-        waiting=batch.waiting or seen,
+        waiting=waiting,
+        forecast=batch.object.progress and (UNKNOWN if waiting else batch.object.progress),
     )
 
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 
-from batchmill.engine.feed import Request, Work
+from batchmill.engine.work import Request, Work
 
 Call = asyncio.Task[None]
 Ended = Callable[[Request, Call], None]

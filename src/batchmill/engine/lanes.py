@@ -24,6 +24,10 @@ class Lanes:
         self._lanes = lanes
         self._router = router
 
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._lanes)
+
     def __iter__(self) -> Iterator[Lane]:
         """Yield every lane, in the order of the settings."""
         return iter(self._lanes)

@@ -1,23 +1,27 @@
 """Sends the lines of batches in progress, and makes what became of them durable in group commits."""
 
 import asyncio
-from collections.abc import Awaitable, Collection
+from collections.abc import Collection
 from dataclasses import replace
 
 import structlog
 
-from batchmill.blobs.blobs import BlobMissing, Blobs
+from batchmill.blobs.blobs import Blobs
 from batchmill.blobs.space import Room
 from batchmill.clock import Clock
 from batchmill.engine.ahead import Ahead
 from batchmill.engine.calls import Call, Calls
-from batchmill.engine.feed import Feed, Request, Work
+from batchmill.engine.feed import Feed
 from batchmill.engine.group import Group, GroupBounds
 from batchmill.engine.lanes import Lane, Lanes
 from batchmill.engine.lease import Lease
+from batchmill.engine.loader import Loader
 from batchmill.engine.loop import Bell
+from batchmill.engine.marks import Marks
 from batchmill.engine.sender import Sender, give_up
 from batchmill.engine.shortage import Shortage
+from batchmill.engine.twins import Twins
+from batchmill.engine.work import Request, Work
 from batchmill.ledger.ledger import Ledger, Portion
 from batchmill.ledger.segment import Result
 from batchmill.schedule.retry import OUTCOME_UNKNOWN, WORKER_CRASHED, Later
@@ -28,7 +32,6 @@ from batchmill.telemetry import Metrics
 
 _WATCH_SECONDS = 0.5  # how often held batches are looked at: sends stop within a second of a cancel
 _CLOSING = 30.0  # seconds; open calls of a closing batch may end so long
-_LOADED_BYTES = 64 << 20  # bodies in memory, over all claimed Slices; one Slice of each model is always loaded
 _LONE_DEATHS = 3  # design, "Verdicts": a line that kills its worker three times alone in flight
 
 
@@ -40,6 +43,7 @@ class Runner:
     Args:
         once: No line may run twice (`on_unknown_outcome = "fail"`): it is announced in its row before it leaves, and
             one whose answer was lost, or whose worker died, ends as `outcome_unknown`.
+        coalesce: Of lines of a batch with the same body one is sent.
     """
 
     def __init__(
@@ -57,10 +61,10 @@ class Runner:
         bounds: GroupBounds,
         metrics: Metrics,
         once: bool = False,
+        coalesce: bool = False,
     ) -> None:
         self._ledger = ledger
         self._database = database
-        self._blobs = blobs
         self._lanes = lanes
         self._sender = sender
         self._lease = lease
@@ -68,19 +72,19 @@ class Runner:
         self._bell = bell
         self._metrics = metrics
         self._once = once
-        self._feed = Feed()
+        self._feed = Feed(lanes=len(lanes))
         self._group = Group(bounds=bounds)
         self._calls = Calls(ended=self._call_ended)
-        self._is_dispatch_due = False
         self._fault: BaseException | None = None
-        self._watched = float("-inf")
-        self._looked = float("-inf")
+        self._watched = self._looked = float("-inf")
         self._sated: frozenset[str] = frozenset()  # models that nothing was found for since the last watch
         self._ahead = Ahead(now=clock.boot())
         self._wakes_at = 0.0
-        self._starved = False
-        self._halted = False
+        self._is_dispatch_due = self._starved = self._halted = False
         self._shortage = Shortage(room=room, metrics=metrics)
+        self._loader = Loader(feed=self._feed, blobs=blobs, ledger=ledger, shortage=self._shortage)
+        self._marks = Marks(feed=self._feed, ledger=ledger, shortage=self._shortage, lose=self._lose)
+        self._twins = Twins() if coalesce else None
         self._is_solo = False  # a suspect Slice's line goes alone: nothing else is sent
         self._lone: Work | None = None  # whose line is out alone
         self._log = structlog.get_logger("runner")
@@ -189,30 +193,12 @@ class Runner:
         self._sated = models if slices and not claims else frozenset()
         for claim in claims:
             self._feed.add(Work(claim=claim, lone=self._lanes.most(models), once=self._once))
-            self._starved = False
 
     async def _load(self) -> None:
-        """Read claimed Slices' lines into memory, as many as the bound holds."""
-        loaded = sum(len(work.text) for work in self._feed if work.text is not None)
-        for work in self._feed:
-            if work.is_wanting and (loaded < _LOADED_BYTES or not self._feed.is_loaded(work.model)):
-                try:
-                    loaded += await self._load_one(work)
-                except BlobMissing as missing:
-                    aside = self._ledger.put_aside(work.claim.slice, missing)
-                    if await self._shortage.outlive(aside, otherwise=False):
-                        self._feed.remove(work)
-
-    async def _load_one(self, work: Work) -> int:
-        key = work.claim.batch.input_key
-        if key is None:
-            raise ValueError(f"{work.batch_id} is in progress and has no input")
-        work.text_from, length = work.span()
-        work.text = await asyncio.to_thread(self._blobs.read, key, offset=work.text_from, length=length)
-        for request in work.doubtful:  # sent by an owner that died
-            self._record(request, give_up(request, OUTCOME_UNKNOWN, attempts=1))
-        work.doubtful.clear()
-        return length
+        for work in await self._loader.load():
+            for request in work.doubtful:  # sent by an owner that died
+                self._record(request, give_up(request, OUTCOME_UNKNOWN, attempts=1))
+            work.doubtful.clear()
 
     async def _go_alone(self) -> None:
         """Send a suspect Slice's next line with nothing else in flight, its row saying which: so a killer is found."""
@@ -223,7 +209,7 @@ class Runner:
         await self._commit(force=True)
         lone = self._lone
         # Where its line came back undone, the row must not say any more that it is out: a later death is not its own.
-        if lone is not None and lone.suspect and lone in list(self._feed) and not await self._mark_alone(lone, None):
+        if lone and lone.suspect and lone.is_held and not await self._marks.alone(lone, None):
             return
         self._lone = None
         suspect = self._feed.suspect(models=self._lanes.open_models(), wall=self._clock.now())
@@ -233,7 +219,7 @@ class Runner:
             await self._send_alone(suspect, lane)
 
     async def _send_alone(self, suspect: Work, lane: Lane) -> None:
-        if not await self._mark_sent(suspect, 1):
+        if not await self._marks.sent(suspect, 1):
             return
         request = suspect.take()
         if request is None:
@@ -244,7 +230,7 @@ class Runner:
             self._record(request, give_up(request, WORKER_CRASHED, attempts=held.alone_crashes))
             await self._commit(force=True)
             return
-        marked = await self._mark_alone(suspect, request.index)
+        marked = await self._marks.alone(suspect, request.index)
         # The write may have taken its time: the lease may have lapsed by now, the window closed, the lane gone.
         if marked and self._free_lane(suspect.model) is lane and self._clock.now() < suspect.expires_at:
             self._lone = suspect
@@ -253,16 +239,6 @@ class Runner:
             suspect.came_back(request, undone=True)
             suspect.put_back(request)
 
-    async def _mark_alone(self, work: Work, line: int | None) -> bool:
-        return await self._mark(work, self._ledger.mark_alone(work.claim.slice, line))
-
-    async def _mark(self, work: Work, writing: Awaitable[bool]) -> bool:
-        """Write something of a Slice before a line of it is sent; False where that may not be sent."""
-        stands = await self._shortage.outlive(writing, otherwise=None)
-        if stands is False:
-            await self._lose(work)
-        return stands is True
-
     async def _announce(self) -> None:
         """Let the rows say which lines may have been sent: as many as could go now, and none that came back undone."""
         if not self._once or self._is_solo or self._halted:
@@ -270,19 +246,9 @@ class Runner:
         free: dict[str, int] = {}
         for work in list(self._feed):
             left = free.setdefault(work.model, self._lanes.free_slots(work.model))
-            if work.text is not None and not work.suspect:
-                await self._mark_sent(work, left)
+            if work.is_loaded and not work.suspect:
+                await self._marks.sent(work, left)
                 free[work.model] = left - min(left, work.pending)
-
-    async def _mark_sent(self, work: Work, count: int) -> bool:
-        sent = work.announce(count)
-        if sent is None:
-            return True
-        stands = await self._mark(work, self._ledger.mark_sent(work.claim.slice, sent))
-        if stands:
-            work.announced(sent)
-            self._starved = False  # what is new can be sent now and could not before
-        return stands
 
     def _may_send(self) -> bool:
         # A worker that was asleep for a lease must not send a line: others may have taken its Slices.
@@ -295,19 +261,30 @@ class Runner:
         """Start as many calls as the paces allow, the Backends in turns."""
         now, wall = self._clock.boot(), self._clock.now()
         self._feed.wake(now)
+        self._starved = self._starved and not self._feed.has_news()
         started = self._may_send() and not self._is_solo
         while started:
             started = False
-            for lane in self._lanes:
+            for number, lane in enumerate(self._lanes):
                 if self._group.is_full or not lane.pace.may_send(now):
                     continue
-                request = self._feed.next(models=self._lanes.served_by(lane), wall=wall)
+                request = self._feed.next(number, models=self._lanes.served_by(lane), wall=wall)
                 if request is not None:
-                    self._start(lane, request, now)
                     started = True
+                    if self._twins is None or not self._meets_twin(self._twins, request):
+                        self._start(lane, request, now)
                 elif not self._starved:
-                    self._starved = True  # until something is claimed
+                    self._starved = True  # until something is offered
                     self._bell.ring()
+
+    def _meets_twin(self, twins: Twins, request: Request) -> bool:
+        """Say whether a line need not be sent: it has its twin's answer by now, or waits for it."""
+        met = twins.meet(request)
+        if met is not None:
+            self._feed.ended(request)
+        if isinstance(met, Result):
+            self._came_back(request, met)
+        return met is not None
 
     def _start(self, lane: Lane, request: Request, now: float) -> None:
         request.leaves(lane.pace, now)
@@ -316,11 +293,13 @@ class Runner:
 
     async def _call(self, lane: Lane, request: Request, *, trial: bool, sent_at: float) -> None:
         outcome = await self._sender.send(lane, request, trial=trial, sent_at=sent_at)
-        request.work.came_back(request, undone=isinstance(outcome, Later))
         if isinstance(outcome, Later):
+            request.work.came_back(request, undone=True)
             self._feed.put_back(request, at=self._clock.boot() + outcome.after)
         else:
-            self._record(request, outcome)
+            for twin, own in self._twins.answered(request, outcome) if self._twins else ():
+                self._came_back(twin, own)
+            self._came_back(request, outcome)
         if not self._is_dispatch_due:  # once for all calls that end in the same turn of the loop
             self._is_dispatch_due = True
             asyncio.get_running_loop().call_soon(self._dispatch_now)
@@ -334,6 +313,11 @@ class Runner:
         if self._fault is not None or self._due_at() < self._wakes_at:
             self._bell.ring()
 
+    def _came_back(self, request: Request, result: Result) -> None:
+        if request.work.is_held:
+            request.work.came_back(request, undone=False)
+            self._record(request, result)
+
     def _record(self, request: Request, result: Result) -> None:
         """Keep a Result for the next group commit."""
         request.work.record(result)
@@ -344,6 +328,10 @@ class Runner:
         """Wake the loop if there is something for it to do after a call."""
         work = request.work
         work.out -= 1
+        self._feed.ended(request)
+        for twin in self._twins.ended(request) if self._twins else ():
+            twin.work.came_back(twin, undone=True)
+            self._feed.put_back(twin, at=self._clock.boot())
         if call.cancelled() and request.sent is not None:  # maybe before it began: nobody else hears of that
             pace, sent_at = request.sent
             pace.withdrawn(sent_at)
@@ -372,6 +360,7 @@ class Runner:
                 self._feed.remove(work)
             else:
                 work.stood(portion)
+                self._feed.offer(work)
 
     def _keep(self, handed: Collection[tuple[Work, Portion]]) -> None:
         """Keep Results for which there was no space: the reserve makes some, and the next commit is tried soon."""

@@ -8,15 +8,16 @@ import structlog
 
 from batchmill.backends.backend import Call, Reply
 from batchmill.clock import Clock
-from batchmill.engine.feed import Request
 from batchmill.engine.lanes import Lane
 from batchmill.engine.loop import Bell
+from batchmill.engine.work import Request
 from batchmill.ledger.segment import Result
-from batchmill.schedule.retry import Done, GaveUp, Later, Verdict, judge
+from batchmill.schedule.retry import SUCCEEDED, Done, GaveUp, Later, Verdict, judge
 from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue, refusal, with_model
 from batchmill.spec.results import answered, result_id, unanswered, usage_of
 from batchmill.telemetry import Metrics
 
+_OK = 200
 _EXCERPT = 500  # characters of a reply that is no usable answer, for the one who has to find out why
 
 
@@ -104,6 +105,11 @@ class Sender:
 
     def _judge(self, lane: Lane, request: Request, reply: Reply, *, trial: bool, sent_at: float) -> Verdict:
         """Say what a Reply means, and let line and pace learn from it."""
+        now = self._clock.boot()
+        if reply.status == _OK and reply.fault is None:  # nearly every reply; `judge` would say the same
+            lane.pace.answered(SUCCEEDED, now, sent_at, work=len(reply.body), prefill=request.prompt_tokens)
+            self._replies[lane.backend.name, "succeeded"] += 1
+            return SUCCEEDED
         if request.doubted is not None:
             where, since = request.doubted
             request.attempts += where.answered_since(since)  # others succeeded: the failure was the line's own
@@ -117,7 +123,6 @@ class Sender:
             falls=request.falls + 1 if trial else None,
             once=self._once,
         )
-        now = self._clock.boot()
         if isinstance(verdict, Later):
             request.attempts += verdict.attempt_used
             request.falls += verdict.doubt and trial

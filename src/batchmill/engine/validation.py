@@ -1,18 +1,19 @@
 """One streaming pass over an input File: every rule, every bad line, and a Plan record for each good one."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from zlib import crc32
 
-from batchmill.blobs.blobs import Blobs, BlobWriter, Written
-from batchmill.schedule.plan import Cut, Record, cut, pack
+from batchmill.blobs.blobs import Blobs, Written
+from batchmill.schedule.order import NOTHING_SHARED, fingerprint
+from batchmill.schedule.plan import Cut, Record
+from batchmill.schedule.planner import Planner
 from batchmill.spec.limits import Limits
 from batchmill.spec.lines import Checker, ErrorReport, Line, RawLine, read_lines, whole_file_errors
 from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
 from batchmill.spec.objects import LineError
 from batchmill.spec.repeats import Hashes, Watched
-
-_PACKED = 1024  # records written at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,45 +30,47 @@ class Validation:
 
 @dataclass(slots=True, kw_only=True)
 class _Pass:
-    """Yields the records of good lines, keeps the bad ones' errors, and writes the Plan."""
+    """Plans the good lines, and keeps the bad ones' errors."""
 
     checker: Checker
     catalogue: Catalogue
     report: ErrorReport
+    planner: Planner
+    in_file_order: bool
+    coalesce: bool
     lines: int = 0  # good or bad
     total: int = 0
     tokens: int = 0
     models: dict[str, int] = field(default_factory=dict)
 
-    def records(self, lines: Iterable[RawLine], plan: BlobWriter) -> Iterator[Record]:
-        packed: list[bytes] = []
+    def read(self, lines: Iterable[RawLine]) -> None:
         for raw in lines:
             self.lines += 1
             checked = self.checker.check(raw)
             if isinstance(checked, Line):
                 self.total += 1
                 self.tokens += checked.tokens
-                record = self._record(checked)
-                packed.append(pack(record))
-                if len(packed) == _PACKED:
-                    plan.write(b"".join(packed))
-                    packed.clear()
-                yield record
+                twin = crc32(raw.text[checked.body_offset :][: checked.body_length]) if self.coalesce else 0
+                if self.in_file_order:  # nothing else to order by
+                    self.planner.add(self._record(checked), sums=NOTHING_SHARED, output=0, twin=twin)
+                else:
+                    sums = fingerprint(checked.prompt)
+                    self.planner.add(self._record(checked), sums=sums, output=checked.output, twin=twin)
             else:
                 self.report.add(checked)
-        plan.write(b"".join(packed))
 
     def _record(self, line: Line) -> Record:
+        model = self.models.setdefault(self.catalogue.resolve(line.model), len(self.models))
         return Record(
-            offset=line.offset,
-            length=line.length,
-            line=line.number,
-            id_offset=line.custom_id_offset,
-            id_length=line.custom_id_length,
-            body_offset=line.body_offset,
-            body_length=line.body_length,
-            model=self.models.setdefault(self.catalogue.resolve(line.model), len(self.models)),
-            tokens=line.tokens,
+            line.offset,
+            line.length,
+            line.number,
+            line.custom_id_offset,
+            line.custom_id_length,
+            line.body_offset,
+            line.body_length,
+            model,
+            line.tokens,
             prefix=0,
         )
 
@@ -81,18 +84,43 @@ def validate(
     limits: Limits,
     known_models: Collection[str],
     catalogue: Catalogue = NOTHING_CONFIGURED,
+    backends: int = 1,
+    in_file_order: bool = False,
+    coalesce: bool = False,
 ) -> Validation:
     """Check the whole input and lay down its Plan; blocking. An input with a repeated custom_id is read twice.
 
-    Memory is bounded by the longest line, the errors kept, and some ten bytes a line for repeated custom_ids.
+    Memory is bounded by the longest line, the errors kept, some ten bytes a line for repeated custom_ids, and a piece
+    of the Plan.
+
+    Args:
+        blobs: Where the input is, and the Plan is to be.
+        input_key: Of the input.
+        plan_key: Of the Plan.
+        endpoint: The batch's.
+        limits: What is allowed.
+        known_models: Those that some Backend serves.
+        catalogue: What is configured of models.
+        backends: How many Backends there are, about.
+        in_file_order: The lines of a model are sent as they stand in the File, whatever they have in common.
+        coalesce: Those with the same body stand side by side all the same.
     """
     checker = partial(Checker, endpoint=endpoint, limits=limits, known_models=known_models, catalogue=catalogue)
     hashes, report = Hashes(), ErrorReport(max_errors=limits.max_errors)
     plan = blobs.writer(plan_key)
     try:
-        reading = _Pass(checker=checker(ids=hashes), catalogue=catalogue, report=report)
+        planner = Planner(write=plan.write, backends=backends)
+        reading = _Pass(
+            checker=checker(ids=hashes),
+            catalogue=catalogue,
+            report=report,
+            planner=planner,
+            in_file_order=in_file_order,
+            coalesce=coalesce,
+        )
         with blobs.open(input_key) as stream:
-            cuts = tuple(cut(reading.records(read_lines(stream.readline, limits.max_line_bytes), plan)))
+            reading.read(read_lines(stream.readline, limits.max_line_bytes))
+        cuts = planner.finish()
         watched, others = hashes.repeated()
         if watched:
             report = ErrorReport(max_errors=limits.max_errors)

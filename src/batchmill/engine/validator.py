@@ -41,7 +41,7 @@ class _Claimed:
 
 
 class Validator:
-    """Moves batches out of `validating`."""
+    """Moves batches out of `validating`; `backends`, `in_file_order` and `coalesce` as in `validate`."""
 
     def __init__(
         self,
@@ -55,12 +55,18 @@ class Validator:
         lease: float,
         accepted: Bell,
         catalogue: Catalogue = NOTHING_CONFIGURED,
+        backends: int = 1,
+        in_file_order: bool = False,
+        coalesce: bool = False,
     ) -> None:
         self._database = database
         self._blobs = blobs
         self._clock = clock
         self._limits = limits
         self._catalogue = catalogue
+        self._backends = backends
+        self._in_file_order = in_file_order
+        self._coalesce = coalesce
         self._worker_id = worker_id
         self._lease = lease
         self._accepted = accepted
@@ -101,6 +107,9 @@ class Validator:
             limits=self._limits,
             known_models=claimed.known,
             catalogue=self._catalogue,
+            backends=self._backends,
+            in_file_order=self._in_file_order,
+            coalesce=self._coalesce,
         )
         return await (run_in_child(call) if claimed.size > _CHILD_BYTES else asyncio.to_thread(call))
 

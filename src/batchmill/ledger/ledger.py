@@ -2,10 +2,10 @@
 
 import asyncio
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, compress
+from itertools import accumulate, chain, compress
 
 import structlog
 
@@ -26,7 +26,7 @@ from batchmill.store.slice import (
     Fence,
     Segment,
     Slice,
-    claim_slice,
+    claim_slices,
     insert_segments,
     list_candidates,
     mark_alone,
@@ -91,24 +91,24 @@ class Ledger:
             turns = self._chooser.choose(candidates(tx), slices, now=self._clock.now(), rate=rate)
             batches = batches_by_id(tx, batch_ids=sorted(set(turns)))
             taken = [
-                claim_slice(tx, batch_id=b, models=models, worker_id=self._worker_id, lease=self._lease) for b in turns
+                claim_slices(tx, batch_id=b, count=n, models=models, worker_id=self._worker_id, lease=self._lease)
+                for b, n in Counter(turns).items()
             ]
-            return [(*claimed, batches[claimed[0].batch_id]) for claimed in taken if claimed is not None]
+            return [(*claimed, batches[claimed[0].batch_id]) for claimed in chain.from_iterable(taken)]
 
         # A look first: an idle worker must not write.
         if not await self._database.read(candidates):
             return []
         claimed = await self._database.write(statements)
         self._metrics.takeovers.inc(sum(taken_over for _, taken_over, _ in claimed))
+        planned = await asyncio.to_thread(lambda: [self._records(batch, held) for held, _, batch in claimed])
         claims: list[Claim] = []
-        for held, _, batch in claimed:
-            try:
-                records = await asyncio.to_thread(self._records, batch, held)
-            except BlobMissing as missing:
+        for (held, _, batch), records in zip(claimed, planned, strict=True):
+            if isinstance(records, BlobMissing):
                 try:
-                    await self.put_aside(held, missing)
+                    await self.put_aside(held, records)
                 except OSError as full:  # what is held and in nobody's hands, only the end of this worker gives back
-                    raise missing from full
+                    raise records from full
             else:
                 claims.append(Claim(slice=held, batch=batch, records=records))
         return claims
@@ -209,11 +209,14 @@ class Ledger:
 
         return await self._database.write(statements)
 
-    def _records(self, batch: Batch, claimed: Slice) -> tuple[Record, ...]:
+    def _records(self, batch: Batch, claimed: Slice) -> tuple[Record, ...] | BlobMissing:
         if batch.plan_key is None:
             raise ValueError(f"{batch.id} has Slices and no Plan")
         offset, length = claimed.first * RECORD_BYTES, claimed.lines * RECORD_BYTES
-        return tuple(unpack(self._blobs.read(batch.plan_key, offset=offset, length=length)))
+        try:
+            return tuple(unpack(self._blobs.read(batch.plan_key, offset=offset, length=length)))
+        except BlobMissing as missing:
+            return missing
 
 
 def _record(tx: Transaction, portion: Portion) -> bool:

@@ -1,22 +1,29 @@
-"""Reads a closed batch's Results back, Slice by Slice, in the order of the Plan.
+"""Reads a closed batch's Results back in the order of the input, whatever the order of the Plan.
 
-A million lines pass here while a client waits for its files: their bytes are copied a Slice at a time, and no object
-is made for a line (bench/closing.py has the figures).
+A million lines pass here while a client waits for its files: their bytes are copied in bulk, and next to no object is
+made for a line (bench/closing.py has the figures). Where the Plan is in the file's own order, Slices are read one at a
+time. Slices whose lines interleave are a group, at most a piece of the Plan: its Results are laid into scratch as they
+come, and picked from there line by line.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import mmap
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from operator import attrgetter
+from typing import BinaryIO, Protocol
 
 from batchmill.blobs.blobs import Blobs
 from batchmill.ledger.segment import DamagedSegment, find_results
-from batchmill.schedule.plan import RECORD_BYTES, SLICE_BYTES, Record, unpack
+from batchmill.schedule.plan import RECORD_BYTES, line_numbers, record_at
 from batchmill.spec.results import result_id, unanswered
 from batchmill.store.batch import Batch
 from batchmill.store.slice import Segment, Slice
 
-_SPAN = 2 * SLICE_BYTES  # of input read at once for the custom_ids of a Slice; beyond, they are read one by one
+_BLOCK = 256  # lines handed out at once
+_IN_MEMORY = 16 << 20
+_IN_SCRATCH = 1 << 30
 
 Text = bytes | memoryview
 
@@ -31,7 +38,7 @@ class Rest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Merged:
-    """The lines of one Slice in input order, each with its line end: those for the output and for the error file.
+    """Some lines in input order, each with its line end: those for the output and for the error file.
 
     `rest` counts those of the error file that were never answered and have become a `Rest`.
     """
@@ -41,32 +48,166 @@ class Merged:
     rest: int
 
 
-def merge_results(
-    *, blobs: Blobs, batch: Batch, slices: Sequence[Slice], segments: Sequence[Segment], rest: Rest | None
-) -> Iterator[Merged]:
-    """Yield the lines of each Slice, in input order; one Slice's worth is in memory at a time.
+class _Texts(Protocol):
+    """What was made durable of a group, by place: of a line in the group, in the Plan's order."""
 
-    `slices` and `segments` are in the order of the Plan. The Plan is in the file's own order (today always: lines are
-    not re-ordered yet), so the Plan's order is the input's.
+    def __getitem__(self, place: int) -> Text | None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Group:
+    """Slices side by side in the Plan whose lines are all before or behind all others in the input."""
+
+    slices: Sequence[Slice]
+    segments: Sequence[Sequence[Segment]]  # of each Slice
+    plan: bytes
+    order: Sequence[int]  # its places in the order of the input
+
+    @property
+    def bytes(self) -> int:
+        """Those of its Results."""
+        return sum(segment.bytes for segments in self.segments for segment in segments)
+
+
+def merge_results(
+    *,
+    blobs: Blobs,
+    batch: Batch,
+    slices: Sequence[Slice],
+    segments: Sequence[Segment],
+    rest: Rest | None,
+    in_memory: int = _IN_MEMORY,
+    in_scratch: int = _IN_SCRATCH,
+) -> Iterator[Merged]:
+    """Yield the lines in the order of the input, some hundred at once.
+
+    Args:
+        blobs: Where the bytes are.
+        batch: The batch.
+        slices: Its Slices, in the order of the Plan.
+        segments: Their Segments, in the same order.
+        rest: What open lines become; None if there may be none.
+        in_memory: Bytes of Results of a group that need no scratch; a Slice alone never does.
+        in_scratch: Bytes of scratch, about: a group with more Results is read several times.
 
     Raises:
         DamagedSegment: a line has two Results, or none although it is done or the batch has no `rest`.
         BlobMissing: the bytes of a Segment, of the Plan or of the input are gone.
+        OSError: there is no room for scratch.
     """
+    closed = _Closed(blobs=blobs, batch=batch, rest=rest)
+    for group in _groups(blobs=blobs, batch=batch, slices=slices, segments=segments):
+        if len(group.slices) == 1 or group.bytes <= in_memory:
+            texts, succeeded = _in_memory(blobs, group)
+            yield from closed.lines(group, group.order, texts, succeeded)
+        else:
+            share = len(group.order) // (1 + group.bytes // in_scratch) + 1
+            for start in range(0, len(group.order), share):
+                wanted = group.order[start : start + share]
+                with blobs.scratch() as scratch:
+                    found = _Scattered(blobs=blobs, group=group, wanted=wanted, scratch=scratch)
+                    yield from closed.lines(group, wanted, found, found.succeeded)
+
+
+def _groups(*, blobs: Blobs, batch: Batch, slices: Sequence[Slice], segments: Sequence[Segment]) -> Iterator[_Group]:
+    if slices and batch.plan_key is None:
+        raise ValueError(f"{batch.id} has Slices and no Plan")
+    key = str(batch.plan_key)
+
+    def plan(of: Sequence[Slice]) -> bytes:
+        lines = sum(held.lines for held in of)
+        return blobs.read(key, offset=of[0].first * RECORD_BYTES, length=lines * RECORD_BYTES)
+
     by_slice = {ordinal: tuple(group) for ordinal, group in groupby(segments, key=attrgetter("slice"))}
-    for held in slices:
-        texts, succeeded = _results_of_slice(blobs=blobs, held=held, segments=by_slice.get(held.ordinal, ()))
-        holes = [index for index, text in enumerate(texts) if text is None]
-        if holes and rest is None:
-            raise DamagedSegment(f"{batch.id}: {len(holes)} lines of Slice {held.ordinal} have no Result")
-        if holes and rest is not None:
-            for index, line in _rest_of_slice(blobs=blobs, batch=batch, held=held, holes=holes, rest=rest):
-                texts[index] = line
-        yield Merged(
-            output=[text for text, ok in zip(texts, succeeded, strict=True) if ok and text is not None],
-            error=[text for text, ok in zip(texts, succeeded, strict=True) if not ok and text is not None],
-            rest=len(holes),
-        )
+    spans = [(min(numbers), max(numbers)) for numbers in (line_numbers(plan([held])) for held in slices)]
+    highest = accumulate((high for _, high in spans), max)
+    lowest_behind = list(accumulate((low for low, _ in reversed(spans)), min))[-2::-1]
+    begun = 0
+    for at, high in enumerate(highest):
+        if at == len(slices) - 1 or high < lowest_behind[at]:
+            of = slices[begun : at + 1]
+            begun = at + 1
+            records = plan(of)
+            numbers = line_numbers(records)
+            yield _Group(
+                slices=of,
+                segments=[by_slice.get(held.ordinal, ()) for held in of],
+                plan=records,
+                order=array("I", sorted(range(len(numbers)), key=numbers.__getitem__)),
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Closed:
+    """A batch that nothing more is run of, and what becomes of its open lines."""
+
+    blobs: Blobs
+    batch: Batch
+    rest: Rest | None
+
+    def lines(self, group: _Group, order: Sequence[int], texts: _Texts, succeeded: Sequence[int]) -> Iterator[Merged]:
+        """Yield the lines at these places of a group."""
+        for start in range(0, len(order), _BLOCK):
+            found = {place: texts[place] for place in order[start : start + _BLOCK]}
+            holes = [place for place, text in found.items() if text is None]
+            if holes:
+                found |= zip(holes, self._rest_of(group, holes), strict=True)
+            yield Merged(
+                output=[text for place, text in found.items() if text is not None and succeeded[place]],
+                error=[text for place, text in found.items() if text is not None and not succeeded[place]],
+                rest=len(holes),
+            )
+
+    def _rest_of(self, group: _Group, holes: Sequence[int]) -> Iterator[bytes]:
+        """Yield the line of each hole, with the custom_id that stands in the input."""
+        if self.rest is None:
+            raise DamagedSegment(f"{self.batch.id}: {len(holes)} lines have no Result")
+        if self.batch.input_key is None:
+            raise ValueError(f"{self.batch.id} has Slices and no input")
+        records = [record_at(group.plan, place) for place in holes]
+        spans = [(record.offset + record.id_offset, record.id_length) for record in records]
+        for record, custom_id in zip(records, self.blobs.read_spans(self.batch.input_key, spans), strict=True):
+            yield unanswered(result_id(self.batch.id, record.line), custom_id, self.rest.code, self.rest.message)
+
+
+def _in_memory(blobs: Blobs, group: _Group) -> tuple[list[Text | None], bytearray]:
+    texts: list[Text | None] = []
+    succeeded = bytearray()
+    for held, segments in zip(group.slices, group.segments, strict=True):
+        of_slice, ok = _results_of_slice(blobs=blobs, held=held, segments=segments)
+        texts += of_slice
+        succeeded += bytes(ok)
+    return texts, succeeded
+
+
+class _Scattered:
+    """Results of a group by place, those `wanted` of them; their bytes are in scratch."""
+
+    def __init__(self, *, blobs: Blobs, group: _Group, wanted: Sequence[int], scratch: BinaryIO) -> None:
+        lines = len(group.plan) // RECORD_BYTES
+        self.succeeded = bytearray(lines)
+        self._start = array("Q", bytes(8 * lines))
+        self._end = array("Q", bytes(8 * lines))
+        is_wanted = bytearray(lines)
+        for place in wanted:
+            is_wanted[place] = True
+        end = first = 0
+        for held, segments in zip(group.slices, group.segments, strict=True):
+            texts, succeeded = _results_of_slice(blobs=blobs, held=held, segments=segments)
+            self.succeeded[first : first + held.lines] = bytes(succeeded)
+            for place, text in enumerate(texts, start=first):
+                if text is not None and is_wanted[place]:
+                    scratch.write(text)
+                    self._start[place], self._end[place] = end, end + len(text)
+                    end += len(text)
+            first += held.lines
+        scratch.flush()
+        # Not read(): that is a system call a line. Views of it would have to be gone before it is closed: copies.
+        self._mapped = mmap.mmap(scratch.fileno(), end, access=mmap.ACCESS_READ) if end else b""
+
+    def __getitem__(self, place: int) -> bytes | None:
+        """Return the line at a place; None if it has no Result."""
+        return self._mapped[self._start[place] : self._end[place]] or None
 
 
 def _results_of_slice(
@@ -94,31 +235,3 @@ def _results_of_slice(
             f"{held.batch_id}: lines {odd} of Slice {held.ordinal} are done or have a Result, not both"
         )
     return texts, succeeded
-
-
-def _rest_of_slice(
-    *, blobs: Blobs, batch: Batch, held: Slice, holes: Sequence[int], rest: Rest
-) -> Iterator[tuple[int, bytes]]:
-    """Yield the index and the line of each hole."""
-    if batch.plan_key is None or batch.input_key is None:
-        raise ValueError(f"{batch.id} has Slices and no Plan or input")
-    plan = blobs.read(batch.plan_key, offset=held.first * RECORD_BYTES, length=held.lines * RECORD_BYTES)
-    every = tuple(unpack(plan))
-    records = {index: every[index] for index in holes}
-    for index, custom_id in _custom_ids(blobs, batch.input_key, records):
-        line = result_id(batch.id, records[index].line)
-        yield index, unanswered(line, custom_id, rest.code, rest.message)
-
-
-def _custom_ids(blobs: Blobs, key: str, records: Mapping[int, Record]) -> Iterator[tuple[int, bytes]]:
-    """Yield the raw custom_id of each record; the input between the first and the last is read in one go."""
-    begin = min(record.offset for record in records.values())
-    end = max(record.offset + record.id_offset + record.id_length for record in records.values())
-    if end - begin <= _SPAN:
-        data = blobs.read(key, offset=begin, length=end - begin)
-        for index, record in records.items():
-            start = record.offset - begin + record.id_offset
-            yield index, data[start : start + record.id_length]
-    else:
-        for index, record in records.items():
-            yield index, blobs.read(key, offset=record.offset + record.id_offset, length=record.id_length)

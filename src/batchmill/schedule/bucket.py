@@ -36,7 +36,7 @@ class Bucket:
 
     def is_open(self, now: float) -> bool:
         """Say whether one more prompt may go, however long it is: those behind it wait for it."""
-        return self._credit_at(now) > 0
+        return self._credit > 0 or self._credit_at(now) > 0  # with time it only grows
 
     def opens_at(self, now: float) -> float:
         """Return when the next prompt may go."""
@@ -56,8 +56,8 @@ class Bucket:
             return
         self._answered += min(tokens, LONGEST)
         self._slowest = max(self._slowest, took)
-        elapsed, period = now - self._measured_at, min(max(self._slowest, QUICKEST), MEASURE)
-        if elapsed >= period:
+        elapsed = now - self._measured_at
+        if elapsed >= QUICKEST and elapsed >= (period := min(max(self._slowest, QUICKEST), MEASURE)):
             self._is_quick = self._slowest < LUMP
             new = 1 - exp(-elapsed / (MEMORY * period))
             self._answered_rate += new * (self._answered / elapsed - self._answered_rate)

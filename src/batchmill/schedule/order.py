@@ -28,20 +28,22 @@ SLOTS = 256  # of an engine, about
 LONG_TAIL = 0.25  # the longest line's part of the whole batch's time: from here on the longest go first
 SHORT_ONES = 4 * SLOTS  # lines for each Backend
 
-_NOT_REACHED = (0,) * len(DEPTHS)
+NOTHING_SHARED = (0,) * len(DEPTHS)  # the fingerprint of a prompt that is shorter than all depths
 _MASK = (1 << 30) - 1  # the numbers that Python sorts fastest
 
 
-def fingerprint(prompt: bytes) -> tuple[int, ...]:
+def fingerprint(prompt: bytes | memoryview) -> tuple[int, ...]:
     """Return the chain of checksums of a prompt's beginning, one at each of DEPTHS; 0 where the prompt is shorter.
 
-    `prompt` are the raw bytes of all that sets the engine's cache: the model, then what its template puts first (tools,
-    then messages, or `prompt`, or `input`), as the user wrote them. About 1 µs.
+    `prompt` are the raw bytes of all that sets a model's cache, in the order of the usual templates: tools,
+    then messages, or `prompt`, or `input`, as the user wrote them. About 1 µs.
     """
     reached = bisect_right(DEPTHS, len(prompt))
+    if not reached:
+        return NOTHING_SHARED
     check = 0
     sums = [(check := crc32(prompt[depth - SAMPLE : depth], check)) & _MASK or 1 for depth in DEPTHS[:reached]]
-    return (*sums, *_NOT_REACHED[reached:])
+    return (*sums, *NOTHING_SHARED[reached:])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,18 +91,16 @@ class Pace:
 
     def may_send(self, now: float) -> bool:
         """Say whether one more request may be sent."""
-        if self._circuit is _Circuit.HALF_OPEN:
-            late = now >= self._trial_at + TRIAL_PATIENCE and self._in_flight < self._window.size
-            return late or not self._trial_out
-        return self._is_free and (self._window.is_alone or self._bucket.is_open(now))
+        is_free = self._in_flight < self._window.size
+        if self._circuit is _Circuit.WELL:
+            return is_free and (self._window.is_alone or self._bucket.is_open(now))
+        late = is_free and now >= self._trial_at + TRIAL_PATIENCE
+        return self._circuit is _Circuit.HALF_OPEN and (late or not self._trial_out)
 
     def opens_at(self, now: float) -> float | None:
         """Return when one more request may be sent if nothing is answered before; None if never, or at once."""
-        return self._bucket.opens_at(now) if self._is_free and not self.may_send(now) else None
-
-    @property
-    def _is_free(self) -> bool:
-        return self._circuit is _Circuit.WELL and self._in_flight < self._window.size
+        is_free = self._circuit is _Circuit.WELL and self._in_flight < self._window.size
+        return self._bucket.opens_at(now) if is_free and not self.may_send(now) else None
 
     def sent(self, now: float, *, prefill: int = 0) -> bool:
         """Count a request that was sent; say whether it is a trial and goes alone, so that a fall is its own.
@@ -140,16 +138,19 @@ class Pace:
         `work` is what the answer brought, in one unit for all of a Backend's: tokens generated, or bytes.
         """
         self._window.moved(now, self._in_flight)
-        if isinstance(verdict, Later) and verdict.pressure:
-            self._window.pressed(now)
-        elif isinstance(verdict, Done) and verdict.succeeded:
-            began = now if sent_at is None else sent_at
-            self._bucket.answered(prefill, now, took=now - began)
-            self._window.answered(sent_at=began, now=now, work=max(1.0, work))
         self._in_flight -= 1
-        if isinstance(verdict, Done) and not verdict.doubt:
-            self._answered_at = now
-            self._doubts = 0
+        if isinstance(verdict, Done):
+            if verdict.succeeded:
+                began = now if sent_at is None else sent_at
+                self._bucket.answered(prefill, now, took=now - began)
+                self._window.answered(sent_at=began, now=now, work=max(1.0, work))
+            if not verdict.doubt:
+                self._answered_at = now
+                self._doubts = 0
+                if self._circuit is _Circuit.WELL:  # and stays so: nearly every answer ends here
+                    return
+        elif isinstance(verdict, Later) and verdict.pressure:
+            self._window.pressed(now)
         if self._circuit is _Circuit.OPEN or self._is_old(sent_at):
             return
         if self._fells(verdict):

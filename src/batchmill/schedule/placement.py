@@ -40,6 +40,11 @@ class Placement(Generic[Item]):
         else:
             self._front.append((prefix, deque([item])))
 
+    def put_back(self, item: Item) -> None:
+        """Take a line back that goes before all others, to whoever has room: it has waited, and so does its Slice."""
+        self._left += 1
+        self._front.appendleft((0, deque([item])))
+
     def take(self, backend: int) -> Item | None:
         """Return the next line for a Backend; None when none is left, or none that it should have now.
 
@@ -59,8 +64,10 @@ class Placement(Generic[Item]):
         self._answered[backend] += 1
 
     def _hoards(self, backend: int) -> bool:
-        answered = sum(self._answered)
-        if not self._out[backend] or answered < KNOWN * len(self._out):
+        # One with nothing in flight is away, or asks for itself.
+        beside = [answered for answered, out in zip(self._answered, self._out, strict=True) if out]
+        answered = sum(beside)
+        if not self._out[backend] or answered < KNOWN * len(beside):
             return False
         share = self._answered[backend] / answered
         return self._out[backend] >= share * (self._left + sum(self._out))

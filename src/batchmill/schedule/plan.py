@@ -10,6 +10,7 @@ SLICE_BYTES = 8 << 20
 
 _RECORD = struct.Struct("<QIIIIIIIIII")
 RECORD_BYTES = _RECORD.size
+_LINE = struct.Struct("<12xI32x")  # its line only
 
 
 class Record(NamedTuple):
@@ -48,9 +49,24 @@ def unpack(data: bytes | memoryview) -> Iterator[Record]:
     return map(Record._make, _RECORD.iter_unpack(data))
 
 
-def cut(records: Iterable[Record], max_lines: int = SLICE_LINES, max_bytes: int = SLICE_BYTES) -> Iterator[Cut]:
-    """Yield the Slices of a Plan, in its order, each within both limits; a line above max_bytes is one by itself."""
-    first = lines = size = model = 0
+def record_at(data: bytes | memoryview, place: int) -> Record:
+    """Return the record at a place of a Plan, or of any whole part of it."""
+    return Record._make(_RECORD.unpack_from(data, place * RECORD_BYTES))
+
+
+def line_numbers(data: bytes | memoryview) -> list[int]:
+    """Return the physical line number of each record, in the Plan's order."""
+    return [line for (line,) in _LINE.iter_unpack(data)]
+
+
+def cut(
+    records: Iterable[Record], max_lines: int = SLICE_LINES, max_bytes: int = SLICE_BYTES, *, first: int = 0
+) -> Iterator[Cut]:
+    """Yield the Slices of a Plan from the record `first` on, in its order, each within both limits.
+
+    A line above max_bytes is a Slice by itself.
+    """
+    lines = size = model = 0
     for record in records:
         if lines and (record.model != model or lines == max_lines or size + record.length > max_bytes):
             yield Cut(first=first, lines=lines, bytes=size, model=model)

@@ -39,6 +39,8 @@ class Line(NamedTuple):
     body_length: int
     model: str
     tokens: int  # estimate
+    output: int  # of these: what it allows to be generated
+    prompt: bytes | memoryview  # how the prompt begins, as written
 
 
 class _Envelope(msgspec.Struct, gc=False):
@@ -149,8 +151,11 @@ class Checker:
             return (*facts.errors, *(error for error in (repeated, wrong) if error))
         # Wherever token and body are found: these bytes are all that the spans are for.
         text, token, body = raw.text, facts.token, facts.body
-        spans = text.find(token), len(token), text.rfind(body), len(body)
-        return Line(raw.number, raw.offset, len(text), *spans, facts.model, facts.tokens)
+        body_at = len(text) - len(body) - 1
+        if not text.startswith(body, body_at):  # mostly it does, and to look for 43 KB takes as long as all the rest
+            body_at = text.rfind(body)
+        spans = text.find(token), len(token), body_at, len(body)
+        return Line(raw.number, raw.offset, len(text), *spans, facts.model, facts.tokens, facts.output, facts.prompt)
 
     def _repeated_id(self, facts: Facts, number: int) -> LineError | None:
         if facts.custom_id is None:

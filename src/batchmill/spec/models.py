@@ -79,7 +79,7 @@ class Catalogue:
 NOTHING_CONFIGURED = Catalogue()
 
 
-class _Member(NamedTuple):
+class Member(NamedTuple):
     """A member at the top of an object: its name, and where its value's bytes are."""
 
     name: str
@@ -97,7 +97,7 @@ def with_model(body: bytes, model: str) -> bytes:
     name = msgspec.json.encode(model)
     pieces: list[bytes] = []
     kept = 0
-    for member in _members(body):
+    for member in members(body):
         if member.name == "model" and body[member.start : member.start + 1] == b'"':
             pieces += (body[kept : member.start], name)
             kept = member.end
@@ -111,7 +111,7 @@ def refusal(body: bytes, facts: ModelFacts) -> ApiError | None:
     """
     if not facts.locked:
         return None
-    for member in _members(body):
+    for member in members(body):
         allowed = facts.locked.get(member.name)
         if allowed is not None and not _is_one_of(body[member.start : member.end], allowed):
             values = " or ".join(msgspec.json.encode(value).decode() for value in allowed) or "nothing at all"
@@ -130,7 +130,7 @@ def _is_one_of(raw: bytes, allowed: Sequence[object]) -> bool:
     return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed)
 
 
-def _members(body: bytes) -> Iterator[_Member]:
+def members(body: bytes) -> Iterator[Member]:
     """Yield the members at the top of a valid JSON object, in order, repeated ones each time."""
     depth, last, name, start = 0, b"", "", -1
     for match in _TOKEN.finditer(body):
@@ -138,7 +138,7 @@ def _members(body: bytes) -> Iterator[_Member]:
         if depth == 1 and start >= 0 and token in (b",", b"}"):
             value = body[start : match.start()]
             start += len(value) - len(value.lstrip(_BLANK))
-            yield _Member(name, start, match.start() - len(value) + len(value.rstrip(_BLANK)))
+            yield Member(name, start, match.start() - len(value) + len(value.rstrip(_BLANK)))
             start = -1
         if token in (b"{", b"["):
             depth += 1

@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 import msgspec
 
+from batchmill.schedule.forecast import Forecast
 from batchmill.spec.states import Status
 
 MORE_ERRORS = "more_errors"  # the code of the entry that closes a shortened list of errors
@@ -100,7 +101,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchObject:
-    """A Batch as the API shows it (contract a.7). Times are whole Unix seconds."""
+    """A Batch as the API shows it (contract a.7), with its forecast. Times are whole Unix seconds."""
 
     id: str
     endpoint: str
@@ -123,6 +124,7 @@ class BatchObject:
     errors: tuple[LineError, ...] | None = None
     model: str | None = None
     usage: Usage | None = None
+    progress: Forecast | None = None
 
     def wire(self, errors_shown: int | None = None) -> dict[str, object]:
         """Return the Batch object, every key always there; in lists only `errors_shown` errors and a closing one."""
@@ -149,7 +151,18 @@ class BatchObject:
             "errors": None if self.errors is None else _error_list(self.errors, errors_shown),
             "model": self.model,
             "usage": None if self.usage is None else self.usage.wire(),
+            "progress": None if self.progress is None else _progress(self.progress),
         }
+
+
+def _progress(forecast: Forecast) -> dict[str, object]:
+    """Return `progress`, which is ours: it is in answers only, where clients pass over what they do not know."""
+    return {
+        "lines_per_second": forecast.lines_per_second,
+        "tokens_per_second": forecast.tokens_per_second,
+        "eta": forecast.eta,
+        "misses_by": forecast.misses_by,
+    }
 
 
 def _error_list(errors: Sequence[LineError], shown: int | None) -> dict[str, object]:

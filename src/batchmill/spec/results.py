@@ -3,6 +3,7 @@
 On the hot path no JSON object is built: a reply is checked, spliced in, and its usage picked out.
 """
 
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Annotated
 
@@ -12,7 +13,11 @@ from batchmill.spec.objects import Usage
 
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)  # as in rules: what the decoders raise
 _BOM = b"\xef\xbb\xbf"
+_SPACE = b" \t\r\n"  # JSON's own
+_LF, _CR = b"\n\r"
+_BATCHES = 256  # whose ids' digests are kept begun
 _EXCERPT = 2_000  # characters of an answer that is no JSON object
+_ANSWERED = b',"error":null}\n'  # ends the line of a Request that got an HTTP answer, and no other
 _WIDEST = 4  # bytes of a character in UTF-8
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]  # sums of them stay within 64 bits
@@ -44,15 +49,41 @@ class _Reply(msgspec.Struct, gc=False):
     usage: _Tokens | None = None
 
 
-_ANY = msgspec.json.Decoder(msgspec.Raw)
-_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ABSENT = msgspec.Raw()
+
+
+class _Answer(msgspec.Struct, gc=False):
+    """The members of a reply that tell an answer from an error; what else it holds is checked, too, and passed over."""
+
+    error: msgspec.Raw = _ABSENT
+    choices: msgspec.Raw = _ABSENT
+    data: msgspec.Raw = _ABSENT
+    output: msgspec.Raw = _ABSENT
+    results: msgspec.Raw = _ABSENT
+
+    @property
+    def is_only_error(self) -> bool:
+        """Whether there is an error and no answer, whatever the status claims (reliability, E16)."""
+        if bytes(self.error) == b"null":
+            return False
+        return not any(map(bytes, (self.choices, self.data, self.output, self.results)))
+
+
+_ANSWER = msgspec.json.Decoder(_Answer)
 _REPLY = msgspec.json.Decoder(_Reply)
 _ENCODER = msgspec.json.Encoder()
 
 
 def result_id(batch_id: str, line: int) -> str:
     """Return the id of a Result: unique, and the same however often its line is written (choice 5)."""
-    return "batch_req_" + blake2b(f"{batch_id}:{line}".encode(), digest_size=16).hexdigest()
+    digest = _begun(batch_id).copy()
+    digest.update(b"%d" % line)
+    return "batch_req_" + digest.hexdigest()
+
+
+@lru_cache(_BATCHES)
+def _begun(batch_id: str) -> blake2b:
+    return blake2b(f"{batch_id}:".encode(), digest_size=16)
 
 
 def answered(line_id: str, custom_id: bytes, status: int, request_id: str, body: bytes) -> bytes:
@@ -65,23 +96,36 @@ def answered(line_id: str, custom_id: bytes, status: int, request_id: str, body:
         request_id: Ours, of this call.
         body: From `body_of_reply`.
     """
-    return b'{"id":%b,"custom_id":%b,"response":{"status_code":%d,"request_id":%b,"body":%b},"error":null}\n' % (
+    return b'{"id":%b,"custom_id":%b,"response":{"status_code":%d,"request_id":%b,"body":%b}%b' % (
         _ENCODER.encode(line_id),
         custom_id,
         status,
         _ENCODER.encode(request_id),
         body,
+        _ANSWERED,
     )
 
 
 def unanswered(line_id: str, custom_id: bytes, code: str, message: str) -> bytes:
     r"""Return the line of a Request that got no HTTP answer, for the error file, \n included."""
-    return b'{"id":%b,"custom_id":%b,"response":null,"error":{"code":%b,"message":%b}}\n' % (
-        _ENCODER.encode(line_id),
-        custom_id,
+    return b'%b"response":null,"error":{"code":%b,"message":%b}}\n' % (
+        _head(line_id, custom_id),
         _ENCODER.encode(code),
         _ENCODER.encode(message),
     )
+
+
+def is_answer(text: bytes) -> bool:
+    """Say whether a line is one of a Request that got an HTTP answer."""
+    return text.endswith(_ANSWERED)
+
+
+def readdressed(text: bytes, *, line_id: str, custom_id: bytes, new_line_id: str, new_custom_id: bytes) -> bytes:
+    """Return a line as that of another Request, which got the same."""
+    old, new = _head(line_id, custom_id), _head(new_line_id, new_custom_id)
+    if not text.startswith(old):
+        raise ValueError("not the line of the Request that it is said to be of")
+    return new + text[len(old) :]
 
 
 def body_of_reply(raw: bytes, status: int) -> bytes | None:
@@ -90,10 +134,20 @@ def body_of_reply(raw: bytes, status: int) -> bytes | None:
     A 2xx must be a JSON object in UTF-8 that says more than `error`. Any other status always has a body: what is no
     JSON object is quoted in an error envelope, shortened.
     """
-    body = _object(raw)
-    if not 200 <= status < 300:  # noqa: PLR2004 - the 2xx class
-        return body or _quoted(raw)
-    return None if body is None or _only_error(body) else body
+    is_success = 200 <= status < 300  # noqa: PLR2004 - the 2xx class
+    try:
+        text = raw.removeprefix(_BOM)
+        answer = _ANSWER.decode(text)
+        if not text.isascii():
+            text.decode()  # the decoder skips strings without a look at their UTF-8
+    except _UNREADABLE:
+        return None if is_success else _quoted(raw)
+    if is_success and answer.error is not _ABSENT and answer.is_only_error:
+        return None
+    body = text.strip(_SPACE)
+    if _LF in body or _CR in body:  # legal between tokens only, so these are no part of any text (choice 15)
+        body = body.replace(b"\n", b" ").replace(b"\r", b" ")
+    return body
 
 
 def usage_of(body: bytes) -> Usage | None:
@@ -114,29 +168,8 @@ def usage_of(body: bytes) -> Usage | None:
     )
 
 
-def _object(raw: bytes) -> bytes | None:
-    """Return the JSON object in a reply on one line, else byte-identical; None if there is none."""
-    try:
-        body = bytes(_ANY.decode(raw.removeprefix(_BOM)))
-        if not body.isascii():
-            body.decode()  # the decoder skips strings without a look at their UTF-8
-    except _UNREADABLE:
-        return None
-    if not body.startswith(b"{"):
-        return None
-    if b"\n" in body or b"\r" in body:  # legal between tokens only, so these are no part of any text (choice 15)
-        body = body.replace(b"\n", b" ").replace(b"\r", b" ")
-    return body
-
-
-def _only_error(body: bytes) -> bool:
-    """Say whether a reply that claims success holds an error and no answer (reliability, E16)."""
-    if b'"error"' not in body:
-        return False
-    members = _OBJECT.decode(body)
-    if bytes(members.get("error", b"null")) == b"null":
-        return False
-    return members.keys().isdisjoint(("choices", "data", "output", "results"))
+def _head(line_id: str, custom_id: bytes) -> bytes:
+    return b'{"id":%b,"custom_id":%b,' % (_ENCODER.encode(line_id), custom_id)
 
 
 def _quoted(raw: bytes) -> bytes:

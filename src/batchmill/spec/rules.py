@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from batchmill.schedule.order import BYTES_PER_TOKEN, DEPTHS
 from batchmill.spec.errors import clip
 from batchmill.spec.layout import Envelope, Layout, learn
 from batchmill.spec.limits import Limits
@@ -37,8 +38,8 @@ _INPUT: Mapping[str, tuple[str, bool]] = MappingProxyType(
 )
 _NOTHING = msgspec.Raw(b"")
 _LESSONS = 16  # layouts tried to be learnt in a file: one that changes all the time is not worth it
+_SEEN = DEPTHS[-1]  # bytes of a prompt's beginning
 _MOST_TOKENS = 7  # digits: more than any model can write
-BYTES_PER_TOKEN = 4  # a rough guess; only the order of magnitude matters
 
 _ENCODINGS = (  # what a file in another encoding begins with: its byte order mark, or a `{` among zeros
     ("UTF-32", (b"\xff\xfe\0\0", b"\0\0\xfe\xff", b"{\0\0\0", b"\0\0\0{")),
@@ -61,6 +62,7 @@ class _Body(msgspec.Struct, gc=False):
     messages: msgspec.Raw = _NOTHING
     prompt: msgspec.Raw = _NOTHING
     input: msgspec.Raw = _NOTHING
+    tools: msgspec.Raw = _NOTHING
     max_completion_tokens: msgspec.Raw = _NOTHING
     max_tokens: msgspec.Raw = _NOTHING
 
@@ -80,6 +82,8 @@ class Facts(NamedTuple):
     body: bytes  # as it is
     model: str | None
     tokens: int  # estimate of what the line costs
+    output: int = 0  # of these: tokens that it allows to be generated
+    prompt: bytes | memoryview = b""  # how the prompt begins, as written: all by which a model's cache knows it
     errors: tuple[LineError, ...] = ()
 
 
@@ -143,8 +147,10 @@ class Rules:
             or (self._public and may_hold_media(envelope.body))
         ):
             return None
-        tokens = _estimate(envelope.body, body.max_completion_tokens or body.max_tokens)
-        return Facts(custom_id, envelope.custom_id, envelope.body, body.model, tokens)
+        output = _output(body.max_completion_tokens or body.max_tokens)
+        prompt = _beginning(body.tools, getattr(body, self._input) if self._input else _NOTHING)
+        tokens = len(envelope.body) // BYTES_PER_TOKEN + output
+        return Facts(custom_id, envelope.custom_id, envelope.body, body.model, tokens, output, prompt)
 
     def careful(self, text: bytes, number: int) -> Facts:
         """Return the facts of any line, with an error for every rule that it breaks; `number` is its own."""
@@ -152,13 +158,13 @@ class Rules:
         unreadable = self._unreadable(text, number)
         if unreadable:
             found.add("invalid_json_line", unreadable, None)
-            return Facts(None, b"", b"", None, 0, found.errors)
+            return Facts(None, b"", b"", None, 0, errors=found.errors)
         try:
             members = _OBJECT.decode(text)
         except msgspec.ValidationError:
             message = _told(f"Line {number} must be a JSON object.", likely_mistake_of_value(text))
             found.add("invalid_request", message, None)
-            return Facts(None, b"", b"", None, 0, found.errors)
+            return Facts(None, b"", b"", None, 0, errors=found.errors)
         for name in _repeated(text):
             found.add("invalid_request", f"'{name}' stands more than once on line {number}.", name)
         for name in MEMBERS:
@@ -167,9 +173,10 @@ class Rules:
         custom_id = self._custom_id(members, found)
         self._fixed(members, "method", "POST", "invalid_method", found)
         self._fixed(members, "url", self._endpoint, "invalid_url", found)
-        model, tokens = self._body(members, found)
+        model, output, prompt = self._body(members, found)
         token, raw = (bytes(members.get(name, b"")) for name in ("custom_id", "body"))
-        return Facts(custom_id, token, raw, model, tokens, found.errors)
+        tokens = len(raw) // BYTES_PER_TOKEN + output
+        return Facts(custom_id, token, raw, model, tokens, output, prompt, found.errors)
 
     def _unreadable(self, text: bytes, number: int) -> str | None:
         """Return why the line is no JSON that we read, or None."""
@@ -218,15 +225,18 @@ class Rules:
         if text is not None and text != only:
             found.add(code, f"'{name}' must be '{only}', not {clip(text)}.", name)
 
-    def _body(self, members: Mapping[str, msgspec.Raw], found: "_Findings") -> tuple[str | None, int]:
+    def _body(
+        self, members: Mapping[str, msgspec.Raw], found: "_Findings"
+    ) -> tuple[str | None, int, bytes | memoryview]:
+        """Return the body's model, the tokens that it allows to be generated, and how its prompt begins."""
         if "body" not in members:
-            return None, 0
+            return None, 0, b""
         raw = members["body"]
         try:
             body = _OBJECT.decode(raw)
         except msgspec.ValidationError:
             found.add("invalid_request", "'body' must be a JSON object.", "body")
-            return None, 0
+            return None, 0, b""
         if "model" not in body:
             found.add("invalid_request", "'body.model' is missing.", "body.model")
         model = found.string(body, "model", "body.model")
@@ -242,7 +252,8 @@ class Rules:
         if _streams(body.get("stream", _NOTHING)):
             found.add("streaming_unsupported", "'body.stream' must be false or left out.", "body.stream")
         allowed = body.get("max_completion_tokens") or body.get("max_tokens", _NOTHING)
-        return model or None, _estimate(raw, allowed)
+        prompt = _beginning(body.get("tools", _NOTHING), body.get(self._input, _NOTHING))
+        return model or None, _output(allowed), prompt
 
 
 class _Findings:
@@ -293,11 +304,15 @@ def _usable(raw: msgspec.Raw, *, text_will_do: bool) -> bool:
     return text.startswith(b"[") and (text[1:2] not in b" \t\r\n]" or text[1:-1].strip() != b"")
 
 
-def _estimate(body: bytes | msgspec.Raw, allowed: msgspec.Raw) -> int:
-    """Return a cheap guess at a line's tokens: its length, and the tokens that it allows if that is a sane number."""
+def _output(allowed: msgspec.Raw) -> int:
+    """Return the tokens that a line allows to be generated, if that is a sane number."""
     digits = bytes(allowed)
-    more = int(digits) if digits.isdigit() and len(digits) <= _MOST_TOKENS else 0
-    return len(body) // BYTES_PER_TOKEN + more
+    return int(digits) if digits.isdigit() and len(digits) <= _MOST_TOKENS else 0
+
+
+def _beginning(tools: msgspec.Raw, content: msgspec.Raw) -> bytes | memoryview:
+    """Return how a prompt begins, in the order of the usual templates: the tools, then what is said."""
+    return b"".join((memoryview(tools)[:_SEEN], memoryview(content)[:_SEEN])) if tools else memoryview(content)
 
 
 def _depth(text: bytes) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import msgspec
 from sqlalchemy import ColumnElement, Row, and_, case, func, insert, or_, select, true, update
 
+from batchmill.schedule.forecast import FADE_SECONDS
 from batchmill.spec.objects import BatchObject, Counts, LineError, Usage
 from batchmill.spec.states import FINAL, STAMP, Event, Status, next_status
 from batchmill.store.database import Transaction
@@ -196,21 +197,27 @@ def hold_back(tx: Transaction, *, batch_id: str, seconds: float) -> None:
 
 
 def unstick(tx: Transaction) -> None:
-    """Give every batch all its tries again, at once: the operator has started Batchmill anew."""
+    """Give every batch all its tries again, at once: the operator has started Batchmill anew.
+
+    The time that it did not run counts in no rate.
+    """
     failed = or_(batch.c.crashes > 0, batch.c.retry_at.is_not(None))
     fresh = {"crashes": 0, "retry_at": None, "waiting": None, "waiting_since": None}
     tx.connection.execute(update(batch).where(failed).values(fresh))
+    running = update(batch).where(batch.c.status == Status.IN_PROGRESS.value, batch.c.counted_at.is_not(None))
+    tx.connection.execute(running.values(counted_at=None))
 
 
 def set_waiting(tx: Transaction, *, batch_id: str, waiting: str | None, now: int) -> bool:
     """Keep why a batch does not move on, None if it does; False if it said so already or is final.
 
-    `waiting_since` is the time of the last change.
+    `waiting_since` is the time of the last change. A wait counts in no rate.
     """
     live = batch.c.status.not_in([status.value for status in FINAL])
     other = update(batch).where(batch.c.id == batch_id, live, batch.c.waiting.is_distinct_from(waiting))
     since = None if waiting is None else now
-    return tx.connection.execute(other.values(waiting=waiting, waiting_since=since)).rowcount == 1
+    changed = {"waiting": waiting, "waiting_since": since, "counted_at": None}
+    return tx.connection.execute(other.values(changed)).rowcount == 1
 
 
 def is_free(tx: Transaction) -> ColumnElement[bool]:
@@ -281,8 +288,14 @@ def record_progress(
 ) -> Progress:
     """Count the Results of one group commit, at the end of its transaction: the row is the busiest of all.
 
-    Several batches of one commit are counted in the order of their ids, or two workers would wait for each other.
+    Several batches of one commit are counted in the order of their ids, or two workers would wait for each other. Its
+    rate is kept by the same statement; lines that came in nobody knows which time, as the first ones, count in none.
     """
+    known = batch.c.counted_at <= tx.lease_now  # else there is no last commit, or the lease clock began anew
+    gap = case((known, tx.lease_now - batch.c.counted_at), else_=0.0)
+    fade = FADE_SECONDS / (FADE_SECONDS + gap)
+    lines = case((known, completed + failed), else_=0)
+    tokens = case((known, usage.input_tokens + usage.output_tokens), else_=0)
     counted = (
         update(batch)
         .where(batch.c.id == batch_id)
@@ -295,6 +308,10 @@ def record_progress(
             cached_tokens=batch.c.cached_tokens + usage.cached_tokens,
             output_tokens=batch.c.output_tokens + usage.output_tokens,
             reasoning_tokens=batch.c.reasoning_tokens + usage.reasoning_tokens,
+            recent_lines=(batch.c.recent_lines + lines) * fade,
+            recent_tokens=(batch.c.recent_tokens + tokens) * fade,
+            recent_seconds=(batch.c.recent_seconds + gap) * fade,
+            counted_at=tx.lease_now,
         )
         .returning(batch.c.seq, batch.c.open_slices, batch.c.status)
     )

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from sqlalchemy import ColumnElement, Row, and_, case, delete, exists, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, bindparam, case, delete, exists, insert, or_, select, update
 
 from batchmill.schedule.choose import Candidate
 from batchmill.spec.states import Status
@@ -119,37 +119,36 @@ def list_candidates(tx: Transaction, *, models: Collection[str], worker_id: str,
     ]
 
 
-def claim_slice(
-    tx: Transaction, *, batch_id: str, models: Collection[str], worker_id: str, lease: float
-) -> tuple[Slice, bool] | None:
-    """Take the first Slice for these models of a batch in progress that nobody holds; a lapsed lease is nobody's.
+def claim_slices(
+    tx: Transaction, *, batch_id: str, count: int, models: Collection[str], worker_id: str, lease: float
+) -> Sequence[tuple[Slice, bool]]:
+    """Take the first `count` Slices for these models of a batch in progress that nobody holds: all by two statements.
 
-    Returns the Slice and whether it was taken over: its last owner never gave it back, so it counts as a crash.
+    A lapsed lease is nobody's. Returns each Slice and whether it was taken over: its last owner never gave it back, so
+    it counts as a crash.
     """
     running = exists().where(batch.c.id == batch_id, batch.c.status == Status.IN_PROGRESS.value)
+    free = and_(slice_.c.batch_id == batch_id, _claimable(tx, models, worker_id), running)
     first = (
         select(slice_.c.ordinal, slice_.c.owner)
-        .where(slice_.c.batch_id == batch_id, _claimable(tx, models, worker_id), running)
+        .where(free)
         .order_by(slice_.c.ordinal)
-        .limit(1)
+        .limit(count)
         .with_for_update(skip_locked=True)
     )
-    found = tx.connection.execute(first).first()
-    if found is None:
-        return None
-    values = {"owner": worker_id, "epoch": slice_.c.epoch + 1, "lease_until": tx.lease_now + lease}
-    if found.owner is not None:
-        values |= _CRASHED
+    found = {row.ordinal: row.owner is not None for row in tx.connection.execute(first)}
+    if not found:
+        return []
+    was_held = slice_.c.owner.is_not(None)
+    crashes = {name: case((was_held, more), else_=slice_.c[name]) for name, more in _CRASHED.items()}
     taken = (
         update(slice_)
-        .where(
-            slice_.c.batch_id == batch_id, slice_.c.ordinal == found.ordinal, _claimable(tx, models, worker_id), running
-        )
-        .values(values)
+        .where(free, slice_.c.ordinal.in_(found))
+        .values(owner=worker_id, epoch=slice_.c.epoch + 1, lease_until=tx.lease_now + lease, **crashes)
         .returning(slice_)
     )
-    row = tx.connection.execute(taken).first()
-    return None if row is None else (_slice(row), found.owner is not None)
+    claimed = sorted(map(_slice, tx.connection.execute(taken)), key=lambda held: held.ordinal)
+    return [(held, found[held.ordinal]) for held in claimed]
 
 
 def void_slices(tx: Transaction, *, worker_id: str) -> int:
@@ -175,16 +174,24 @@ def mark_sent(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, sent:
     return tx.connection.execute(mine.values(sent=sent)).rowcount == 1
 
 
+# Built once: a group commit has one for each of its Slices.
+_HELD = update(slice_).where(
+    slice_.c.batch_id == bindparam("in_batch"),
+    slice_.c.ordinal == bindparam("at"),
+    slice_.c.epoch == bindparam("claimed"),
+    slice_.c.open,
+)
+_RECORD = _HELD.values(done=bindparam("done"), crashes=0, alone=None, alone_epoch=None, alone_crashes=0)
+_CLOSE = _RECORD.values(open=False, owner=None, lease_until=None)
+
+
 def record_done(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, done: Bitmap, closed: bool) -> bool:
     """Write which lines of a Slice are done, while the claim's fence stands; False if it fell.
 
     A closed Slice has no owner. A commit ends the count of crashes: whatever killed its owners, work goes on.
     """
-    values: dict[str, object] = {"done": done, "crashes": 0, "alone": None, "alone_epoch": None, "alone_crashes": 0}
-    if closed:
-        values |= {"open": False, "owner": None, "lease_until": None}
-    held = update(slice_).where(_mine(batch_id, ordinal, epoch), slice_.c.open)
-    return tx.connection.execute(held.values(values)).rowcount == 1
+    mine = {"in_batch": batch_id, "at": ordinal, "claimed": epoch, "done": done}
+    return tx.connection.execute(_CLOSE if closed else _RECORD, mine).rowcount == 1
 
 
 def release_slice(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, sent: Bitmap | None = None) -> bool:

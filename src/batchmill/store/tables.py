@@ -141,6 +141,11 @@ batch = Table(
     Column("retry_at", Float),  # on the lease clock: after a failure the batch is left alone until then
     Column("waiting", Text),  # why it does not move on, in words for its owner; null while it moves
     Column("waiting_since", BigInteger),
+    # How fast it goes (`schedule/forecast.py`): sums that fade with each group commit.
+    Column("recent_lines", Float, nullable=False, server_default="0"),
+    Column("recent_tokens", Float, nullable=False, server_default="0"),
+    Column("recent_seconds", Float, nullable=False, server_default="0"),
+    Column("counted_at", Float),  # on the lease clock: the last commit; null where the time since means nothing
     CheckConstraint(f"status IN ({', '.join(repr(s.value) for s in Status)})", name="status"),
     CheckConstraint("completed + failed <= total", name="counts"),
     CheckConstraint("open_slices >= 0", name="open_slices"),

@@ -1,0 +1,114 @@
+"""Runs every bench, one after another, and writes bench/results.json and docs/performance.md: `make bench`.
+
+    python bench [validation clients …]
+
+With names only those are run, and the results of the others stay. What fails or is absent is written down as such.
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from figure import read
+from page import Results, Run, page
+
+_HERE = Path(__file__).parent
+_RESULTS = _HERE / "results.json"
+_PAGE = _HERE.parent / "docs" / "performance.md"
+_PATIENCE = 900  # seconds for one bench
+# name: its script and how it is run; the page has them in this order
+_BENCHES = {
+    "validation": "validation.py --bytes 100000000 --pairs 5",
+    "dispatch": "dispatch.py --rounds 5",
+    "durable": "durable.py --rounds 5",
+    "clients": "clients.py --rounds 5",
+    "transfer": "transfer.py",
+    "memory": "memory.py",
+    "closing": "closing.py --lines 1000000",
+    "recovery": "recovery.py",
+    "serving": "serving.py",
+    "idle": "idle.py --open 1000 --stored 100000 --seconds 60",
+    "makespan": "makespan.py --seeds 3",
+    "cache": "cache.py",
+}
+
+
+def _run(name: str) -> Run:
+    """Run one bench; its figures come through a file, and all else that it says goes to the terminal."""
+    command, began = f"python bench/{_BENCHES[name]}", time.monotonic()
+    print(f"\n{command}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        figures = Path(folder) / "figures.jsonl"
+        script, *options = _BENCHES[name].split()
+        failed = ""
+        if not (_HERE / script).exists():
+            failed = "there is no such script."
+        else:
+            try:
+                run: list[str | Path] = [sys.executable, _HERE / script, *options, "--json", figures]
+                subprocess.run(run, check=True, timeout=_PATIENCE)
+            except subprocess.CalledProcessError as error:
+                failed = f"ended with {error.returncode} before it had all of its figures."
+            except subprocess.TimeoutExpired:
+                failed = f"had not ended after {_PATIENCE} s."
+        return Run(
+            command=command,
+            commit=_commit(),
+            date=datetime.now(UTC).date().isoformat(),
+            seconds=round(time.monotonic() - began),
+            failed=failed,
+            figures=read(figures) if figures.exists() else [],
+        )
+
+
+def _commit() -> str:
+    """Return the tree's commit, with a plus sign if what is measured is not as it was committed."""
+    git = ["git", "-C", str(_HERE.parent)]
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], check=False, capture_output=True, text=True).stdout
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "src", "bench/*.py", "bench/*.c"], check=False)
+    return (commit.strip() or "no commit") + ("+" if changed.returncode else "")
+
+
+def _machine() -> dict[str, str]:
+    said = [line.partition(":") for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()]
+    memory = int(Path("/proc/meminfo").read_text(encoding="ascii").split()[1]) / 2**20
+    return {
+        "processor": next((value.strip() for name, _, value in said if name.strip() == "model name"), "unknown"),
+        "architecture": platform.machine(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{memory:.0f} GiB",
+        "kernel": f"{platform.system()} {platform.release()}",
+        "Python": platform.python_version(),
+    }
+
+
+def main() -> None:
+    """Run the benches that are asked for, and write both files after each."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("names", nargs="*", metavar="bench", help=", ".join(_BENCHES))
+    asked = options.parse_args().names or list(_BENCHES)
+    if unknown := set(asked) - set(_BENCHES):
+        options.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(_BENCHES)}")
+    machine, runs = _machine(), dict[str, Run]()
+    if _RESULTS.exists():
+        held = Results.read(_RESULTS.read_text(encoding="utf-8"))
+        if held.machine == machine:
+            runs = held.runs
+        elif len(asked) < len(_BENCHES):
+            options.error(f"{_RESULTS.name} is of another machine or Python, so all benches are to be run")
+    for name in asked:
+        runs[name] = _run(name)
+        done = {each: runs[each] for each in _BENCHES if each in runs}
+        results = Results(machine=machine, runs=done)
+        _RESULTS.write_text(results.text(), encoding="utf-8")
+        _PAGE.write_text(page(results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Lines of a batch with the same body, to the byte: one of them is sent, and its answer is every one's (`coalesce`).
+
+The Plan has them side by side, so the others mostly wait while the first is out, or come soon after. What was answered
+is kept for a while: a line that comes when its twin's answer is forgotten is sent itself.
+"""
+
+from collections import OrderedDict, defaultdict
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from batchmill.engine.work import Request
+from batchmill.ledger.segment import Result
+from batchmill.spec.results import is_answer, readdressed, result_id
+
+_KEPT_BYTES = 32 << 20  # of answers
+
+_Key = tuple[str, bytes]  # batch, and digest of the body
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    first: Request
+    custom_id: bytes
+    result: Result
+
+
+class Twins:
+    """Who waits for whom; `kept_bytes` are those of answers kept, about."""
+
+    def __init__(self, *, kept_bytes: int = _KEPT_BYTES) -> None:
+        self._most = kept_bytes
+        self._kept = 0
+        self._out: dict[_Key, Request] = {}
+        self._keys: dict[Request, _Key] = {}  # of those that are out
+        self._waiting: defaultdict[Request, list[Request]] = defaultdict(list)
+        self._answers: OrderedDict[_Key, _Answer] = OrderedDict()
+
+    def meet(self, request: Request) -> Result | Request | None:
+        """Return a line's Result, if a twin was answered, or the twin that it waits for; None: it is to be sent."""
+        key = request.work.batch_id, blake2b(request.work.envelope(request).body, digest_size=32).digest()
+        answer = self._answers.get(key)
+        if answer is not None:
+            self._answers.move_to_end(key)
+            return _as_its_own(request, answer)
+        first = self._out.get(key)
+        if first is None:
+            self._out[key], self._keys[request] = request, key
+        else:
+            self._waiting[first].append(request)
+        return first
+
+    def answered(self, first: Request, result: Result) -> list[tuple[Request, Result]]:
+        """Keep what a line got, if that is an HTTP answer; return those that waited for it, with their Results."""
+        key = self._keys.get(first)
+        if key is None or not is_answer(result.text):
+            return []
+        del self._out[key], self._keys[first]
+        answer = self._answers[key] = _Answer(first, first.work.envelope(first).custom_id, result)
+        self._kept += len(result.text)
+        while self._kept > self._most:
+            _, forgotten = self._answers.popitem(last=False)
+            self._kept -= len(forgotten.result.text)
+        return [(twin, _as_its_own(twin, answer)) for twin in self._waiting.pop(first, [])]
+
+    def ended(self, first: Request) -> list[Request]:
+        """Forget a line whose call is over; return those that have waited for it in vain."""
+        key = self._keys.pop(first, None)
+        if key is not None:
+            del self._out[key]
+        return self._waiting.pop(first, [])
+
+
+def _as_its_own(twin: Request, answer: _Answer) -> Result:
+    """Return an answer as that of a twin, never sent itself: what it took of tokens was counted once."""
+    first = answer.first
+    text = readdressed(
+        answer.result.text,
+        line_id=result_id(first.work.batch_id, first.record.line),
+        custom_id=answer.custom_id,
+        new_line_id=result_id(twin.work.batch_id, twin.record.line),
+        new_custom_id=twin.work.envelope(twin).custom_id,
+    )
+    return Result(index=twin.index, succeeded=answer.result.succeeded, attempts=0, text=text, usage=None)

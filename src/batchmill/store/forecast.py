@@ -1,0 +1,42 @@
+"""What the rows know of how batches in progress will go on."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sqlalchemy import case, select
+
+from batchmill.schedule.forecast import Recent, forecast
+from batchmill.spec.states import Status
+from batchmill.store.batch import Batch
+from batchmill.store.database import Transaction
+from batchmill.store.tables import batch
+
+
+def with_forecasts(tx: Transaction, batches: Sequence[Batch], *, now: float) -> Sequence[Batch]:
+    """Return these batches, those in progress with their forecasts; `now` in Unix seconds."""
+    running = [found.id for found in batches if found.object.status is Status.IN_PROGRESS]
+    known = _recent(tx, running) if running else {}
+    return [_with_forecast(found, known[found.id], now) if found.id in known else found for found in batches]
+
+
+def _recent(tx: Transaction, batch_ids: Sequence[str]) -> dict[str, Recent]:
+    age = case((batch.c.counted_at <= tx.lease_now, tx.lease_now - batch.c.counted_at))
+    query = select(
+        batch.c.id, batch.c.recent_lines, batch.c.recent_tokens, batch.c.recent_seconds, age.label("age")
+    ).where(batch.c.id.in_(batch_ids))
+    return {
+        row.id: Recent(lines=row.recent_lines, tokens=row.recent_tokens, seconds=row.recent_seconds, age=row.age)
+        for row in tx.connection.execute(query)
+    }
+
+
+def _with_forecast(found: Batch, recent: Recent, now: float) -> Batch:
+    facts, counts = found.object, found.object.counts
+    progress = forecast(
+        recent,
+        left=counts.total - counts.completed - counts.failed,
+        waits=found.waiting is not None,
+        now=now,
+        expires_at=facts.expires_at,
+    )
+    return replace(found, object=replace(facts, progress=progress))
