@@ -10,14 +10,14 @@ from engine_server import MODEL, EngineServer, start
 from acceptance.serving import FOUND, Processes, clean_environment
 
 _SLOTS = 128
-_LINES = 3000
+_LINES = 2000
 
 
 async def test_a_run_finds_the_window_of_an_engine_that_it_knows_nothing_of(
     processes: Processes, tmp_path: Path
 ) -> None:
     """All of the engine's slots get work, its queue stays a small part of the batch, and every line is answered."""
-    server = EngineServer(engine=Engine(Profile().scaled(_SLOTS)), speed=10.0)
+    server = EngineServer(engine=Engine(Profile().scaled(_SLOTS)), speed=4.0)
     runner, url = await start(server)
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps(_line(number)) + "\n" for number in range(_LINES)), encoding="utf-8")
