@@ -131,7 +131,7 @@ def _commit_again(true_commit: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _send_after_the_window(true_next: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda feed, lane, *, models, wall: true_next(feed, lane, models=models, wall=wall - 3.0)
+    return lambda feed, lane, *, wall, **of: true_next(feed, lane, wall=wall - 3.0, **of)
 
 
 # What our own hands might have got wrong, each with where it is planted.

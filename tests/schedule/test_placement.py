@@ -109,3 +109,25 @@ def test_a_line_that_is_taken_back_goes_first() -> None:
     placement.put_back(0)
     assert len(placement) == 3
     assert [placement.take(1), placement.take(1), placement.take(0)] == [0, 2, 1]
+
+
+def test_slots_with_caches_of_their_own_get_a_group_each() -> None:
+    """Lines of so many groups go side by side; the next one is of the group whose line has ended."""
+    placement = placed([7] * 3 + [8] * 3 + [9] * 3, 1)
+    assert [placement.take(0, side_by_side=2) for _ in range(2)] == [0, 3]
+    placement.ended(0, 8)
+    assert placement.take(0, side_by_side=2) == 4
+    placement.ended(0, 7)
+    assert placement.take(0, side_by_side=2) == 1
+    placement.ended(0, 7)
+    assert placement.take(0, side_by_side=2) == 2  # the last of its group: the next one takes its place
+    placement.ended(0, 7)
+    assert placement.take(0, side_by_side=2) == 6
+
+
+def test_a_group_side_by_side_is_not_stolen_for() -> None:
+    """A Backend with lines of its own takes no other's to fill its slots."""
+    placement = placed([7] * 4 + [8] * 4, 2)
+    assert [placement.take(0), placement.take(1)] == [0, 4]
+    assert [placement.take(1, side_by_side=4) for _ in range(3)] == [5, 6, 7]
+    assert placement.take(1, side_by_side=4) == 2

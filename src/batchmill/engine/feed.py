@@ -110,17 +110,18 @@ class Feed:
                 waited.work.put_back(waited)
                 self.offer(waited.work)
 
-    def next(self, lane: int, *, models: Collection[str], wall: float) -> Request | None:
+    def next(self, lane: int, *, models: Collection[str], wall: float, side_by_side: int = 1) -> Request | None:
         """Return a line for a lane that serves these models, or None: none is left, or none that it should have now.
 
-        Nothing of a batch past its window (`wall`, Unix seconds). Tell `ended` once its call has.
+        Nothing of a batch past its window (`wall`, Unix seconds). Tell `ended` once its call has. `side_by_side` as in
+        `Placement`.
         """
         for _ in range(len(self._order)):
             turn = self._turns[self._order[0]]
             self._order.rotate(-1)
             if wall < turn.expires_at:
                 for model, placement in turn.placements.items():
-                    request = _take(placement, lane) if model in models else None
+                    request = _take(placement, lane, side_by_side) if model in models else None
                     if request is not None:
                         self._places[request] = placement, lane
                         return request
@@ -131,7 +132,7 @@ class Feed:
         place = self._places.pop(request, None)  # one that went alone has none
         if place is not None:
             placement, lane = place
-            placement.ended(lane)
+            placement.ended(lane, request.record.prefix)
 
     def put_back(self, request: Request, *, at: float) -> None:
         """Take a line back, to be sent at `at` (boot clock) or later."""
@@ -143,10 +144,10 @@ class Feed:
         return self._later[0][0] if self._later else None
 
 
-def _take(placement: Placement[Request], lane: int) -> Request | None:
+def _take(placement: Placement[Request], lane: int, side_by_side: int) -> Request | None:
     """Return the next line for a lane; what was withdrawn since it was offered goes."""
-    while (request := placement.take(lane)) is not None:
+    while (request := placement.take(lane, side_by_side=side_by_side)) is not None:
         if request.is_offered:
             return request.work.take(request)
-        placement.ended(lane)
+        placement.ended(lane, request.record.prefix)
     return None

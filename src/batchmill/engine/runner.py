@@ -268,7 +268,9 @@ class Runner:
             for number, lane in enumerate(self._lanes):
                 if self._group.is_full or not lane.pace.may_send(now):
                     continue
-                request = self._feed.next(number, models=self._lanes.served_by(lane), wall=wall)
+                request = self._feed.next(
+                    number, models=self._lanes.served_by(lane), wall=wall, side_by_side=lane.pace.side_by_side
+                )
                 if request is not None:
                     started = True
                     if self._twins is None or not self._meets_twin(self._twins, request):

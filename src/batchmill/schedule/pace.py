@@ -44,6 +44,7 @@ class Pace:
         self._window = Window(most=self._most, start=window, polite=polite)
         self._bucket = Bucket()
         self._in_flight = 0
+        self._side_by_side = 1
         self._doubts = 0
         self._answered_at = float("-inf")  # when it last answered as a sound backend does
         self._circuit = _Circuit.WELL
@@ -54,6 +55,15 @@ class Pace:
         self._probe_at = 0.0
         self._trial_out = False
         self._trial_at = 0.0
+
+    @property
+    def side_by_side(self) -> int:
+        """Of how many groups of lines with a common beginning the next one is chosen.
+
+        One, unless what runs beside each other in the engine finds nothing in each other's cache: then each beginning
+        is to be computed by one of them, not by all.
+        """
+        return self._side_by_side
 
     @property
     def window(self) -> int:
@@ -162,6 +172,8 @@ class Pace:
 
     def gauged(self, gauges: Gauges | None, now: float) -> None:
         """Learn what the engine says of itself, about once a second; None when it says nothing."""
+        if gauges is not None and gauges.apart:
+            self._side_by_side = max(self._side_by_side, int(gauges.running))
         self._window.gauged(gauges, now, self._in_flight)
 
     def _is_old(self, sent_at: float | None) -> bool:

@@ -5,11 +5,15 @@ front and keeps it until it is sent; then it takes the next. So each takes conti
 cache computes a beginning once. When the front is empty an idle one steals from the far end of the largest group that
 another still holds: half of it, so that a beginning is computed again only where there is work for it.
 
+An engine whose slots each have a cache of their own would compute a beginning in each of them. It is given lines of as
+many groups side by side as it has slots, each time of the group that has the fewest out.
+
 Towards the end nobody may hoard: each has at most its share of what is not answered, by the lines it has answered so
 far. Else one that was sent a thousand lines ends long after those that have run dry.
 """
 
 from collections import deque
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -17,12 +21,19 @@ Item = TypeVar("Item")
 KNOWN = 64  # answers of each Backend on average: before that nobody knows how fast it is
 
 
+@dataclass(slots=True)
+class _Group(Generic[Item]):
+    prefix: int
+    items: deque[Item]
+    out: int = 0
+
+
 class Placement(Generic[Item]):
     """The lines that no Backend has been sent yet, for Backends numbered from 0."""
 
     def __init__(self, *, backends: int) -> None:
-        self._front: deque[tuple[int, deque[Item]]] = deque()
-        self._held: list[tuple[int, deque[Item]]] = [(0, deque()) for _ in range(backends)]
+        self._front: deque[_Group[Item]] = deque()
+        self._held: list[list[_Group[Item]]] = [[] for _ in range(backends)]
         self._left = 0
         self._out = [0] * backends
         self._answered = [0] * backends
@@ -34,34 +45,45 @@ class Placement(Generic[Item]):
     def add(self, item: Item, prefix: int) -> None:
         """Take in the next line of the Plan; lines in a row with the same prefix, not 0, are a group."""
         self._left += 1
-        groups = [self._front[-1]] if self._front else [held for held in self._held if held[0] == prefix != 0]
-        if groups and groups[0][0] == prefix:
-            groups[0][1].append(item)
-        else:
-            self._front.append((prefix, deque([item])))
+        groups = [self._front[-1]] if self._front else [group for held in self._held for group in held]
+        for group in groups:
+            if group.prefix == prefix and (prefix or self._front):
+                group.items.append(item)
+                return
+        self._front.append(_Group(prefix, deque([item])))
 
     def put_back(self, item: Item) -> None:
         """Take a line back that goes before all others, to whoever has room: it has waited, and so does its Slice."""
         self._left += 1
-        self._front.appendleft((0, deque([item])))
+        self._front.appendleft(_Group(0, deque([item])))
 
-    def take(self, backend: int) -> Item | None:
+    def take(self, backend: int, *, side_by_side: int = 1) -> Item | None:
         """Return the next line for a Backend; None when none is left, or none that it should have now.
 
         One that has nothing in flight always gets a line while some are left. Tell `ended` of each that was taken.
+
+        Args:
+            backend: Its number.
+            side_by_side: Of how many groups it gets lines in turns.
         """
         if not self._left or self._hoards(backend):
             return None
-        if not self._held[backend][1]:
-            self._held[backend] = self._next_group()
+        held = self._held[backend] = [group for group in self._held[backend] if group.items]
+        if not held or (len(held) < side_by_side and self._front):
+            held.append(self._next_group())
+        group = min(held, key=_out)
+        group.out += 1
         self._left -= 1
         self._out[backend] += 1
-        return self._held[backend][1].popleft()
+        return group.items.popleft()
 
-    def ended(self, backend: int) -> None:
+    def ended(self, backend: int, prefix: int = 0) -> None:
         """Note that a line that a Backend took is out no more."""
         self._out[backend] -= 1
         self._answered[backend] += 1
+        for group in self._held[backend]:
+            if group.prefix == prefix != 0:
+                group.out -= 1
 
     def _hoards(self, backend: int) -> bool:
         # One with nothing in flight is away, or asks for itself.
@@ -72,19 +94,23 @@ class Placement(Generic[Item]):
         share = self._answered[backend] / answered
         return self._out[backend] >= share * (self._left + sum(self._out))
 
-    def _next_group(self) -> tuple[int, deque[Item]]:
+    def _next_group(self) -> _Group[Item]:
         if not self._front:
             return self._steal()
-        prefix, items = self._front[0]
-        if prefix:
+        first = self._front[0]
+        if first.prefix:
             return self._front.popleft()
-        item = items.popleft()  # lines that share nothing go to whoever has room
-        if not items:
+        item = first.items.popleft()  # lines that share nothing go to whoever has room
+        if not first.items:
             self._front.popleft()
-        return 0, deque([item])
+        return _Group(0, deque([item]))
 
-    def _steal(self) -> tuple[int, deque[Item]]:
-        prefix, items = max(self._held, key=lambda held: len(held[1]))
-        stolen = deque(items.pop() for _ in range((len(items) + 1) // 2))
+    def _steal(self) -> _Group[Item]:
+        robbed = max((group for held in self._held for group in held), key=lambda group: len(group.items))
+        stolen = deque(robbed.items.pop() for _ in range((len(robbed.items) + 1) // 2))
         stolen.reverse()
-        return prefix, stolen
+        return _Group(robbed.prefix, stolen)
+
+
+def _out(group: _Group[Item]) -> int:
+    return group.out

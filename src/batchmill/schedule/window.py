@@ -56,11 +56,15 @@ HALVING_PAUSE = 1.0  # seconds: the 429s of one burst count as one
 
 
 class Gauges(NamedTuple):
-    """What an engine says of itself: requests waiting and running, and how much of its KV cache is used (0 to 1)."""
+    """What an engine says of itself: requests waiting and running, and how much of its KV cache is used (0 to 1).
+
+    `apart`: each of those that run has a cache of its own, and finds nothing in the others'.
+    """
 
     waiting: float
     running: float
     kv: float = 0.0
+    apart: bool = False
 
 
 class _Phase(Enum):
