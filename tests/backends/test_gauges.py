@@ -39,7 +39,7 @@ LLAMA = "# TYPE llamacpp:requests_processing gauge\nllamacpp:requests_processing
     [
         (VLLM, Gauges(waiting=1, running=7, kv=0.5)),
         (SGLANG, Gauges(waiting=2, running=5, kv=0.9)),
-        (LLAMA, Gauges(waiting=7, running=2)),
+        (LLAMA, Gauges(waiting=7, running=2, apart=True)),
         ("", None),
         ("sglang:num_running_reqs 5\n", None),
         ("<html>not found</html>", None),
@@ -48,7 +48,7 @@ LLAMA = "# TYPE llamacpp:requests_processing gauge\nllamacpp:requests_processing
     ],
 )
 def test_a_page_is_read(text: str, gauges: Gauges | None) -> None:
-    """The engines of a server count together; a page without both numbers says nothing."""
+    """The engines of a server count together; a page without both numbers says nothing; llama.cpp's slots are apart."""
     assert read_gauges(text) == gauges
 
 

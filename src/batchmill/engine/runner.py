@@ -10,7 +10,7 @@ from batchmill.blobs.blobs import Blobs
 from batchmill.blobs.space import Room
 from batchmill.clock import Clock
 from batchmill.engine.ahead import Ahead
-from batchmill.engine.calls import Call, Calls
+from batchmill.engine.calls import Calls
 from batchmill.engine.feed import Feed
 from batchmill.engine.group import Group, GroupBounds
 from batchmill.engine.lanes import Lane, Lanes
@@ -137,7 +137,7 @@ class Runner:
             await asyncio.wait([*self._calls, patience], return_when=asyncio.FIRST_COMPLETED)
             await self._commit(force=False)
         patience.cancel()
-        await self._calls.cancel(list(self._calls))
+        await self._calls.cancel()
         await self._commit(force=True)
         await self._give_back(list(self._feed))
         if self._fault is not None:
@@ -146,7 +146,7 @@ class Runner:
     async def abort(self) -> None:
         """Give up what is out: `batchmill run` goes on with another worker in this process, on the same lines."""
         self._halted = True
-        await self._calls.cancel(list(self._calls))
+        await self._calls.cancel()
 
     def _due_at(self) -> float:
         """Return when a step has something to do, if nobody wakes it (boot clock)."""
@@ -171,7 +171,7 @@ class Runner:
             if statuses.get(work.batch_id) is not Status.IN_PROGRESS or self._clock.now() >= work.expires_at:
                 work.close(now)
         late = [work for work in self._feed if work.closing_since is not None and now >= work.closing_since + _CLOSING]
-        await self._calls.cancel([call for work in late for call in self._calls.of(work)])
+        await self._calls.cancel([request for work in late for request in self._calls.of(work)])
 
     async def _claim(self) -> None:
         """Claim about twenty seconds of work for models that can be served, and a Slice of each batch that waits."""
@@ -294,14 +294,20 @@ class Runner:
         self._calls.start(request, self._call(lane, request, trial=trial, sent_at=now))
 
     async def _call(self, lane: Lane, request: Request, *, trial: bool, sent_at: float) -> None:
-        outcome = await self._sender.send(lane, request, trial=trial, sent_at=sent_at)
-        if isinstance(outcome, Later):
-            request.work.came_back(request, undone=True)
-            self._feed.put_back(request, at=self._clock.boot() + outcome.after)
-        else:
-            for twin, own in self._twins.answered(request, outcome) if self._twins else ():
-                self._came_back(twin, own)
-            self._came_back(request, outcome)
+        try:
+            outcome = await self._sender.send(lane, request, trial=trial, sent_at=sent_at)
+            if isinstance(outcome, Later):
+                request.work.came_back(request, undone=True)
+                self._feed.put_back(request, at=self._clock.boot() + outcome.after)
+            else:
+                for twin, own in self._twins.answered(request, outcome) if self._twins else ():
+                    self._came_back(twin, own)
+                self._came_back(request, outcome)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as fault:  # noqa: BLE001 - the next step raises it
+            self._fault = self._fault or fault
+        self._calls.ended(request)
         if not self._is_dispatch_due:  # once for all calls that end in the same turn of the loop
             self._is_dispatch_due = True
             asyncio.get_running_loop().call_soon(self._dispatch_now)
@@ -326,7 +332,7 @@ class Runner:
         self._ahead.line_ended(request.record.tokens)
         self._group.add(size=len(result.text), slice_ended=request.work.ended, now=self._clock.boot())
 
-    def _call_ended(self, request: Request, call: Call) -> None:
+    def _call_ended(self, request: Request) -> None:
         """Wake the loop if there is something for it to do after a call."""
         work = request.work
         work.out -= 1
@@ -334,11 +340,6 @@ class Runner:
         for twin in self._twins.ended(request) if self._twins else ():
             twin.work.came_back(twin, undone=True)
             self._feed.put_back(twin, at=self._clock.boot())
-        if call.cancelled() and request.sent is not None:  # maybe before it began: nobody else hears of that
-            pace, sent_at = request.sent
-            pace.withdrawn(sent_at)
-        elif not call.cancelled():
-            self._fault = self._fault or call.exception()
         if self._is_solo or work.closing_since is not None or self._fault is not None:
             self._bell.ring()
 
