@@ -26,11 +26,10 @@ class Marks:
     async def sent(self, work: Work, count: int) -> bool:
         """Say which lines may have been sent once the next `count` go; False where they may not go."""
         sent = work.announce(count)
-        if sent is None:
-            return True
-        stands = await self._stands(work, self._ledger.mark_sent(work.claim.slice, sent))
-        if stands:
+        stands = sent is None or await self._stands(work, self._ledger.mark_sent(work.claim.slice, sent))
+        if stands and sent is not None:
             work.announced(sent)
+        if stands:
             self._feed.offer(work)
         return stands
 

@@ -133,7 +133,10 @@ class Work:
         sent = bytearray(self._sent)
         for request in islice(self._pending, count):
             _set(sent, request.index)
-        return bytes(sent) if sent != self._announced else None
+        if sent != self._announced:
+            return bytes(sent)
+        self._sent = sent  # what came back undone goes again before the row has forgotten it
+        return None
 
     def announced(self, sent: Bitmap) -> None:
         """Let these lines go: the row says durably by now that they may have been sent."""
