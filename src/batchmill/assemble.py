@@ -15,7 +15,7 @@ from batchmill.api.gate import App
 from batchmill.api.metrics import MetricsApp
 from batchmill.backends.aiohttp_transport import AiohttpTransport
 from batchmill.backends.backend import Backend
-from batchmill.backends.builtin import BUILTIN_MODEL
+from batchmill.backends.builtin import BUILTIN_KV_TOKENS, BUILTIN_MODEL
 from batchmill.backends.echo import EchoBackend
 from batchmill.backends.http import HttpBackend
 from batchmill.backends.packing import PackingBackend
@@ -39,7 +39,9 @@ from batchmill.engine.sweeper import Sweeper
 from batchmill.engine.validator import Validator
 from batchmill.engine.worker import Worker
 from batchmill.ledger.ledger import Ledger
+from batchmill.schedule.order import KV_TOKENS
 from batchmill.schedule.pace import MOST, WINDOW, Pace
+from batchmill.schedule.planner import Ordering
 from batchmill.settings import BackendSettings, BadSettings, Settings, limits_over
 from batchmill.spec.ids import mint_id
 from batchmill.spec.limits import PROFILES, Limits
@@ -256,9 +258,12 @@ def build_worker(
                     limits=limits_of(settings),
                     accepted=run,
                     catalogue=settings.catalogue,
-                    backends=len(backends),
-                    in_file_order=settings.order == "file",
-                    coalesce=settings.coalesce,
+                    ordering=Ordering(
+                        backends=len(backends),
+                        kv_tokens=KV_TOKENS if settings.backends else BUILTIN_KV_TOKENS,
+                        in_file_order=settings.order == "file",
+                        coalesce=settings.coalesce,
+                    ),
                     **mine,
                 ),
                 validate,

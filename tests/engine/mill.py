@@ -24,6 +24,7 @@ from batchmill.engine.sweeper import Sweeper
 from batchmill.engine.validator import Validator
 from batchmill.ledger.ledger import Ledger
 from batchmill.schedule.pace import Pace
+from batchmill.schedule.planner import Ordering
 from batchmill.spec.ids import mint_id
 from batchmill.spec.limits import OPEN, Limits
 from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
@@ -175,7 +176,7 @@ class Mill:
                 limits=self.limits,
                 accepted=bell,
                 catalogue=self.catalogue,
-                coalesce=coalesce,
+                ordering=Ordering(coalesce=coalesce),
                 **mine,
             ),
             finalizer=Finalizer(room=self.room, retention=retention, **mine),

@@ -1,12 +1,14 @@
 """How a Plan is laid down while a File is read."""
 
+from collections.abc import Sequence
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchmill.schedule.order import NOTHING_SHARED, fingerprint
-from batchmill.schedule.plan import RECORD_BYTES, Cut, Record, line_numbers, record_at, unpack
-from batchmill.schedule.planner import Planner
+from batchmill.schedule.plan import Cut, Record, line_numbers, pack, record_at, unpack
+from batchmill.schedule.planner import Ordering, Planner
 
+ANYHOW = Ordering()
 DOCUMENTS = [bytes([65 + number]) * 40_000 for number in range(40)]  # more than half a small engine's cache
 
 
@@ -15,12 +17,19 @@ def record(line: int, *, model: int = 0, tokens: int = 10_100) -> Record:
     return Record(line * 100, 99, line, 0, 0, 0, 0, model, tokens, 0)
 
 
-def plan(records: list[Record], sums: list[tuple[int, ...]], *, piece: int) -> tuple[list[Record], tuple[Cut, ...]]:
+def plan(
+    records: list[Record],
+    prompts: list[bytes],
+    *,
+    piece: int = 1000,
+    by: Ordering = ANYHOW,
+    bodies: Sequence[bytes] = (),
+) -> tuple[list[Record], tuple[Cut, ...]]:
     """Return the Plan of these lines."""
     data = bytearray()
-    planner = Planner(write=data.extend, piece=piece)
-    for one, of_one in zip(records, sums, strict=True):
-        planner.add(one, sums=of_one, output=100)
+    planner = Planner(write=data.extend, ordering=by, piece=piece)
+    for one, prompt, body in zip(records, prompts, bodies or prompts, strict=True):
+        planner.add(one, prompt=prompt, output=100, body=body)
     cuts = planner.finish()
     return list(unpack(bytes(data))), cuts
 
@@ -28,8 +37,8 @@ def plan(records: list[Record], sums: list[tuple[int, ...]], *, piece: int) -> t
 def test_lines_that_share_a_document_stand_together() -> None:
     """A shuffled file is grouped where its documents do not fit an engine's cache, and says what is left to compute."""
     records = [record(line) for line in range(1, 121)]
-    sums = [fingerprint(DOCUMENTS[line % 40]) for line in range(120)]
-    planned, cuts = plan(records, sums, piece=1000)
+    prompts = [DOCUMENTS[line % 40] for line in range(120)]
+    planned, cuts = plan(records, prompts, piece=1000)
     assert [one.line % 40 for one in planned] == [line % 40 for line in range(1, 41) for _ in range(3)]
     assert [len({one.prefix for one in planned[at : at + 3]}) for at in range(0, 120, 3)] == [1] * 40
     assert all(one.prefix for one in planned)
@@ -41,8 +50,8 @@ def test_lines_that_share_a_document_stand_together() -> None:
 def test_no_line_leaves_its_piece() -> None:
     """Two pieces of sixty lines each hold the lines of the file's two halves, whatever these share."""
     records = [record(line) for line in range(1, 121)]
-    sums = [fingerprint(DOCUMENTS[line % 40]) for line in range(120)]
-    planned, cuts = plan(records, sums, piece=60)
+    prompts = [DOCUMENTS[line % 40] for line in range(120)]
+    planned, cuts = plan(records, prompts, piece=60)
     assert sorted(one.line for one in planned[:60]) == list(range(1, 61))
     assert [one.line for one in planned[:60]] != list(range(1, 61))
     assert [(c.first, c.lines) for c in cuts] == [(0, 60), (60, 60)]
@@ -51,7 +60,7 @@ def test_no_line_leaves_its_piece() -> None:
 def test_models_that_alternate_stand_apart() -> None:
     """A file that changes its model from line to line makes a Slice of each model, not one of each line."""
     records = [record(line, model=line % 3) for line in range(1, 301)]
-    planned, cuts = plan(records, [NOTHING_SHARED] * 300, piece=1000)
+    planned, cuts = plan(records, [b""] * 300, piece=1000)
     assert [one.line for one in planned] == [line for model in (1, 2, 0) for line in range(1, 301) if line % 3 == model]
     assert [(c.first, c.lines, c.model) for c in cuts] == [(0, 100, 1), (100, 100, 2), (200, 100, 0)]
 
@@ -59,7 +68,7 @@ def test_models_that_alternate_stand_apart() -> None:
 def test_where_nothing_is_shared_the_order_is_the_files() -> None:
     """Such a Plan is the file, line by line."""
     records = [record(line) for line in range(1, 601)]
-    planned, cuts = plan(records, [NOTHING_SHARED] * 600, piece=250)
+    planned, cuts = plan(records, [b""] * 600, piece=250)
     assert [one.line for one in planned] == list(range(1, 601))
     assert [one.prefix for one in planned] == [0] * 600
     assert sum(c.lines for c in cuts) == 600
@@ -72,8 +81,8 @@ def test_where_nothing_is_shared_the_order_is_the_files() -> None:
 def test_a_plan_has_each_line_once(lines: list[tuple[int, int, int]], piece: int) -> None:
     """Whatever the lines share, all of each record but its marks stands in the Plan once, and its Slices hold all."""
     records = [record(n, model=model, tokens=tokens) for n, (model, _, tokens) in enumerate(lines, start=1)]
-    sums = [fingerprint(DOCUMENTS[document % 40][: document * 1000]) for _, document, _ in lines]
-    planned, cuts = plan(records, sums, piece=piece)
+    prompts = [DOCUMENTS[document % 40][: document * 1000] for _, document, _ in lines]
+    planned, cuts = plan(records, prompts, piece=piece)
     assert sorted(one[:9] for one in planned) == [one[:9] for one in records]
     assert [c.first for c in cuts] == [sum(c.lines for c in cuts[:at]) for at in range(len(cuts))]
     assert all({one.model for one in planned[c.first : c.first + c.lines]} == {c.model} for c in cuts)
@@ -83,20 +92,32 @@ def test_a_plan_has_each_line_once(lines: list[tuple[int, int, int]], piece: int
 @given(st.lists(st.integers(1, 2**32 - 1), min_size=1, max_size=5))
 def test_a_plan_is_read_at_any_place(numbers: list[int]) -> None:
     """Its line numbers alone, and the record at a place, are those of the whole."""
-    data = bytearray()
-    planner = Planner(write=data.extend)
-    for number in numbers:
-        planner.add(record(0)._replace(line=number), sums=NOTHING_SHARED, output=0)
-    planner.finish()
-    assert line_numbers(bytes(data)) == numbers
-    assert [record_at(bytes(data), place).line for place in range(len(data) // RECORD_BYTES)] == numbers
+    planned, _ = plan([record(0)._replace(line=number) for number in numbers], [b""] * len(numbers))
+    data = b"".join(map(pack, planned))
+    assert line_numbers(data) == numbers
+    assert [record_at(data, place).line for place in range(len(numbers))] == numbers
+
+
+def test_the_files_order_can_be_asked_for() -> None:
+    """Whatever the lines share, and however long one of them is."""
+    records = [record(line) for line in range(1, 121)]
+    planned, _ = plan(records, [DOCUMENTS[line % 40] for line in range(120)], by=Ordering(in_file_order=True))
+    assert [one.line for one in planned] == list(range(1, 121))
+
+
+def test_a_small_cache_is_worth_grouping_for() -> None:
+    """What fits one engine's cache twice over, in any order, does not fit another's."""
+    records, prompts = [record(line, tokens=600) for line in range(1, 41)], [DOCUMENTS[n % 4][:2048] for n in range(40)]
+    planned, _ = plan(records, prompts)
+    assert [one.line for one in planned] == list(range(1, 41))
+    planned, _ = plan(records, prompts, by=Ordering(kv_tokens=1000))
+    assert [one.line % 4 for one in planned] == [1] * 10 + [2] * 10 + [3] * 10 + [0] * 10
 
 
 def test_twins_stand_side_by_side() -> None:
-    """Lines with one mark follow the first of them, whatever else the order is; lines without one keep their places."""
-    data = bytearray()
-    planner = Planner(write=data.extend)
-    for number, twin in enumerate([5, 0, 6, 0, 5, 6, 7, 5], start=1):
-        planner.add(record(number), sums=NOTHING_SHARED, output=0, twin=twin)
-    planner.finish()
-    assert line_numbers(bytes(data)) == [1, 5, 8, 2, 3, 6, 4, 7]
+    """With `coalesce` lines with one body follow the first of them, whatever else the order is."""
+    records, bodies = [record(line) for line in range(1, 9)], [b"5", b"a", b"6", b"b", b"5", b"6", b"7", b"5"]
+    planned, _ = plan(records, [b""] * 8, bodies=bodies, by=Ordering(coalesce=True))
+    assert [one.line for one in planned] == [1, 5, 8, 2, 3, 6, 4, 7]
+    planned, _ = plan(records, [b""] * 8, bodies=bodies)
+    assert [one.line for one in planned] == list(range(1, 9))

@@ -17,9 +17,18 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-__all__ = ["BUILTIN_MODEL", "EXIT_CANNOT", "EngineMissing", "EngineOrder", "engine_command", "serve_engine"]
+__all__ = [
+    "BUILTIN_KV_TOKENS",
+    "BUILTIN_MODEL",
+    "EXIT_CANNOT",
+    "EngineMissing",
+    "EngineOrder",
+    "engine_command",
+    "serve_engine",
+]
 
 BUILTIN_MODEL: Final = "smollm2-135m-instruct"
+BUILTIN_KV_TOKENS: Final = 11_000  # of prompts that have left their slot: 256 MiB, at 23 KB a token
 EXIT_CANNOT: Final = 78
 """The child's exit status when starting it again cannot help (EX_CONFIG): no engine, no weights, a bad order."""
 

@@ -3,17 +3,17 @@
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from zlib import crc32
 
 from batchmill.blobs.blobs import Blobs, Written
-from batchmill.schedule.order import NOTHING_SHARED, fingerprint
 from batchmill.schedule.plan import Cut, Record
-from batchmill.schedule.planner import Planner
+from batchmill.schedule.planner import Ordering, Planner
 from batchmill.spec.limits import Limits
 from batchmill.spec.lines import Checker, ErrorReport, Line, RawLine, read_lines, whole_file_errors
 from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
 from batchmill.spec.objects import LineError
 from batchmill.spec.repeats import Hashes, Watched
+
+_ORDERING = Ordering()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +36,6 @@ class _Pass:
     catalogue: Catalogue
     report: ErrorReport
     planner: Planner
-    in_file_order: bool
-    coalesce: bool
     lines: int = 0  # good or bad
     total: int = 0
     tokens: int = 0
@@ -50,12 +48,8 @@ class _Pass:
             if isinstance(checked, Line):
                 self.total += 1
                 self.tokens += checked.tokens
-                twin = crc32(raw.text[checked.body_offset :][: checked.body_length]) if self.coalesce else 0
-                if self.in_file_order:  # nothing else to order by
-                    self.planner.add(self._record(checked), sums=NOTHING_SHARED, output=0, twin=twin)
-                else:
-                    sums = fingerprint(checked.prompt)
-                    self.planner.add(self._record(checked), sums=sums, output=checked.output, twin=twin)
+                body = memoryview(raw.text)[checked.body_offset :][: checked.body_length]
+                self.planner.add(self._record(checked), prompt=checked.prompt, output=checked.output, body=body)
             else:
                 self.report.add(checked)
 
@@ -84,9 +78,7 @@ def validate(
     limits: Limits,
     known_models: Collection[str],
     catalogue: Catalogue = NOTHING_CONFIGURED,
-    backends: int = 1,
-    in_file_order: bool = False,
-    coalesce: bool = False,
+    ordering: Ordering = _ORDERING,
 ) -> Validation:
     """Check the whole input and lay down its Plan; blocking. An input with a repeated custom_id is read twice.
 
@@ -101,22 +93,18 @@ def validate(
         limits: What is allowed.
         known_models: Those that some Backend serves.
         catalogue: What is configured of models.
-        backends: How many Backends there are, about.
-        in_file_order: The lines of a model are sent as they stand in the File, whatever they have in common.
-        coalesce: Those with the same body stand side by side all the same.
+        ordering: What decides on the order of the lines.
     """
     checker = partial(Checker, endpoint=endpoint, limits=limits, known_models=known_models, catalogue=catalogue)
     hashes, report = Hashes(), ErrorReport(max_errors=limits.max_errors)
     plan = blobs.writer(plan_key)
     try:
-        planner = Planner(write=plan.write, backends=backends)
+        planner = Planner(write=plan.write, ordering=ordering)
         reading = _Pass(
             checker=checker(ids=hashes),
             catalogue=catalogue,
             report=report,
             planner=planner,
-            in_file_order=in_file_order,
-            coalesce=coalesce,
         )
         with blobs.open(input_key) as stream:
             reading.read(read_lines(stream.readline, limits.max_line_bytes))

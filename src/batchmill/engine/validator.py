@@ -15,6 +15,7 @@ from batchmill.engine.attempt import Attempts
 from batchmill.engine.child import run_in_child
 from batchmill.engine.loop import Bell
 from batchmill.engine.validation import Validation, validate
+from batchmill.schedule.planner import Ordering
 from batchmill.spec.limits import Limits
 from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
 from batchmill.spec.states import Event, Status
@@ -27,7 +28,7 @@ from batchmill.store.slice import Slice, insert_slices
 
 _CHILD_BYTES = 8 << 20  # larger inputs are checked in a process of their own, off the worker's event loop
 
-
+_ORDERING = Ordering()
 _NEW = (Status.VALIDATING,)
 
 
@@ -41,7 +42,7 @@ class _Claimed:
 
 
 class Validator:
-    """Moves batches out of `validating`; `backends`, `in_file_order` and `coalesce` as in `validate`."""
+    """Moves batches out of `validating`."""
 
     def __init__(
         self,
@@ -55,18 +56,14 @@ class Validator:
         lease: float,
         accepted: Bell,
         catalogue: Catalogue = NOTHING_CONFIGURED,
-        backends: int = 1,
-        in_file_order: bool = False,
-        coalesce: bool = False,
+        ordering: Ordering = _ORDERING,
     ) -> None:
         self._database = database
         self._blobs = blobs
         self._clock = clock
         self._limits = limits
         self._catalogue = catalogue
-        self._backends = backends
-        self._in_file_order = in_file_order
-        self._coalesce = coalesce
+        self._ordering = ordering
         self._worker_id = worker_id
         self._lease = lease
         self._accepted = accepted
@@ -107,9 +104,7 @@ class Validator:
             limits=self._limits,
             known_models=claimed.known,
             catalogue=self._catalogue,
-            backends=self._backends,
-            in_file_order=self._in_file_order,
-            coalesce=self._coalesce,
+            ordering=self._ordering,
         )
         return await (run_in_child(call) if claimed.size > _CHILD_BYTES else asyncio.to_thread(call))
 

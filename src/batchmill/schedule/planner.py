@@ -8,8 +8,10 @@ lines of each model stand together: a Slice is of one model, and a File that alt
 import struct
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from zlib import crc32
 
-from batchmill.schedule.order import Orderer
+from batchmill.schedule.order import KV_TOKENS, NOTHING_SHARED, Orderer, fingerprint
 from batchmill.schedule.plan import RECORD_BYTES, Cut, Record, cut, pack, unpack
 
 PIECE = 1 << 17  # lines: about 30 MB while they are ordered (230 bytes a line)
@@ -19,35 +21,45 @@ _KEPT = RECORD_BYTES - _MARKS.size
 _AT_ONCE = 4096  # records
 
 
-class Planner:
-    """Takes in the lines of one File in their order.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ordering:
+    """What decides on the order of lines.
 
-    Args:
-        write: Takes the bytes of the Plan, in its order.
-        backends: How many there are, about: each computes a common beginning by itself.
-        piece: Lines of a piece.
+    `backends` is how many Backends there are, about, each with a cache of `kv_tokens`. `in_file_order`: the lines of a
+    model are sent as they stand in the File, whatever their prompts have in common. `coalesce`: those with the same
+    body stand side by side all the same.
     """
 
-    def __init__(self, *, write: Callable[[bytes], None], backends: int = 1, piece: int = PIECE) -> None:
+    backends: int = 1
+    kv_tokens: int = KV_TOKENS
+    in_file_order: bool = False
+    coalesce: bool = False
+
+
+class Planner:
+    """Takes in the lines of one File in their order; `write` takes the bytes of the Plan, in its own."""
+
+    def __init__(self, *, write: Callable[[bytes], None], ordering: Ordering, piece: int = PIECE) -> None:
         self._write = write
-        self._backends = backends
+        self._ordering = ordering
         self._piece = piece
         self._parts: dict[int, _Part] = {}
         self._lines = 0  # of this piece
         self._first = 0  # of the next Slice
         self._cuts: list[Cut] = []
 
-    def add(self, record: Record, *, sums: Sequence[int], output: int, twin: int = 0) -> None:
-        """Take in a line: what the Plan keeps of it, its `fingerprint`, and the tokens that it may generate.
-
-        Lines with the same `twin`, not 0, are to stand side by side.
-        """
+    def add(self, record: Record, *, prompt: bytes | memoryview, output: int, body: bytes | memoryview) -> None:
+        """Take in a line: what the Plan keeps of it, how its prompt begins, the tokens it may generate, its body."""
         part = self._parts.get(record.model)
         if part is None:
             part = self._parts[record.model] = _Part()
         part.records += pack(record)
-        part.twins.append(twin)
-        part.orderer.add(sums, prompt=max(0, record.tokens - output), output=output)
+        part.twins.append(crc32(body) if self._ordering.coalesce else 0)
+        tokens = max(0, record.tokens - output)
+        if self._ordering.in_file_order:  # nothing to order by
+            part.orderer.add(NOTHING_SHARED, prompt=tokens, output=0)
+        else:
+            part.orderer.add(fingerprint(prompt), prompt=tokens, output=output)
         self._lines += 1
         if self._lines == self._piece:
             self._lay()
@@ -65,7 +77,7 @@ class Planner:
         self._lines = 0
 
     def _written(self, part: "_Part") -> Iterator[Record]:
-        for data in part.ordered(self._backends):
+        for data in part.ordered(self._ordering):
             self._write(data)
             yield from unpack(data)
 
@@ -82,9 +94,9 @@ class _Part:
         """Return how many there are."""
         return len(self.twins)
 
-    def ordered(self, backends: int) -> Iterator[bytes]:
+    def ordered(self, by: Ordering) -> Iterator[bytes]:
         """Yield the records in the order that pays, with its marks, some thousand at once."""
-        order = self.orderer.order(backends=backends)
+        order = self.orderer.order(backends=by.backends, kv_tokens=by.kv_tokens)
         self.orderer = Orderer()  # it holds as much as the records
         places = self._beside_twins(order.lines) if any(self.twins) else range(len(self))
         for start in range(0, len(self), _AT_ONCE):
