@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 ENDPOINT = "/v1/chat/completions"
+_BOUNDARY = b"7f3a9c1be04d4c6f8a52d1e09b7c3f64"  # as long as those of common clients: they are searched for
 _BEGIN = (
-    b'--bench\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
-    b'--bench\r\nContent-Disposition: form-data; name="file"; filename="in.jsonl"\r\n\r\n'
-)
-_END = b"\r\n--bench--\r\n"
+    b'--%b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+    b'--%b\r\nContent-Disposition: form-data; name="file"; filename="in.jsonl"\r\n\r\n'
+) % (_BOUNDARY, _BOUNDARY)
+_END = b"\r\n--%b--\r\n" % _BOUNDARY
 _READ = 1 << 20
 _FINAL = ("completed", "failed", "expired", "cancelled")
 _ENV = {name: value for name, value in os.environ.items() if not name.startswith("BATCHMILL_")}
@@ -31,7 +32,7 @@ def upload(connection: socket.socket, path: Path, *, key: str) -> bytes:
     size = len(_BEGIN) + path.stat().st_size + len(_END)
     head = (
         f"POST /v1/files HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {key}\r\nConnection: close\r\n"
-        f"Content-Type: multipart/form-data; boundary=bench\r\nContent-Length: {size}\r\n\r\n"
+        f"Content-Type: multipart/form-data; boundary={_BOUNDARY.decode()}\r\nContent-Length: {size}\r\n\r\n"
     )
     connection.sendall(head.encode() + _BEGIN)
     with path.open("rb") as stream:

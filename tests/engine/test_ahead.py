@@ -36,6 +36,14 @@ def test_no_claim_is_without_bound() -> None:
     assert running(10_000).slices(pending=0, window=8, lines=SLICE_LINES) == 16
 
 
+def test_what_a_very_fast_worker_has_in_hand_is_bounded() -> None:
+    """Twenty seconds of ten thousand lines a second would be its memory; a window that is larger still is filled."""
+    ahead = running(10_000)
+    assert ahead.slices(pending=16_384, window=8, lines=SLICE_LINES) == 0
+    assert ahead.slices(pending=16_383, window=8, lines=SLICE_LINES) == 16
+    assert ahead.slices(pending=16_384, window=16_385, lines=SLICE_LINES) == 16
+
+
 def test_the_rate_follows_what_ends() -> None:
     """After an idle minute a worker claims as one that begins."""
     ahead = running(1000)

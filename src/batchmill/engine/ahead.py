@@ -1,8 +1,12 @@
-"""How much a worker claims ahead: about twenty seconds of work at its own rate, so that it never runs dry."""
+"""How much a worker claims ahead: about twenty seconds of work at its own rate, so that it never runs dry.
+
+A rate of tens of thousands of lines a second would fill its memory so: beyond a bound, a second or two has to do.
+"""
 
 from batchmill.schedule.plan import SLICE_LINES
 
 _SECONDS = 20.0
+_LINES_AHEAD = 128 * SLICE_LINES  # some 450 bytes each beside its text (bench/memory.py)
 _LINES_AT_ONCE = 16 * SLICE_LINES
 _SLICES_AT_ONCE = 64  # each is two statements in one transaction
 
@@ -35,7 +39,8 @@ class Ahead:
 
     def slices(self, *, pending: int, window: int, lines: float) -> int:
         """Return how many Slices of so many lines to claim beside `pending` lines in hand; 0 while those will do."""
-        if pending >= max(window, self._rate * _SECONDS / 2):
+        ahead = min(self._rate * _SECONDS, _LINES_AHEAD)
+        if pending >= max(window, ahead / 2):
             return 0
-        wanted = min(max(2 * window, self._rate * _SECONDS) - pending, _LINES_AT_ONCE)
+        wanted = min(max(2 * window, ahead) - pending, _LINES_AT_ONCE)
         return max(1, min(_SLICES_AT_ONCE, round(wanted / lines)))
