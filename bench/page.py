@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from typing import Self
 
 from figure import Figure
@@ -119,28 +118,23 @@ def _not_run(runs: list[Run]) -> Iterator[str]:
 
 
 def _group(group: str, runs: list[Run]) -> Iterator[str]:
-    yield f"## {group}\n"
+    yield f"## {group[:1].upper()}{group[1:]}\n"
     for run in runs:
         figures = [figure for figure in run.figures if figure.group == group]
         if not figures:
             continue
+        notes = [note for note in dict.fromkeys(figure.note for figure in figures) if note]
         yield f"`{run.command}` · {run.date} · {run.commit} · {run.seconds} s\n"
-        yield from _table(
-            ("", "goal", "figure", "quartiles", ""),
-            ((figure.name, _goal(figure), _value(figure), _spread(figure), _verdict(figure)) for figure in figures),
-        )
+        yield from _table(("", "goal", "figure", "quartiles", "", "note"), (_row(figure, notes) for figure in figures))
         yield ""
-        yield from _notes(figures)
+        if notes:
+            yield from (f"{number}. {note}" for number, note in enumerate(notes, 1))
+            yield ""
 
 
-def _notes(figures: list[Figure]) -> Iterator[str]:
-    """Yield each note once, with the figures that it is for, unless it is for all."""
-    noted = sorted((figure for figure in figures if figure.note), key=lambda figure: figure.note)
-    for note, those in groupby(noted, key=lambda figure: figure.note):
-        names = [figure.name for figure in those]
-        yield f"- {note}" if len(names) == len(figures) else f"- {', '.join(names)}: {note}"
-    if noted:
-        yield ""
+def _row(figure: Figure, notes: list[str]) -> tuple[str, ...]:
+    number = str(notes.index(figure.note) + 1) if figure.note else ""
+    return figure.name, _goal(figure), _value(figure), _spread(figure), _verdict(figure), number
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:

@@ -63,7 +63,7 @@ def test_the_page_hides_nothing() -> None:
     text = page(results)
     assert "0 figures reach their goal, 1 miss it, 1 were not run." in text
     assert "| Speed: ours / theirs | ≤ 1 | 2 |" in text
-    assert "| ours / theirs | ≤ 1 | 2 |  | **missed** |" in text
-    assert "| peer / theirs |  |  |  | not run |" in text
-    assert "- peer / theirs: NOT RUN: no such package." in text
+    assert "| ours / theirs | ≤ 1 | 2 |  | **missed** | 1 |" in text
+    assert "| peer / theirs |  |  |  | not run | 2 |" in text
+    assert "2. NOT RUN: no such package." in text
     assert "- `python bench/x.py`: ended with 1." in text
