@@ -104,7 +104,7 @@ def _summary(figures: list[Figure]) -> Iterator[str]:
     yield f"{count['reached']} figures reach their goal, {count['missed']} miss it, {count['not run']} were not run.\n"
     if count["missed"]:
         missed = [figure for figure in figures if figure.verdict == "missed"]
-        rows = ((f"{figure.group}: {figure.name}", _goal(figure), _value(figure)) for figure in missed)
+        rows = ((f"{_title(figure.group)}: {figure.name}", _goal(figure), _value(figure)) for figure in missed)
         yield from _table(("missed", "goal", "figure"), rows)
         yield ""
 
@@ -118,7 +118,7 @@ def _not_run(runs: list[Run]) -> Iterator[str]:
 
 
 def _group(group: str, runs: list[Run]) -> Iterator[str]:
-    yield f"## {group[:1].upper()}{group[1:]}\n"
+    yield f"## {_title(group)}\n"
     for run in runs:
         figures = [figure for figure in run.figures if figure.group == group]
         if not figures:
@@ -130,6 +130,10 @@ def _group(group: str, runs: list[Run]) -> Iterator[str]:
         if notes:
             yield from (f"{number}. {note}" for number, note in enumerate(notes, 1))
             yield ""
+
+
+def _title(group: str) -> str:
+    return group[:1].upper() + group[1:]
 
 
 def _row(figure: Figure, notes: list[str]) -> tuple[str, ...]:
@@ -164,5 +168,6 @@ def _unit(figure: Figure) -> str:
 
 
 def _number(value: float) -> str:
-    """Return three digits, or all before the point."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"  # noqa: PLR2004 - three digits
+    """Return it with three places, with fewer the larger it is."""
+    places = {1: 3, 2: 1}.get(len(f"{abs(value):.0f}"), 0)
+    return f"{value:,.{places}f}"
