@@ -1,7 +1,6 @@
 """What `make bench` found: bench/results.json, and docs/performance.md as a function of it."""
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Self
@@ -84,36 +83,26 @@ again and leaves the rest.
 def page(results: Results) -> str:
     """Return the whole page."""
     runs = list(results.runs.values())
+    groups = dict.fromkeys(figure.group for run in runs for figure in run.figures)
+    where = _table(("", ""), results.machine.items())
+    tables = (line for group in groups for line in _group(group, runs))
+    return "\n".join([_HEAD, "## Where\n", *where, "", *_summary(runs), *tables])
+
+
+def _summary(runs: list[Run]) -> Iterator[str]:
     figures = [figure for run in runs for figure in run.figures]
-    return "\n".join(
-        [
-            _HEAD,
-            "## Where\n",
-            *_table(("", ""), results.machine.items()),
-            "",
-            *_summary(figures),
-            *_not_run(runs),
-            *(line for group in dict.fromkeys(figure.group for figure in figures) for line in _group(group, runs)),
-        ]
-    )
-
-
-def _summary(figures: list[Figure]) -> Iterator[str]:
-    count = Counter(figure.verdict for figure in figures)
+    reached, missed = ([each for each in figures if each.verdict == verdict] for verdict in ("reached", "missed"))
+    not_run = [f"`{run.command}` {run.failed}" for run in runs if run.failed]
+    not_run += [f"{_title(each.group)}: {each.name}. {each.note}" for each in figures if each.verdict == "not run"]
     yield "## In short\n"
-    yield f"{count['reached']} figures reach their goal, {count['missed']} miss it, {count['not run']} were not run.\n"
-    if count["missed"]:
-        missed = [figure for figure in figures if figure.verdict == "missed"]
-        rows = ((f"{_title(figure.group)}: {figure.name}", _goal(figure), _value(figure)) for figure in missed)
+    yield f"Goals reached: {len(reached)}. Missed: {len(missed)}. Not run: {len(not_run)}.\n"
+    if missed:
+        rows = ((f"{_title(each.group)}: {each.name}", _goal(each), _value(each)) for each in missed)
         yield from _table(("missed", "goal", "figure"), rows)
         yield ""
-
-
-def _not_run(runs: list[Run]) -> Iterator[str]:
-    failed = [run for run in runs if run.failed]
-    if failed:
-        yield "## Not run\n"
-        yield from (f"- `{run.command}`: {run.failed}" for run in failed)
+    if not_run:
+        yield "Not run:\n"
+        yield from (f"- {each}" for each in not_run)
         yield ""
 
 
