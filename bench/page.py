@@ -1,10 +1,8 @@
 """What `make bench` found: bench/results.json, and docs/performance.md as a function of it."""
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from typing import Self
 
 from figure import Figure
@@ -85,62 +83,51 @@ again and leaves the rest.
 def page(results: Results) -> str:
     """Return the whole page."""
     runs = list(results.runs.values())
+    groups = dict.fromkeys(figure.group for run in runs for figure in run.figures)
+    where = _table(("", ""), results.machine.items())
+    tables = (line for group in groups for line in _group(group, runs))
+    return "\n".join([_HEAD, "## Where\n", *where, "", *_summary(runs), *tables])
+
+
+def _summary(runs: list[Run]) -> Iterator[str]:
     figures = [figure for run in runs for figure in run.figures]
-    return "\n".join(
-        [
-            _HEAD,
-            "## Where\n",
-            *_table(("", ""), results.machine.items()),
-            "",
-            *_summary(figures),
-            *_not_run(runs),
-            *(line for group in dict.fromkeys(figure.group for figure in figures) for line in _group(group, runs)),
-        ]
-    )
-
-
-def _summary(figures: list[Figure]) -> Iterator[str]:
-    count = Counter(figure.verdict for figure in figures)
+    reached, missed = ([each for each in figures if each.verdict == verdict] for verdict in ("reached", "missed"))
+    not_run = [f"`{run.command}` {run.failed}" for run in runs if run.failed]
+    not_run += [f"{_title(each.group)}: {each.name}. {each.note}" for each in figures if each.verdict == "not run"]
     yield "## In short\n"
-    yield f"{count['reached']} figures reach their goal, {count['missed']} miss it, {count['not run']} were not run.\n"
-    if count["missed"]:
-        missed = [figure for figure in figures if figure.verdict == "missed"]
-        rows = ((f"{figure.group}: {figure.name}", _goal(figure), _value(figure)) for figure in missed)
+    yield f"Goals reached: {len(reached)}. Missed: {len(missed)}. Not run: {len(not_run)}.\n"
+    if missed:
+        rows = ((f"{_title(each.group)}: {each.name}", _goal(each), _value(each)) for each in missed)
         yield from _table(("missed", "goal", "figure"), rows)
         yield ""
-
-
-def _not_run(runs: list[Run]) -> Iterator[str]:
-    failed = [run for run in runs if run.failed]
-    if failed:
-        yield "## Not run\n"
-        yield from (f"- `{run.command}`: {run.failed}" for run in failed)
+    if not_run:
+        yield "Not run:\n"
+        yield from (f"- {each}" for each in not_run)
         yield ""
 
 
 def _group(group: str, runs: list[Run]) -> Iterator[str]:
-    yield f"## {group}\n"
+    yield f"## {_title(group)}\n"
     for run in runs:
         figures = [figure for figure in run.figures if figure.group == group]
         if not figures:
             continue
+        notes = [note for note in dict.fromkeys(figure.note for figure in figures) if note]
         yield f"`{run.command}` · {run.date} · {run.commit} · {run.seconds} s\n"
-        yield from _table(
-            ("", "goal", "figure", "quartiles", ""),
-            ((figure.name, _goal(figure), _value(figure), _spread(figure), _verdict(figure)) for figure in figures),
-        )
+        yield from _table(("", "goal", "figure", "quartiles", "", "note"), (_row(figure, notes) for figure in figures))
         yield ""
-        yield from _notes(figures)
+        if notes:
+            yield from (f"{number}. {note}" for number, note in enumerate(notes, 1))
+            yield ""
 
 
-def _notes(figures: list[Figure]) -> Iterator[str]:
-    """Yield each note once, with the figures that it is for, unless it is for all."""
-    noted = sorted((figure for figure in figures if figure.note), key=lambda figure: figure.note)
-    for note, those in groupby(noted, key=lambda figure: figure.note):
-        names = [figure.name for figure in those]
-        yield f"- {note}" if len(names) == len(figures) else f"- {', '.join(names)}: {note}"
-    if noted:
-        yield ""
+def _title(group: str) -> str:
+    return group[:1].upper() + group[1:]
+
+
+def _row(figure: Figure, notes: list[str]) -> tuple[str, ...]:
+    number = str(notes.index(figure.note) + 1) if figure.note else ""
+    return figure.name, _goal(figure), _value(figure), _spread(figure), _verdict(figure), number
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
@@ -170,5 +157,6 @@ def _unit(figure: Figure) -> str:
 
 
 def _number(value: float) -> str:
-    """Return three digits, or all before the point."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"  # noqa: PLR2004 - three digits
+    """Return it with three places, with fewer the larger it is."""
+    places = {1: 3, 2: 1}.get(len(f"{abs(value):.0f}"), 0)
+    return f"{value:,.{places}f}"

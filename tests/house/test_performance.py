@@ -61,9 +61,9 @@ def test_the_page_hides_nothing() -> None:
     assert Results.read(results.text()) == results
     assert json.loads(results.text())["runs"]["x"]["figures"][0]["goal"] == 1.0
     text = page(results)
-    assert "0 figures reach their goal, 1 miss it, 1 were not run." in text
-    assert "| Speed: ours / theirs | ≤ 1 | 2 |" in text
-    assert "| ours / theirs | ≤ 1 | 2 |  | **missed** |" in text
-    assert "| peer / theirs |  |  |  | not run |" in text
-    assert "- peer / theirs: NOT RUN: no such package." in text
-    assert "- `python bench/x.py`: ended with 1." in text
+    assert "Goals reached: 0. Missed: 1. Not run: 2." in text
+    assert "| Speed: ours / theirs | ≤ 1 | 2.000 |" in text
+    assert "| ours / theirs | ≤ 1 | 2.000 |  | **missed** | 1 |" in text
+    assert "| peer / theirs |  |  |  | not run | 2 |" in text
+    assert "- Speed: peer / theirs. NOT RUN: no such package." in text
+    assert "- `python bench/x.py` ended with 1." in text
