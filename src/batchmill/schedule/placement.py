@@ -68,13 +68,17 @@ class Placement(Generic[Item]):
         """
         if not self._left or self._hoards(backend):
             return None
-        held = self._held[backend] = [group for group in self._held[backend] if group.items]
-        if not held or (len(held) < side_by_side and self._front):
-            held.append(self._next_group())
-        group = min(held, key=_out)
-        group.out += 1
         self._left -= 1
         self._out[backend] += 1
+        held = self._held[backend]
+        if held:
+            held[:] = [group for group in held if group.items]
+        if not held and self._front and not self._front[0].prefix:
+            return self._single()
+        if not held or (len(held) < side_by_side and self._front):
+            held.append(self._next_group())
+        group = held[0] if len(held) == 1 else min(held, key=_out)
+        group.out += 1
         return group.items.popleft()
 
     def ended(self, backend: int, prefix: int = 0) -> None:
@@ -86,24 +90,29 @@ class Placement(Generic[Item]):
                 group.out -= 1
 
     def _hoards(self, backend: int) -> bool:
-        # One with nothing in flight is away, or asks for itself.
+        if not self._out[backend] or len(self._out) == 1:
+            return False
+        # One with nothing in flight is away.
         beside = [answered for answered, out in zip(self._answered, self._out, strict=True) if out]
         answered = sum(beside)
-        if not self._out[backend] or answered < KNOWN * len(beside):
+        if answered < KNOWN * len(beside):
             return False
         share = self._answered[backend] / answered
         return self._out[backend] >= share * (self._left + sum(self._out))
 
+    def _single(self) -> Item:
+        """Return the first line in front, which shares nothing: such lines go to whoever has room."""
+        item = self._front[0].items.popleft()
+        if not self._front[0].items:
+            self._front.popleft()
+        return item
+
     def _next_group(self) -> _Group[Item]:
         if not self._front:
             return self._steal()
-        first = self._front[0]
-        if first.prefix:
+        if self._front[0].prefix:
             return self._front.popleft()
-        item = first.items.popleft()  # lines that share nothing go to whoever has room
-        if not first.items:
-            self._front.popleft()
-        return _Group(0, deque([item]))
+        return _Group(0, deque([self._single()]))
 
     def _steal(self) -> _Group[Item]:
         robbed = max((group for held in self._held for group in held), key=lambda group: len(group.items))
