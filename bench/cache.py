@@ -3,11 +3,8 @@
     python bench/cache.py --passages 40 --questions 4
 
 A shuffled batch of short questions about long passages, each passage the beginning of its questions' prompts, goes
-through `batchmill run` twice on the built-in model (llama.cpp with its prefix cache): as it lies, and in the order of
-`schedule.order.Orderer` for a cache of `--kv-tokens` (256 MiB of this model, 23 KB a token, is what the engine is
-given). With `--side-by-side 4` so many passages go line by line in turns, as the engine has slots: lines of one passage
-that run beside each other compute it once in each slot. With `--by-product` the second run has the shuffled file, too,
-and Batchmill orders it as it always would.
+through `batchmill run` twice on the built-in model (llama.cpp with its prefix cache): with `order = "file"`, and as
+Batchmill orders it with nothing configured.
 
 What was computed is read from the answers: `usage.prompt_tokens` less `usage.prompt_tokens_details.cached_tokens`. The
 least that any order computes is each passage once, and of each line what is its own. Wall time is of the whole command.
@@ -24,14 +21,10 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby, zip_longest
-from operator import itemgetter
 from pathlib import Path
 
 from figure import Figure, arguments, report
 from served import ENDPOINT
-
-from batchmill.schedule.order import BYTES_PER_TOKEN, Orderer, fingerprint
 
 _MODEL = "smollm2-135m-instruct"
 _OUTPUT = 8  # tokens
@@ -80,21 +73,8 @@ def shuffled(passages: int, questions: int, passage_bytes: int) -> list[bytes]:
     return [json.dumps(line).encode() + b"\n" for line in lines]
 
 
-def arranged(lines: Sequence[bytes], kv_tokens: int, side_by_side: int) -> list[bytes]:
-    """Return the lines in the order that pays for such a cache, so many groups at a time in turns."""
-    orderer = Orderer()
-    for line in lines:
-        prompt = line[line.index(b'"messages"') :]
-        orderer.add(fingerprint(prompt), prompt=len(prompt) // BYTES_PER_TOKEN, output=_OUTPUT)
-    order = orderer.order(kv_tokens=kv_tokens)
-    marked = groupby(zip(order.lines, order.prefix, strict=True), key=itemgetter(1))
-    groups = [[lines[line] for line, _ in group] for _, group in marked]
-    turns = (zip_longest(*groups[at : at + side_by_side]) for at in range(0, len(groups), side_by_side))
-    return [line for turn in chain.from_iterable(turns) for line in turn if line is not None]
-
-
 def run(lines: Sequence[bytes], *, order: str) -> Cost:
-    """Run a file with lines in this order; `order` is the setting of that name."""
+    """Run a file of these lines; `order` is the setting of that name."""
     with tempfile.TemporaryDirectory() as folder:
         source, output = Path(folder) / "in.jsonl", Path(folder) / "out.jsonl"
         source.write_bytes(b"".join(lines))
@@ -115,14 +95,7 @@ def run(lines: Sequence[bytes], *, order: str) -> Cost:
 def figures(chosen: argparse.Namespace) -> Iterator[Figure]:
     """Run each order in turns."""
     lines = shuffled(chosen.passages, chosen.questions, chosen.passage_bytes)
-    pairs = []
-    for _ in range(chosen.pairs):
-        theirs = run(lines, order="file")
-        if chosen.by_product:
-            ours = run(lines, order="auto")
-        else:
-            ours = run(arranged(lines, chosen.kv_tokens, chosen.side_by_side), order="file")
-        pairs.append((ours, theirs))
+    pairs = [(run(lines, order="auto"), run(lines, order="file")) for _ in range(chosen.pairs)]
     ours, theirs = pairs[0]
     note = f"{ours.computed} and {theirs.computed} of {theirs.asked} prompt tokens"
     for what, note_ in (("computed", note), ("cpu", ""), ("wall", "")):
@@ -138,9 +111,6 @@ def main() -> None:
     options.add_argument("--questions", type=int, default=4, help="10 take half an hour on slow cores")
     options.add_argument("--passage-bytes", type=int, default=2_600)
     options.add_argument("--pairs", type=int, default=1)
-    options.add_argument("--kv-tokens", type=int, default=11_000)
-    options.add_argument("--side-by-side", type=int, default=1, metavar="PASSAGES")
-    options.add_argument("--by-product", action="store_true")
     chosen = options.parse_args()
     report(figures(chosen), chosen.json)
 

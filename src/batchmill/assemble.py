@@ -15,7 +15,7 @@ from batchmill.api.gate import App
 from batchmill.api.metrics import MetricsApp
 from batchmill.backends.aiohttp_transport import AiohttpTransport
 from batchmill.backends.backend import Backend
-from batchmill.backends.builtin import BUILTIN_KV_TOKENS, BUILTIN_MODEL
+from batchmill.backends.builtin import BUILTIN_KV_TOKENS, BUILTIN_MODEL, BUILTIN_SLOTS
 from batchmill.backends.echo import EchoBackend
 from batchmill.backends.http import HttpBackend
 from batchmill.backends.packing import PackingBackend
@@ -151,7 +151,7 @@ def build_backends(
     entries = settings.backends
     if not entries and engine is not None:
         builtin = BackendSettings(url=engine.url, models=(BUILTIN_MODEL,) if settings.model is None else ())
-        return [(_http(builtin, key=engine.key, clock=clock, settings=settings), settings.window or WINDOW)]
+        return [(_http(builtin, key=engine.key, clock=clock, settings=settings), settings.window or BUILTIN_SLOTS)]
     backends: list[tuple[Backend, int | None]] = []
     for entry in entries:
         try:

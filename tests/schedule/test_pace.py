@@ -412,3 +412,24 @@ def test_a_backend_that_is_back_gets_its_prompts_gently() -> None:
     for _ in range(16):
         pace.sent(41.5, prefill=8192)
     assert pace.opens_at(41.5) == pytest.approx(43.5, abs=0.1)
+
+
+def test_no_more_than_its_slots_go_to_an_engine_whose_slots_are_apart() -> None:
+    """What waits in it would take any slot, and compute a beginning that another slot has."""
+    pace = Pace(window=8)
+    for _ in range(8):
+        pace.sent(0.0)
+    pace.gauged(Gauges(waiting=4, running=4, apart=True), 1.0)
+    assert (pace.window, pace.side_by_side) == (4, 4)
+    pace.gauged(Gauges(waiting=0, running=2, apart=True), 2.0)
+    assert (pace.window, pace.side_by_side) == (4, 4)
+    pace.gauged(None, 3.0)
+    pace.gauged(Gauges(waiting=1, running=6, apart=True), 4.0)
+    assert (pace.window, pace.side_by_side) == (6, 6)
+
+
+def test_engines_that_share_one_cache_get_a_window_and_no_turns() -> None:
+    """Their queue is what keeps them busy."""
+    pace = Pace(window=8)
+    pace.gauged(Gauges(waiting=4, running=4), 1.0)
+    assert (pace.window, pace.side_by_side) == (8, 1)

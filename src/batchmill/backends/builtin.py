@@ -20,6 +20,7 @@ import msgspec
 __all__ = [
     "BUILTIN_KV_TOKENS",
     "BUILTIN_MODEL",
+    "BUILTIN_SLOTS",
     "EXIT_CANNOT",
     "EngineMissing",
     "EngineOrder",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 BUILTIN_MODEL: Final = "smollm2-135m-instruct"
+BUILTIN_SLOTS: Final = 4
 BUILTIN_KV_TOKENS: Final = 11_000  # of prompts that have left their slot: 256 MiB, at 23 KB a token
 EXIT_CANNOT: Final = 78
 """The child's exit status when starting it again cannot help (EX_CONFIG): no engine, no weights, a bad order."""
@@ -64,7 +66,7 @@ class EngineOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     port: int
     api_key: str
     alias: str = BUILTIN_MODEL
-    parallel: int = 4
+    parallel: int = BUILTIN_SLOTS
     context: int = 2048
     default_tokens: int = 512
     cache_mib: int = 256

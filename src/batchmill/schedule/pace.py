@@ -45,6 +45,7 @@ class Pace:
         self._bucket = Bucket()
         self._in_flight = 0
         self._side_by_side = 1
+        self._slots = self._most
         self._doubts = 0
         self._answered_at = float("-inf")  # when it last answered as a sound backend does
         self._circuit = _Circuit.WELL
@@ -68,7 +69,7 @@ class Pace:
     @property
     def window(self) -> int:
         """The most requests in flight now."""
-        return self._window.size
+        return min(self._window.size, self._slots)
 
     @property
     def most(self) -> int:
@@ -101,7 +102,7 @@ class Pace:
 
     def may_send(self, now: float) -> bool:
         """Say whether one more request may be sent."""
-        is_free = self._in_flight < self._window.size
+        is_free = self._in_flight < self.window
         if self._circuit is _Circuit.WELL:
             return is_free and (self._window.is_alone or self._bucket.is_open(now))
         late = is_free and now >= self._trial_at + TRIAL_PATIENCE
@@ -109,7 +110,7 @@ class Pace:
 
     def opens_at(self, now: float) -> float | None:
         """Return when one more request may be sent if nothing is answered before; None if never, or at once."""
-        is_free = self._circuit is _Circuit.WELL and self._in_flight < self._window.size
+        is_free = self._circuit is _Circuit.WELL and self._in_flight < self.window
         return self._bucket.opens_at(now) if is_free and not self.may_send(now) else None
 
     def sent(self, now: float, *, prefill: int = 0) -> bool:
@@ -172,8 +173,10 @@ class Pace:
 
     def gauged(self, gauges: Gauges | None, now: float) -> None:
         """Learn what the engine says of itself, about once a second; None when it says nothing."""
-        if gauges is not None and gauges.apart:
+        if gauges is not None and gauges.apart and gauges.running:
             self._side_by_side = max(self._side_by_side, int(gauges.running))
+            # What waits in the engine takes the first slot that is free, not the one that has its beginning.
+            self._slots = int(gauges.running) if gauges.waiting else self._slots
         self._window.gauged(gauges, now, self._in_flight)
 
     def _is_old(self, sent_at: float | None) -> bool:
