@@ -131,3 +131,9 @@ def test_a_group_side_by_side_is_not_stolen_for() -> None:
     assert [placement.take(0), placement.take(1)] == [0, 4]
     assert [placement.take(1, side_by_side=4) for _ in range(3)] == [5, 6, 7]
     assert placement.take(1, side_by_side=4) == 2
+
+
+def test_a_line_of_its_own_goes_beside_a_group() -> None:
+    """Where there is room for another group, a line that shares nothing takes it for one turn."""
+    placement = placed([7, 7, 0, 8], 1)
+    assert [placement.take(0, side_by_side=2) for _ in range(4)] == [0, 2, 3, 1]
