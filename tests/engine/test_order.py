@@ -1,11 +1,19 @@
 """Lines whose prompts begin alike: sent together, and given back in the order of the file."""
 
+import asyncio
 import random
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Event
 
 import pytest
 
+from batchmill.backends.backend import Call, Reply
+from batchmill.backends.echo import EchoBackend
+from batchmill.blobs.blobs import Span
+from batchmill.blobs.disk import DiskBlobs
 from batchmill.spec.states import Status
-from engine.mill import Mill, Watched, line
+from engine.mill import Mill, Watched, line, lines
 
 DOCUMENTS, QUESTIONS = 25, 8
 TEXT = 24_000  # bytes of a document: all of them do not fit half a small engine's cache
@@ -81,3 +89,69 @@ async def test_lines_that_come_back_are_sent_again(mill: Mill) -> None:
     assert await mill.finish(mill.hand(backend), batch) is Status.COMPLETED
     assert len(backend.calls) < len(every)
     assert [result["custom_id"] for result in await mill.results(batch)] == every
+
+
+class Slow(DiskBlobs):
+    """A disk on which a batch's input is read when a test says so."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder=folder)
+        self.begun, self.go_on = Event(), Event()
+
+    def read_spans(self, key: str, spans: Sequence[Span]) -> list[bytes]:
+        """See `Blobs`."""
+        if key.startswith("upload"):
+            self.begun.set()
+            assert self.go_on.wait(30)
+        return super().read_spans(key, spans)
+
+
+async def test_a_cancel_while_lines_are_read_is_a_cancel(mill: Mill) -> None:
+    """A batch that closes while its bytes are on their way ends as any other, and its worker goes on."""
+    batch = await mill.batch(lines(20))
+    blobs = mill.blobs = Slow(mill.folder / "blobs")
+    hand = mill.hand(mill.echo())
+    await hand.accept()
+    running = asyncio.create_task(hand.runner.run())
+    assert await asyncio.to_thread(blobs.begun.wait, 30)
+    await mill.cancel(batch)
+    await mill.renew(hand)
+    await mill.pass_time(1.0)  # the watch sees it
+    blobs.go_on.set()
+    await mill.pass_time(1.0)
+    hand.runner.halt()
+    await running
+    await hand.runner.drain(seconds=1.0)
+    assert await mill.finish(mill.hand(mill.echo()), batch) is Status.CANCELLED
+    assert len(await mill.results(batch, "error")) == 20
+
+
+@pytest.mark.parametrize("once", [False, True], ids=["retry", "once"])
+async def test_a_slow_backend_has_its_window_full(mill: Mill, *, once: bool) -> None:
+    """In the middle of a batch each lane gets what it takes, however much faster the other is."""
+    quick, slow = mill.echo(latency=0.2, name="quick:"), mill.echo(latency=2.0, name="slow:")
+    hand = mill.hand(quick, slow, once=once)
+    await mill.batch(lines(3000))
+    await hand.accept()
+    await mill.turn(hand, seconds=20)
+    assert slow.most_open == 8
+    assert len(slow.calls) >= 72
+
+
+class Busy(Watched):
+    """Answers a 429 to all."""
+
+    async def send(self, call: Call) -> Reply:
+        """See `Backend`."""
+        await super().send(call)
+        return Reply(status=429, body=b"{}")
+
+
+async def test_a_backend_that_refuses_takes_nobodys_share(mill: Mill) -> None:
+    """One that says 429 to all has answered nothing: the sound one has its window full to the end."""
+    busy, sound = Busy(EchoBackend(clock=mill.clock, latency=0.2), name="busy:"), mill.echo(latency=1.0, name="sound:")
+    hand = mill.hand(busy, sound)
+    await mill.batch(lines(250))
+    await hand.accept()
+    await mill.turn(hand, seconds=50)
+    assert len(sound.calls) >= 240

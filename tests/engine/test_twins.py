@@ -3,11 +3,16 @@
 import json
 
 import pytest
+from sqlalchemy import select
 
+from batchmill.backends.backend import Call, Reply
+from batchmill.backends.echo import EchoBackend
 from batchmill.schedule.retry import Fault
 from batchmill.spec.states import Status
+from batchmill.store.tables import slice_
+from batchmill.store.worker import void_leases
 from engine.faulty import Falling
-from engine.mill import Mill, line
+from engine.mill import Mill, Watched, line
 
 
 def repeated(count: int, texts: int) -> bytes:
@@ -126,3 +131,54 @@ async def test_answers_are_kept_within_bounds(mill: Mill) -> None:
         assert json.loads(raw)["response"]["body"]["choices"][0]["message"]["content"].startswith(
             f"echo: {number % 150} "
         )
+
+
+async def test_who_waits_is_bounded(mill: Mill) -> None:
+    """While one call is out, its twins are not claimed to the end of the file: a thousand wait, others are sent."""
+    backend = mill.echo(latency=1e6)
+    hand = mill.hand(backend, coalesce=True)
+    await mill.batch(repeated(256 * 60, 1))
+    await hand.accept()
+    await mill.turn(hand, seconds=20)
+    assert backend.open == 8
+    held = select(slice_.c.ordinal).where(slice_.c.owner.is_not(None))
+    assert len(await mill.database.read(lambda tx: tx.connection.execute(held).all())) < 20
+
+
+async def test_what_was_never_sent_is_not_in_doubt(mill: Mill) -> None:
+    """With `once`, of lines that waited for their twin when their worker died only that twin is in doubt."""
+    batch = await mill.batch(repeated(200, 1))
+    dead = mill.hand(mill.echo(latency=1e6), once=True, coalesce=True)
+    await dead.accept()
+    await mill.turn(dead, seconds=8)
+    await mill.database.write(lambda tx: void_leases(tx, worker_id="heir"))
+    assert await mill.finish(mill.hand(mill.echo(), once=True, coalesce=True), batch) is Status.COMPLETED
+    assert [error["error"]["code"] for error in await mill.results(batch, "error")] == ["outcome_unknown"]
+
+
+class Flaky(Watched):
+    """Answers a gateway's error to one body, but for its last three sends."""
+
+    left = 7
+
+    async def send(self, call: Call) -> Reply:
+        """See `Backend`."""
+        reply = await super().send(call)
+        if b"flaky" not in call.body or self.left == 0:
+            return reply
+        self.left -= 1
+        return Reply(status=502, body=b"{}")
+
+
+async def test_a_gateways_error_is_one_lines_own(mill: Mill) -> None:
+    """A line that ends by a 502 after all its attempts takes no other with it: the next one is sent."""
+    backend = Flaky(EchoBackend(clock=mill.clock, latency=0.3))
+    batch = await mill.batch(b"".join(line(f"r-{n}", "flaky" if n % 2 else f"text {n}") for n in range(60)))
+    hand = mill.hand(backend, coalesce=True, window=2)
+    await hand.accept()
+    while not await hand.finalizer.step():
+        await hand.scout.step()
+        await mill.turn(hand, seconds=0.5)
+        assert mill.clock.boot() < 2000.0
+    assert len(await mill.results(batch, "error")) <= 1
+    assert len(await mill.results(batch)) >= 59

@@ -421,7 +421,7 @@ def test_no_more_than_its_slots_go_to_an_engine_whose_slots_are_apart() -> None:
         pace.sent(0.0)
     pace.gauged(Gauges(waiting=4, running=4, apart=True), 1.0)
     assert (pace.window, pace.side_by_side) == (4, 4)
-    pace.gauged(Gauges(waiting=0, running=2, apart=True), 2.0)
+    pace.gauged(Gauges(waiting=1, running=2, apart=True), 2.0)  # looked at between two requests of a slot
     assert (pace.window, pace.side_by_side) == (4, 4)
     pace.gauged(None, 3.0)
     pace.gauged(Gauges(waiting=1, running=6, apart=True), 4.0)

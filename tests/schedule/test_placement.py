@@ -137,3 +137,50 @@ def test_a_line_of_its_own_goes_beside_a_group() -> None:
     """Where there is room for another group, a line that shares nothing takes it for one turn."""
     placement = placed([7, 7, 0, 8], 1)
     assert [placement.take(0, side_by_side=2) for _ in range(4)] == [0, 2, 3, 1]
+
+
+def test_before_the_end_nobody_is_held_back() -> None:
+    """As long as there is more than what is in hand, a slow backend may have as much in flight as it takes."""
+    placement = placed([0] * 600, 2)
+    for turn in range(500):
+        backend = int(turn % 5 == 0)
+        assert placement.take(backend) is not None
+        placement.ended(backend)
+    assert placement.take(0) is not None
+    assert all(placement.take(1, is_end=False) is not None for _ in range(90))
+
+
+def test_a_refusal_is_no_answer() -> None:
+    """What a backend has not answered gives it no share of the rest."""
+    placement = placed([0] * 600, 2)
+    for _ in range(250):
+        assert placement.take(0) is not None
+        placement.ended(0, answered=False)
+        assert placement.take(1) is not None
+        placement.ended(1)
+    assert placement.take(0) is not None
+    assert all(placement.take(1) is not None for _ in range(90))
+
+
+def test_who_hangs_restrains_nobody() -> None:
+    """One that has answered ten times as fast, and is silent while the other goes on, has no share any more."""
+    placement = placed([0] * 2400, 2)
+    for turn in range(2200):
+        backend = int(turn % 11 == 0)
+        assert placement.take(backend) is not None
+        placement.ended(backend)
+    assert all(placement.take(0) is not None for _ in range(8))  # and is not heard of again
+    for _ in range(4):
+        assert placement.take(1) is not None
+        placement.ended(1)
+    assert all(placement.take(1) is not None for _ in range(100))
+
+
+def test_what_was_stolen_is_not_paid_back_twice() -> None:
+    """The end of a line that went before its group was stolen counts in one group only."""
+    placement = placed([7] * 8, 2)
+    assert [placement.take(0), placement.take(1), placement.take(1)] == [0, 4, 5]
+    placement.ended(1, 7)
+    placement.ended(1, 7)
+    placement.ended(0, 7)
+    assert sorted(placement.take(number % 2, side_by_side=2) or -1 for number in range(5)) == [1, 2, 3, 6, 7]

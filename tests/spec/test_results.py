@@ -10,9 +10,9 @@ from batchmill.spec.objects import Usage
 from batchmill.spec.results import (
     answered,
     body_of_reply,
-    is_answer,
     readdressed,
     result_id,
+    status_of,
     unanswered,
     usage_of,
 )
@@ -201,9 +201,10 @@ def test_a_reply_without_usage_has_none(body: bytes) -> None:
 
 
 def test_an_answer_is_told_from_what_ended_without_one() -> None:
-    """By its end: whatever a message or a body says, it stands inside."""
-    assert is_answer(answered("a", b'"x"', 400, "req", b'{"error":null}'))
-    assert not is_answer(unanswered("a", b'"x"', "request_timeout", ',"error":null}'))
+    """By its status: whatever a custom_id or a message says, its quotes have backslashes."""
+    odd = json.dumps('"response":{"status_code":200').encode()
+    assert status_of(answered("a", odd, 400, "req", b'{"error":null}')) == 400
+    assert status_of(unanswered("a", odd, "request_timeout", '"response":{"status_code":200')) is None
 
 
 def test_an_answer_can_be_anothers() -> None:

@@ -38,6 +38,10 @@ class Calls:
         """Let a call go out."""
         self._out[request] = asyncio.get_running_loop().create_task(call)
 
+    def is_ending(self, request: Request) -> bool:
+        """Say whether a call is being ended early."""
+        return self._out[request].cancelling() > 0
+
     def ended(self, request: Request) -> None:
         """Note that a call has come to its end."""
         del self._out[request]

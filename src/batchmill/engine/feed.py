@@ -85,7 +85,7 @@ class Feed:
             else:
                 placement.add(request, request.record.prefix)
 
-    def has_news(self) -> bool:
+    def take_news(self) -> bool:
         """Say whether something was offered since this was asked last."""
         news, self._has_news = self._has_news, False
         return news
@@ -110,29 +110,33 @@ class Feed:
                 waited.work.put_back(waited)
                 self.offer(waited.work)
 
-    def next(self, lane: int, *, models: Collection[str], wall: float, side_by_side: int = 1) -> Request | None:
+    def next(
+        self, lane: int, *, models: Collection[str], wall: float, last: Collection[str] = (), side_by_side: int = 1
+    ) -> Request | None:
         """Return a line for a lane that serves these models, or None: none is left, or none that it should have now.
 
-        Nothing of a batch past its window (`wall`, Unix seconds). Tell `ended` once its call has. `side_by_side` as in
-        `Placement`.
+        Nothing of a batch past its window (`wall`, Unix seconds). Tell `ended` once its call has. For the models in
+        `last` nothing more is to be had than what is in hand; `side_by_side` as in `Placement`.
         """
         for _ in range(len(self._order)):
             turn = self._turns[self._order[0]]
             self._order.rotate(-1)
             if wall < turn.expires_at:
                 for model, placement in turn.placements.items():
-                    request = _take(placement, lane, side_by_side) if model in models else None
+                    request = None
+                    if model in models:
+                        request = _take(placement, lane, side_by_side=side_by_side, is_end=model in last)
                     if request is not None:
                         self._places[request] = placement, lane
                         return request
         return None
 
-    def ended(self, request: Request) -> None:
-        """Note that a line's call is over."""
+    def ended(self, request: Request, *, answered: bool = False) -> None:
+        """Note that a line's call is over, and whether it brought the line's Result."""
         place = self._places.pop(request, None)  # one that went alone has none
         if place is not None:
             placement, lane = place
-            placement.ended(lane, request.record.prefix)
+            placement.ended(lane, request.record.prefix, answered=answered)
 
     def put_back(self, request: Request, *, at: float) -> None:
         """Take a line back, to be sent at `at` (boot clock) or later."""
@@ -144,10 +148,10 @@ class Feed:
         return self._later[0][0] if self._later else None
 
 
-def _take(placement: Placement[Request], lane: int, side_by_side: int) -> Request | None:
+def _take(placement: Placement[Request], lane: int, *, side_by_side: int, is_end: bool) -> Request | None:
     """Return the next line for a lane; what was withdrawn since it was offered goes."""
-    while (request := placement.take(lane, side_by_side=side_by_side)) is not None:
+    while (request := placement.take(lane, side_by_side=side_by_side, is_end=is_end)) is not None:
         if request.is_offered:
             return request.work.take(request)
-        placement.ended(lane, request.record.prefix)
+        placement.ended(lane, request.record.prefix, answered=False)
     return None

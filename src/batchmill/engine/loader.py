@@ -42,4 +42,6 @@ class Loader:
         key = work.claim.batch.input_key
         if key is None:
             raise ValueError(f"{work.batch_id} is in progress and has no input")
-        work.load(await asyncio.to_thread(self._blobs.read_spans, key, work.spans()))
+        spans = work.spans()
+        texts = await asyncio.to_thread(self._blobs.read_spans, key, list(spans.values()))
+        work.load(dict(zip(spans, texts, strict=True)))

@@ -1,8 +1,10 @@
 """Sends the lines of batches in progress, and makes what became of them durable in group commits."""
 
 import asyncio
+from collections import deque
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 
 import structlog
 
@@ -73,6 +75,7 @@ class Runner:
         self._metrics = metrics
         self._once = once
         self._feed = Feed(lanes=len(lanes))
+        self._turns = deque(enumerate(lanes))
         self._group = Group(bounds=bounds)
         self._calls = Calls(ended=self._call_ended)
         self._fault: BaseException | None = None
@@ -261,16 +264,17 @@ class Runner:
         """Start as many calls as the paces allow, the Backends in turns."""
         now, wall = self._clock.boot(), self._clock.now()
         self._feed.wake(now)
-        self._starved = self._starved and not self._feed.has_news()
+        self._starved = self._starved and not self._feed.take_news()
         started = self._may_send() and not self._is_solo
+        # With `once` no more is on offer than can go now, the end or not.
+        take = partial(self._feed.next, wall=wall, last=() if self._once else self._sated)
         while started:
             started = False
-            for number, lane in enumerate(self._lanes):
+            self._turns.rotate(-1)
+            for number, lane in self._turns:
                 if self._group.is_full or not lane.pace.may_send(now):
                     continue
-                request = self._feed.next(
-                    number, models=self._lanes.served_by(lane), wall=wall, side_by_side=lane.pace.side_by_side
-                )
+                request = take(number, models=self._lanes.served_by(lane), side_by_side=lane.pace.side_by_side)
                 if request is not None:
                     started = True
                     if self._twins is None or not self._meets_twin(self._twins, request):
@@ -286,6 +290,8 @@ class Runner:
             self._feed.ended(request)
         if isinstance(met, Result):
             self._came_back(request, met)
+        elif met is not None:
+            request.work.came_back(request, undone=True)
         return met is not None
 
     def _start(self, lane: Lane, request: Request, now: float) -> None:
@@ -304,7 +310,9 @@ class Runner:
                     self._came_back(twin, own)
                 self._came_back(request, outcome)
         except asyncio.CancelledError:
-            raise
+            if self._calls.is_ending(request):
+                raise
+            self._fault = self._fault or RuntimeError("a call was cancelled, and by nobody here")
         except BaseException as fault:  # noqa: BLE001 - the next step raises it
             self._fault = self._fault or fault
         self._calls.ended(request)
@@ -336,7 +344,7 @@ class Runner:
         """Wake the loop if there is something for it to do after a call."""
         work = request.work
         work.out -= 1
-        self._feed.ended(request)
+        self._feed.ended(request, answered=work.is_done(request))
         for twin in self._twins.ended(request) if self._twins else ():
             twin.work.came_back(twin, undone=True)
             self._feed.put_back(twin, at=self._clock.boot())

@@ -1,7 +1,6 @@
 """A claimed Slice in a worker's hands: its lines as work, and what has become of them so far."""
 
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -109,14 +108,13 @@ class Work:
         """Whether its bytes are to be loaded."""
         return not self.is_loaded and bool(self._pending or self.doubtful)
 
-    def spans(self) -> list[Span]:
+    def spans(self) -> dict[int, Span]:
         """Return where in the input its open lines are: in the Plan's order they may lie far apart."""
-        return [(request.record.offset, request.record.length) for request in (*self._pending, *self.doubtful)]
+        return {r.index: (r.record.offset, r.record.length) for r in (*self._pending, *self.doubtful)}
 
-    def load(self, texts: Iterable[bytes]) -> None:
-        """Take in the bytes of these spans."""
-        requests = (*self._pending, *self.doubtful)
-        self._texts = {request.index: text for request, text in zip(requests, texts, strict=True)}
+    def load(self, texts: dict[int, bytes]) -> None:
+        """Take in the bytes of these spans; it may have been closed while they were read."""
+        self._texts = texts
         self.size = sum(map(len, self._texts.values()))
         self.is_loaded = True
 
@@ -205,6 +203,10 @@ class Work:
         self._left -= 1
         self.size -= len(self._texts.pop(result.index))
         self._results.append(result)
+
+    def is_done(self, request: Request) -> bool:
+        """Say whether a line has its Result."""
+        return _has(self._done, request.index)
 
     def stood(self, portion: Portion) -> None:
         """Note that Results are durable: lines that went alone and killed nobody clear those behind them."""

@@ -107,6 +107,7 @@ def merge_results(
                 with blobs.scratch() as scratch:
                     found = _Scattered(blobs=blobs, group=group, wanted=wanted, scratch=scratch)
                     yield from closed.lines(group, wanted, found, found.succeeded)
+                    found.close()
 
 
 def _groups(*, blobs: Blobs, batch: Batch, slices: Sequence[Slice], segments: Sequence[Segment]) -> Iterator[_Group]:
@@ -204,6 +205,11 @@ class _Scattered:
         scratch.flush()
         # Not read(): that is a system call a line. Views of it would have to be gone before it is closed: copies.
         self._mapped = mmap.mmap(scratch.fileno(), end, access=mmap.ACCESS_READ) if end else b""
+
+    def close(self) -> None:
+        """Let go of the scratch: a mapping keeps it on the disk."""
+        if isinstance(self._mapped, mmap.mmap):
+            self._mapped.close()
 
     def __getitem__(self, place: int) -> bytes | None:
         """Return the line at a place; None if it has no Result."""

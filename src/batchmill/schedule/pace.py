@@ -176,7 +176,7 @@ class Pace:
         if gauges is not None and gauges.apart and gauges.running:
             self._side_by_side = max(self._side_by_side, int(gauges.running))
             # What waits in the engine takes the first slot that is free, not the one that has its beginning.
-            self._slots = int(gauges.running) if gauges.waiting else self._slots
+            self._slots = self._side_by_side if gauges.waiting else self._slots
         self._window.gauged(gauges, now, self._in_flight)
 
     def _is_old(self, sent_at: float | None) -> bool:

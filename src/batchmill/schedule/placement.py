@@ -9,7 +9,8 @@ An engine whose slots each have a cache of their own would compute a beginning i
 many groups side by side as it has slots, each time of the group that has the fewest out.
 
 Towards the end nobody may hoard: each has at most its share of what is not answered, by the lines it has answered so
-far. Else one that was sent a thousand lines ends long after those that have run dry.
+far. Else one that was sent a thousand lines ends long after those that have run dry. Who has nothing in flight, or has
+not answered for long, takes part in no share.
 """
 
 from collections import deque
@@ -18,6 +19,7 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
+LATE = 4  # times what it has in flight should have been answered: it hangs
 KNOWN = 64  # answers of each Backend on average: before that nobody knows how fast it is
 
 
@@ -37,6 +39,7 @@ class Placement(Generic[Item]):
         self._left = 0
         self._out = [0] * backends
         self._answered = [0] * backends
+        self._owed = [0.0] * backends  # answers that should have come since its last one, by what the others gave
 
     def __len__(self) -> int:
         """Return how many lines are left."""
@@ -57,7 +60,7 @@ class Placement(Generic[Item]):
         self._left += 1
         self._front.appendleft(_Group(0, deque([item])))
 
-    def take(self, backend: int, *, side_by_side: int = 1) -> Item | None:
+    def take(self, backend: int, *, side_by_side: int = 1, is_end: bool = True) -> Item | None:
         """Return the next line for a Backend; None when none is left, or none that it should have now.
 
         One that has nothing in flight always gets a line while some are left. Tell `ended` of each that was taken.
@@ -65,8 +68,9 @@ class Placement(Generic[Item]):
         Args:
             backend: Its number.
             side_by_side: Of how many groups it gets lines in turns.
+            is_end: What is left here is all that there is.
         """
-        if not self._left or self._hoards(backend):
+        if not self._left or (is_end and self._hoards(backend)):
             return None
         self._left -= 1
         self._out[backend] += 1
@@ -81,23 +85,28 @@ class Placement(Generic[Item]):
         group.out += 1
         return group.items.popleft()
 
-    def ended(self, backend: int, prefix: int = 0) -> None:
-        """Note that a line that a Backend took is out no more."""
+    def ended(self, backend: int, prefix: int = 0, *, answered: bool = True) -> None:
+        """Note that a line that a Backend took is out no more, and whether it was answered."""
         self._out[backend] -= 1
-        self._answered[backend] += 1
+        if answered:
+            self._answered[backend] += 1
+            for other, so_far in enumerate(self._answered):
+                self._owed[other] += so_far / self._answered[backend]
+            self._owed[backend] = 0.0
         for group in self._held[backend]:
-            if group.prefix == prefix != 0:
+            if group.prefix == prefix != 0 and group.out:
                 group.out -= 1
+                break
 
     def _hoards(self, backend: int) -> bool:
         if not self._out[backend] or len(self._out) == 1:
             return False
-        # One with nothing in flight is away.
-        beside = [answered for answered, out in zip(self._answered, self._out, strict=True) if out]
+        known = zip(self._answered, self._out, self._owed, strict=True)
+        beside = [answered for answered, out, owed in known if out and owed <= LATE * out]
         answered = sum(beside)
         if answered < KNOWN * len(beside):
             return False
-        share = self._answered[backend] / answered
+        share = self._answered[backend] / (answered or 1)
         return self._out[backend] >= share * (self._left + sum(self._out))
 
     def _single(self) -> Item:

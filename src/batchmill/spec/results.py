@@ -3,6 +3,7 @@
 On the hot path no JSON object is built: a reply is checked, spliced in, and its usage picked out.
 """
 
+import re
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Annotated
@@ -17,7 +18,7 @@ _SPACE = b" \t\r\n"  # JSON's own
 _LF, _CR = b"\n\r"
 _BATCHES = 256  # whose ids' digests are kept begun
 _EXCERPT = 2_000  # characters of an answer that is no JSON object
-_ANSWERED = b',"error":null}\n'  # ends the line of a Request that got an HTTP answer, and no other
+_STATUS = re.compile(rb'"response":(?:null|\{"status_code":(\d+))')
 _WIDEST = 4  # bytes of a character in UTF-8
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]  # sums of them stay within 64 bits
@@ -96,13 +97,12 @@ def answered(line_id: str, custom_id: bytes, status: int, request_id: str, body:
         request_id: Ours, of this call.
         body: From `body_of_reply`.
     """
-    return b'{"id":%b,"custom_id":%b,"response":{"status_code":%d,"request_id":%b,"body":%b}%b' % (
+    return b'{"id":%b,"custom_id":%b,"response":{"status_code":%d,"request_id":%b,"body":%b},"error":null}\n' % (
         _ENCODER.encode(line_id),
         custom_id,
         status,
         _ENCODER.encode(request_id),
         body,
-        _ANSWERED,
     )
 
 
@@ -115,9 +115,10 @@ def unanswered(line_id: str, custom_id: bytes, code: str, message: str) -> bytes
     )
 
 
-def is_answer(text: bytes) -> bool:
-    """Say whether a line is one of a Request that got an HTTP answer."""
-    return text.endswith(_ANSWERED)
+def status_of(text: bytes) -> int | None:
+    """Return the HTTP status in a line of a result file; None if its Request got no HTTP answer."""
+    found = _STATUS.search(text)  # the first: before it is a custom_id, in which each quote has a backslash
+    return int(found[1]) if found is not None and found[1] else None
 
 
 def readdressed(text: bytes, *, line_id: str, custom_id: bytes, new_line_id: str, new_custom_id: bytes) -> bytes:
