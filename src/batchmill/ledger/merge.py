@@ -10,8 +10,8 @@ import mmap
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby
-from operator import attrgetter
+from itertools import accumulate, compress, groupby, islice
+from operator import attrgetter, not_
 from typing import BinaryIO, Protocol
 
 from batchmill.blobs.blobs import Blobs
@@ -22,6 +22,7 @@ from batchmill.store.batch import Batch
 from batchmill.store.slice import Segment, Slice
 
 _BLOCK = 256  # lines handed out at once
+_SLICES = 256  # of which the Plan is read at once, to see which interleave
 _IN_MEMORY = 16 << 20
 _IN_SCRATCH = 1 << 30
 
@@ -120,7 +121,11 @@ def _groups(*, blobs: Blobs, batch: Batch, slices: Sequence[Slice], segments: Se
         return blobs.read(key, offset=of[0].first * RECORD_BYTES, length=lines * RECORD_BYTES)
 
     by_slice = {ordinal: tuple(group) for ordinal, group in groupby(segments, key=attrgetter("slice"))}
-    spans = [(min(numbers), max(numbers)) for numbers in (line_numbers(plan([held])) for held in slices)]
+    spans: list[tuple[int, int]] = []
+    for start in range(0, len(slices), _SLICES):
+        some = slices[start : start + _SLICES]
+        numbers = iter(line_numbers(plan(some)))
+        spans += ((min(of_slice), max(of_slice)) for of_slice in (list(islice(numbers, s.lines)) for s in some))
     highest = accumulate((high for _, high in spans), max)
     lowest_behind = list(accumulate((low for low, _ in reversed(spans)), min))[-2::-1]
     begun = 0
@@ -129,12 +134,12 @@ def _groups(*, blobs: Blobs, batch: Batch, slices: Sequence[Slice], segments: Se
             of = slices[begun : at + 1]
             begun = at + 1
             records = plan(of)
-            numbers = line_numbers(records)
+            places = line_numbers(records)
             yield _Group(
                 slices=of,
                 segments=[by_slice.get(held.ordinal, ()) for held in of],
                 plan=records,
-                order=array("I", sorted(range(len(numbers)), key=numbers.__getitem__)),
+                order=array("I", sorted(range(len(places)), key=places.__getitem__)),
             )
 
 
@@ -149,14 +154,15 @@ class _Closed:
     def lines(self, group: _Group, order: Sequence[int], texts: _Texts, succeeded: Sequence[int]) -> Iterator[Merged]:
         """Yield the lines at these places of a group."""
         for start in range(0, len(order), _BLOCK):
-            found = {place: texts[place] for place in order[start : start + _BLOCK]}
-            holes = [place for place, text in found.items() if text is None]
+            places = order[start : start + _BLOCK]
+            found: list[Text] = [texts[place] or b"" for place in places]
+            holes = [at for at, text in enumerate(found) if not text]
             if holes:
-                found |= zip(holes, self._rest_of(group, holes), strict=True)
+                for at, line in zip(holes, self._rest_of(group, [places[at] for at in holes]), strict=True):
+                    found[at] = line
+            done = [succeeded[place] for place in places]
             yield Merged(
-                output=[text for place, text in found.items() if text is not None and succeeded[place]],
-                error=[text for place, text in found.items() if text is not None and not succeeded[place]],
-                rest=len(holes),
+                output=list(compress(found, done)), error=list(compress(found, map(not_, done))), rest=len(holes)
             )
 
     def _rest_of(self, group: _Group, holes: Sequence[int]) -> Iterator[bytes]:
@@ -235,6 +241,8 @@ def _results_of_slice(
                 texts[index] = view[start:end]
                 succeeded[index] = ok
     done = int.from_bytes(held.done, "little")
+    if all(texts) and done == (1 << held.lines) - 1 and not beyond:
+        return texts, succeeded
     odd = [index for index, text in enumerate(texts) if (text is not None) != (done >> index & 1)] + beyond
     if odd:
         raise DamagedSegment(
