@@ -13,6 +13,7 @@ from batchmill.ledger.segment import Result
 from batchmill.spec.results import readdressed, result_id, status_of
 
 _KEPT_BYTES = 32 << 20  # of answers
+_BESIDE = 600  # bytes that one takes beside its text
 _MOST_WAITING = 1024  # lines, over all: they are bound by nothing else; one more is sent itself
 _SERVER_ERROR = 500
 
@@ -62,10 +63,10 @@ class Twins:
             return []
         del self._out[key], self._keys[first]
         answer = self._answers[key] = _Answer(first.record.line, first.work.envelope(first).custom_id, result)
-        self._kept += len(result.text)
+        self._kept += _size(answer)
         while self._kept > self._most:
             _, forgotten = self._answers.popitem(last=False)
-            self._kept -= len(forgotten.result.text)
+            self._kept -= _size(forgotten)
         return [(twin, _as_its_own(twin, answer)) for twin in self._freed(first)]
 
     def ended(self, first: Request) -> list[Request]:
@@ -79,6 +80,10 @@ class Twins:
         twins = self._waiting.pop(first, [])
         self._waits -= len(twins)
         return twins
+
+
+def _size(answer: _Answer) -> int:
+    return len(answer.result.text) + _BESIDE
 
 
 def _as_its_own(twin: Request, answer: _Answer) -> Result:
