@@ -27,6 +27,7 @@ from types import SimpleNamespace
 import structlog
 
 from batchmill.spec import ids
+from batchmill.store.blob import BlobGone
 from faults.oracle import Violation
 from faults.simulation import Simulation, World
 from faults.virtual import StandStill, VirtualLoop
@@ -62,6 +63,8 @@ def run_seed(world: World, seed: int) -> Outcome:
         loop.run_until_complete(simulation.run())
     except (Violation, StandStill) as found:
         violation = str(found)
+    except BlobGone as found:
+        violation = f"a client's File has lost the reference to {found}"
     finally:
         digest = simulation.trace.digest()
         loop.run_until_complete(simulation.tear_down())
