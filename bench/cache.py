@@ -1,6 +1,6 @@
 """What the order of lines is worth on the built-in engine: prompt tokens computed, CPU and wall time, to the file's.
 
-    python bench/cache.py --passages 40 --questions 4
+    python bench/cache.py --passages 40 --questions 3
 
 A shuffled batch of short questions about long passages, each passage the beginning of its questions' prompts, goes
 through `batchmill run` twice on the built-in model (llama.cpp with its prefix cache): with `order = "file"`, and as
@@ -108,7 +108,7 @@ def main() -> None:
     """Compare the two orders."""
     options = arguments(__doc__)
     options.add_argument("--passages", type=int, default=40)
-    options.add_argument("--questions", type=int, default=4, help="10 take half an hour on slow cores")
+    options.add_argument("--questions", type=int, default=3, help="10 take half an hour on slow cores")
     options.add_argument("--passage-bytes", type=int, default=2_600)
     options.add_argument("--pairs", type=int, default=1)
     chosen = options.parse_args()
