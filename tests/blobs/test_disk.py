@@ -104,8 +104,9 @@ def full_disk(size: int) -> Iterator[None]:
 
 
 def write_too_much(writer: BlobWriter) -> None:
-    """Write more than the disk takes."""
+    """Write more than the disk takes, of which the next call hears: so much is written aside."""
     writer.write(bytes(3 << 20))
+    writer.finish()
 
 
 def write_in_pieces(writer: BlobWriter) -> None:
@@ -114,13 +115,19 @@ def write_in_pieces(writer: BlobWriter) -> None:
         writer.write(bytes(64_000))
 
 
+def write_on(writer: BlobWriter) -> None:
+    """Write large pieces until one of them hears of it."""
+    for _ in range(50):
+        writer.write(bytes(1 << 20))
+
+
 def finish_too_much(writer: BlobWriter) -> None:
     """Write what fits the buffer but not the disk."""
     writer.write(bytes(200_000))
     writer.finish()
 
 
-@pytest.mark.parametrize("attempt", [write_too_much, write_in_pieces, finish_too_much])
+@pytest.mark.parametrize("attempt", [write_too_much, write_in_pieces, write_on, finish_too_much])
 def test_a_full_disk_leaves_nothing_behind(blobs: Blobs, folder: Path, attempt: Callable[[BlobWriter], None]) -> None:
     """Where bytes cannot be written the writer raises, and its discard succeeds and gives their room back."""
     writer = blobs.writer("k")
@@ -251,3 +258,27 @@ def test_bytes_outlive_the_process(blobs: Blobs, folder: Path) -> None:
     put(blobs, "k")
     assert content(DiskBlobs(folder=folder), "k") == b"abc"
     assert content(pickle.loads(pickle.dumps(blobs)), "k") == b"abc"  # noqa: S301 - as a child process gets it
+
+
+def test_many_bytes_are_written_in_their_order(blobs: Blobs) -> None:
+    """What is written and hashed aside is what was given, also where the caller uses its memory again."""
+    pieces = [bytes([number]) * 300_000 for number in range(40)]
+    writer = blobs.writer("large")
+    for piece in pieces:
+        memory = bytearray(piece)
+        writer.write(memoryview(memory))
+        memory[:] = bytes(len(memory))
+    written = writer.finish()
+    whole = b"".join(pieces)
+    assert written == Written(bytes=len(whole), sha256=hashlib.sha256(whole).hexdigest())
+    assert blobs.read("large", offset=0, length=len(whole)) == whole
+
+
+def test_many_bytes_can_be_given_up(blobs: Blobs) -> None:
+    """Also while some of them are on their way, and twice."""
+    writer = blobs.writer("large")
+    for _ in range(10):
+        writer.write(bytes(1 << 20))
+    writer.discard()
+    writer.discard()
+    assert list(blobs.keys(before=EVER)) == []

@@ -15,6 +15,8 @@ from contextlib import suppress
 from functools import partial
 from io import BufferedWriter
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 from typing import BinaryIO, cast
 
 from batchmill.blobs.blobs import BlobMissing, Span, Written, gather
@@ -23,6 +25,8 @@ _KEY = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _SHELVES = 256  # folders that the keys are spread over
 _UNFINISHED = ".part"  # ends the name of bytes on their way; no key has a dot
 _BUFFER = 1 << 20
+_FEW = 1 << 20  # bytes that are not worth a thread
+_PIECES = 4  # that wait for the disk
 
 
 class DiskBlobs:
@@ -114,7 +118,7 @@ class DiskBlobs:
 
 
 class DiskWriter:
-    """Bytes on their way to one path."""
+    """Bytes on their way to one path; many are written and hashed aside, while the next are on their way."""
 
     def __init__(self, path: Path, fsync: Callable[[int], None]) -> None:
         self._path = path
@@ -123,15 +127,28 @@ class DiskWriter:
         self._stream = BufferedWriter(self._file, _BUFFER)
         self._digest = hashlib.sha256()
         self._bytes = 0
+        self._aside: _Aside | None = None
 
     def write(self, data: bytes | memoryview) -> None:
         """See `BlobWriter`."""
+        self._bytes += len(data)
+        if self._aside is not None:
+            self._aside.put(bytes(data))
+        elif self._bytes <= _FEW:
+            self._put(data)
+        else:
+            self._aside = _Aside(self._put)
+            self._aside.put(bytes(data))
+
+    def _put(self, data: bytes | memoryview) -> None:
         self._stream.write(data)
         self._digest.update(data)
-        self._bytes += len(data)
 
     def finish(self) -> Written:
         """See `BlobWriter`."""
+        if self._aside is not None:
+            self._aside.end()
+            self._aside.check()
         with self._stream as stream:
             stream.flush()
             self._fsync(stream.fileno())
@@ -141,8 +158,43 @@ class DiskWriter:
 
     def discard(self) -> None:
         """See `BlobWriter`."""
+        if self._aside is not None:
+            self._aside.end()
         self._file.close()  # past the buffer: what it holds must not be written any more, the disk may be full
         _unfinished(self._path).unlink(missing_ok=True)
+
+
+class _Aside:
+    """A thread that hands bytes on in their order; some pieces may wait. What goes wrong is raised by the next call."""
+
+    def __init__(self, take: Callable[[bytes], None]) -> None:
+        self._take = take
+        self._pieces: Queue[bytes | None] = Queue(_PIECES)
+        self._fault: BaseException | None = None
+        self._thread = Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def put(self, data: bytes) -> None:
+        self.check()
+        self._pieces.put(data)
+
+    def check(self) -> None:
+        if self._fault is not None:
+            raise self._fault
+
+    def end(self) -> None:
+        """Hand on what waits, and no more."""
+        if self._thread.is_alive():
+            self._pieces.put(None)
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (data := self._pieces.get()) is not None:
+            if self._fault is None:
+                try:
+                    self._take(data)
+                except BaseException as fault:  # noqa: BLE001 - raised by the next call
+                    self._fault = fault
 
 
 def _unfinished(path: Path) -> Path:
