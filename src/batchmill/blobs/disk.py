@@ -25,7 +25,7 @@ _KEY = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _SHELVES = 256  # folders that the keys are spread over
 _UNFINISHED = ".part"  # ends the name of bytes on their way; no key has a dot
 _BUFFER = 1 << 20
-_FEW = 1 << 20  # bytes that are not worth a thread
+_FEW = 4 << 20  # bytes that are not worth a thread
 _PIECES = 4  # that wait for the disk
 
 
