@@ -14,6 +14,16 @@ def placed(prefixes: list[int], backends: int) -> Placement[int]:
     return placement
 
 
+def well_known(lines: int, answered: int, *, every: int) -> Placement[int]:
+    """Return lines of two backends of which so many are answered, one in so many by the second one."""
+    placement = placed([0] * lines, 2)
+    for turn in range(answered):
+        backend = int(turn % every == 0)
+        assert placement.take(backend) is not None
+        placement.ended(backend)
+    return placement
+
+
 def test_a_group_goes_to_one_backend() -> None:
     """Who took its first line gets the rest, and then the next group that nobody has."""
     placement = placed([7, 7, 7, 8, 8, 9, 9], 2)
@@ -59,11 +69,7 @@ def test_a_group_that_goes_on_goes_on() -> None:
 
 def test_towards_the_end_nobody_hoards() -> None:
     """A backend that has answered a fifth of the lines has at most a fifth of those that are not answered."""
-    placement = placed([0] * 600, 2)
-    for turn in range(500):
-        backend = int(turn % 5 == 0)
-        assert placement.take(backend) is not None
-        placement.ended(backend)
+    placement = well_known(600, 500, every=5)
     assert placement.take(0) is not None
     taken = [placement.take(1) for _ in range(100)]
     assert sum(line is not None for line in taken) == 20
@@ -94,10 +100,7 @@ def test_every_line_is_taken_once(prefixes: list[int], backends: int, data: st.D
 
 def test_who_is_away_holds_nobody_back() -> None:
     """One with nothing in flight does not count: else the other would send fewer and fewer lines at the end."""
-    placement = placed([0] * 600, 2)
-    for turn in range(500):
-        assert placement.take(turn % 2) is not None
-        placement.ended(turn % 2)
+    placement = well_known(600, 500, every=2)
     assert [placement.take(0) for _ in range(100)] == list(range(500, 600))
 
 
@@ -141,11 +144,7 @@ def test_a_line_of_its_own_goes_beside_a_group() -> None:
 
 def test_before_the_end_nobody_is_held_back() -> None:
     """As long as there is more than what is in hand, a slow backend may have as much in flight as it takes."""
-    placement = placed([0] * 600, 2)
-    for turn in range(500):
-        backend = int(turn % 5 == 0)
-        assert placement.take(backend) is not None
-        placement.ended(backend)
+    placement = well_known(600, 500, every=5)
     assert placement.take(0) is not None
     assert all(placement.take(1, is_end=False) is not None for _ in range(90))
 
@@ -164,11 +163,7 @@ def test_a_refusal_is_no_answer() -> None:
 
 def test_who_hangs_restrains_nobody() -> None:
     """One that has answered ten times as fast, and is silent while the other goes on, has no share any more."""
-    placement = placed([0] * 2400, 2)
-    for turn in range(2200):
-        backend = int(turn % 11 == 0)
-        assert placement.take(backend) is not None
-        placement.ended(backend)
+    placement = well_known(2400, 2200, every=11)
     assert all(placement.take(0) is not None for _ in range(8))  # and is not heard of again
     for _ in range(4):
         assert placement.take(1) is not None

@@ -42,7 +42,7 @@ class Feed:
 
     @property
     def slice_lines(self) -> float:
-        """How many lines a Slice in hand has, on average: few where a file changes its model from line to line."""
+        """How many lines a Slice in hand has, on average: few where a file is small or has many models."""
         lines = [work.claim.slice.lines for work in self]
         return sum(lines) / len(lines) if lines else SLICE_LINES
 
