@@ -45,7 +45,7 @@ from batchmill.schedule.planner import Ordering
 from batchmill.settings import BackendSettings, BadSettings, Settings, limits_over
 from batchmill.spec.ids import mint_id
 from batchmill.spec.limits import PROFILES, Limits
-from batchmill.store.database import SqliteDatabase
+from batchmill.store.database import Database, PostgresDatabase, SqliteDatabase
 from batchmill.telemetry import Metrics
 
 _LOOK_SECONDS = 0.25  # how often somebody looks whether rows have changed, or a backend wants a probe
@@ -73,15 +73,35 @@ def rows_path(settings: Settings) -> Path:
 
 
 class Storage:
-    """The rows and the bytes of one data directory; with `metrics`, fsyncs are timed."""
+    """The rows and the bytes: those of one data directory, or a server's and a bucket's.
+
+    With `metrics`, fsyncs are timed.
+
+    Raises:
+        BadSettings: what the settings ask for is not installed, or makes no sense.
+    """
 
     def __init__(self, *, settings: Settings, clock: Clock, metrics: Metrics | None = None) -> None:
-        _refuse_what_is_not_built(settings)
-        fsync = os.fsync if metrics is None else partial(_timed_fsync, metrics)
-        self.database = SqliteDatabase(path=rows_path(settings), clock=clock)
-        self.disk = DiskBlobs(folder=settings.data / "blobs", fsync=fsync)
-        self.blobs: Blobs = self.disk
+        self._disk: DiskBlobs | None = None
+        self.database: Database = (
+            SqliteDatabase(path=rows_path(settings), clock=clock)
+            if settings.database is None
+            else _postgres(settings.database)
+        )
+        if settings.blobs is None:
+            fsync = os.fsync if metrics is None else partial(_timed_fsync, metrics)
+            self._disk = DiskBlobs(folder=settings.data / "blobs", fsync=fsync)
+            self.blobs: Blobs = self._disk
+        else:
+            raise BadSettings("blobs: this version keeps its bytes under --data; buckets are not supported yet")
         self.room = Space(folder=settings.data)
+
+    @property
+    def disk(self) -> DiskBlobs:
+        """The blobs as files of an embedded data directory."""
+        if self._disk is None:
+            raise LookupError("these bytes are in a bucket")
+        return self._disk
 
     def read_in_place(self, *, key: str, file: OutsideFile) -> None:
         """Let a key stand for a file where it lies (`batchmill run`'s input)."""
@@ -93,15 +113,11 @@ def _timed_fsync(metrics: Metrics, descriptor: int) -> None:
         os.fsync(descriptor)
 
 
-def _refuse_what_is_not_built(settings: Settings) -> None:
-    if settings.database is not None and not settings.database.startswith("sqlite:"):
-        raise BadSettings(
-            "database: this version keeps its rows in SQLite under --data; PostgreSQL is not supported yet"
-        )
-    if settings.database is not None:
-        raise BadSettings("database: SQLite's file lies under --data; leave --database out")
-    if settings.blobs is not None:
-        raise BadSettings("blobs: this version keeps its bytes under --data; buckets are not supported yet")
+def _postgres(url: str) -> Database:
+    try:
+        return PostgresDatabase(url=url)
+    except ModuleNotFoundError as missing:
+        raise BadSettings("database: PostgreSQL needs an extra: pip install 'batchmill[postgres]'") from missing
 
 
 def limits_of(settings: Settings) -> Limits:

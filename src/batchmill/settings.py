@@ -38,6 +38,8 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, None: 1.
 _LONGEST = 100 * 365 * 86_400.0  # a hundred years: every calendar and every row holds its end
 _LAST_PORT = 65535
 _SCHEMES = ("http", "https", "echo")
+_DATABASES = ("postgresql", "postgres")
+_BUCKETS = ("s3", "gs", "az")
 
 
 class BadSettings(Exception):  # noqa: N818 - it states what is so
@@ -81,6 +83,24 @@ def _folder(value: object) -> object:
     if value == "":
         raise ValueError("is empty: name a folder")
     return value
+
+
+def _database(text: str) -> str:
+    """Refuse what is no PostgreSQL server; the URL is never shown, since it may hold a password."""
+    scheme = urlsplit(text).scheme
+    if scheme.startswith("sqlite"):
+        raise ValueError("SQLite's file lies under --data; leave --database out")
+    if scheme not in _DATABASES:
+        raise ValueError("is no URL of the form postgresql://user@host:port/name")
+    return text
+
+
+def _bucket(text: str) -> str:
+    """Refuse what is no bucket's URL."""
+    parts = urlsplit(text)
+    if parts.scheme not in _BUCKETS or not parts.netloc or "@" in parts.netloc or parts.query:
+        raise ValueError(f"is no URL of the form s3://bucket/prefix; there are {', '.join(_BUCKETS)}")
+    return text
 
 
 class BackendSettings(BaseModel):
@@ -190,8 +210,12 @@ class Settings(BaseSettings):
     models: dict[str, ModelSettings] = Field(default_factory=dict)
     media_urls: Literal["any", "public"] = "any"
     limits_override: dict[str, Any] = Field(default_factory=dict)  # any field of Limits, over the profile's
-    database: str | None = None
-    blobs: str | None = None
+    database: Annotated[str, AfterValidator(_database)] | None = None  # None: SQLite under `data`
+    database_pool: Number = Field(default=10, ge=2)  # connections of each process
+    database_pooled: bool = False  # the server is a pgbouncer in transaction mode
+    allow_unsafe_database: bool = False  # one that runs with fsync=off or full_page_writes=off
+    blobs: Annotated[str, AfterValidator(_bucket)] | None = None  # None: files under `data`
+    worker: bool = True  # `serve` runs one beside the API
     settings: Path | None = None
     drain: Seconds = 30.0
     lease: Annotated[Seconds, Field(ge=1)] = 15.0
@@ -232,6 +256,17 @@ class Settings(BaseSettings):
         if self.metrics_port is None and self.port == _LAST_PORT:
             raise ValueError(f"metrics_port: there is none after port {_LAST_PORT}; name one")
         return self
+
+    @model_validator(mode="after")
+    def _has_a_worker_somewhere(self) -> Self:
+        if self.database is None and not self.worker:
+            raise ValueError("worker: one cannot be apart from SQLite; set database to a PostgreSQL server")
+        return self
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the rows are in the data directory: one `serve` has it for itself."""
+        return self.database is None
 
     @property
     def port_of_metrics(self) -> int:

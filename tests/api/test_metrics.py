@@ -128,7 +128,7 @@ async def test_nothing_else_is_served(scraped: Scraped, method: str, path: str) 
     assert await scraped.ask(path, method) == (
         404,
         "text/plain; charset=utf-8",
-        "Only GET /metrics is served here.\n",
+        "Only GET /metrics and /healthz are served here.\n",
     )
 
 

@@ -24,7 +24,12 @@ _USAGE = [
     (["--backend", "http://gpu-1/v1", "--backend", "http://gpu-1/v1"], "backend: http://gpu-1/v1 is given twice"),
     (["--backend", "http://gpu-1/v1", "--backend-key-env", "NO_SUCH_KEY"], "the environment variable NO_SUCH_KEY"),
     (["--backend", "http://gpu-1/v1", "--backend-key-env", "A", "--backend-key-env", "B"], "give one name for each"),
-    (["--backend", "echo:", "--database", "postgresql://me:secret@db/rows"], "PostgreSQL is not supported yet"),
+    (
+        ["--backend", "echo:", "--database", "mysql://me:secret@db/rows"],
+        "database: is no URL of the form postgresql://",
+    ),
+    (["--backend", "echo:", "--database", "sqlite:///rows"], "SQLite's file lies under --data"),
+    (["--backend", "echo:", "--no-worker"], "worker: one cannot be apart from SQLite"),
     (["--backend", "echo:", "--blobs", "s3://bucket/prefix"], "buckets are not supported yet"),
     (["--settings", "no-such-file.toml"], "settings: there is no file no-such-file.toml"),
 ]

@@ -63,11 +63,17 @@ class MetricsApp:
         self._log = structlog.get_logger("metrics")
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer a request: 200, 404 for another path or method, or 503 while the database is away."""
-        if (scope.get("method"), scope.get("path")) == ("GET", "/metrics"):
-            answer = await self._numbers()
-        else:
-            answer = PlainTextResponse("Only GET /metrics is served here.\n", status_code=404)
+        """Answer a request: 200, 404 for another path or method, or 503 while the database is away.
+
+        `/healthz` says that the process is alive, to whoever starts it again when it is not.
+        """
+        match scope.get("method"), scope.get("path"):
+            case "GET", "/metrics":
+                answer = await self._numbers()
+            case "GET" | "HEAD", "/healthz":
+                answer = PlainTextResponse("ok\n")
+            case _:
+                answer = PlainTextResponse("Only GET /metrics and /healthz are served here.\n", status_code=404)
         await answer(scope, receive, send)
 
     async def _numbers(self) -> Response:

@@ -12,7 +12,8 @@ from batchmill.assemble import Storage, build_clock, rows_path
 from batchmill.blobs.disk import sync_folder
 from batchmill.cli import data_directory
 from batchmill.cli.exit import Exit, Stop
-from batchmill.cli.verify import audit, input_outside, open_store, refuse_other_version
+from batchmill.cli.rows import open_store
+from batchmill.cli.verify import audit, input_outside, refuse_other_version
 from batchmill.ledger.copy import TooBusy, copy_store
 from batchmill.settings import Settings
 from batchmill.store.copy import settle_copy
@@ -26,6 +27,12 @@ def run_backup(settings: Settings, *, folder: Path, say: Callable[[str], None]) 
     Raises:
         Stop: there is nothing to copy, or the copy cannot be made there.
     """
+    if not settings.is_embedded or settings.blobs is not None:
+        raise Stop(
+            "A backup copies a data directory. Of a PostgreSQL server and a bucket use pg_dump, and after it a copy of"
+            " the bucket, which must keep what is deleted meanwhile (versioning).",
+            Exit.USAGE,
+        )
     source = open_store(settings)
     target = settings.model_copy(update={"data": folder})
     if folder.resolve().is_relative_to(settings.data.resolve()):  # where the Sweeper clears up, too

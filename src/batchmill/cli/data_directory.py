@@ -34,10 +34,11 @@ def prepare(folder: Path) -> None:
         )
 
 
-def lock(folder: Path, *, patience: float = _WAIT_SECONDS) -> int:
+def lock(folder: Path, *, patience: float = _WAIT_SECONDS, shared: bool = False) -> int:
     """Take the folder's lock and return its descriptor, to be handed on to the children.
 
-    The lock lasts until the last process that holds the descriptor has ended, so a restart waits its turn.
+    The lock lasts until the last process that holds the descriptor has ended, so a restart waits its turn. `shared`:
+    beside others whose rows are elsewhere, too, but beside nobody who has rows in the folder.
 
     Raises:
         Stop: others hold it still after `patience` seconds.
@@ -46,7 +47,7 @@ def lock(folder: Path, *, patience: float = _WAIT_SECONDS) -> int:
     until = time.monotonic() + patience
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= until:
                 os.close(descriptor)

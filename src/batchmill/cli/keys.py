@@ -1,20 +1,18 @@
 """`batchmill keys`: make, list, revoke and rotate API keys, with or without a running server."""
 
-import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from batchmill.assemble import Storage, build_clock
-from batchmill.cli import data_directory
+from batchmill.assemble import build_clock
 from batchmill.cli.exit import Exit, Stop
-from batchmill.settings import BadSettings, Seconds, Settings
+from batchmill.cli.rows import in_rows
+from batchmill.settings import Seconds, Settings
 from batchmill.spec.ids import key_digest, key_hint, mint_id, mint_key
 from batchmill.spec.scopes import DEFAULT_SCOPES, Scope
-from batchmill.store.database import Statements, T, Transaction
-from batchmill.store.migrate import migrate
+from batchmill.store.database import Transaction
 from batchmill.store.organisation import (
     Key,
     expire_key,
@@ -164,28 +162,6 @@ def read_seconds(option: str, text: str) -> float:
         raise Stop(
             f"{option}: {text!r} is not a duration such as 90d, 24h or 30m, of 100 years at most.", Exit.USAGE
         ) from fault
-
-
-def in_rows(settings: Settings, statements: Statements[T]) -> T:
-    """Run statements on the rows of a data directory, which is made, and brought up to date, where it has to be."""
-    data_directory.prepare(settings.data)
-
-    async def run() -> T:
-        try:
-            database = Storage(settings=settings, clock=build_clock()).database
-        except BadSettings as fault:
-            raise Stop(str(fault), Exit.USAGE) from fault
-
-        def all_statements(tx: Transaction) -> T:
-            migrate(tx)
-            return statements(tx)
-
-        try:
-            return await database.write(all_statements)
-        finally:
-            await database.close()
-
-    return asyncio.run(run())
 
 
 def _known(tx: Transaction, key_id: str) -> Key:

@@ -6,7 +6,8 @@ from typing import Any
 
 from batchmill.assemble import build_clock
 from batchmill.cli.exit import Exit, Stop
-from batchmill.cli.keys import in_rows, read_name
+from batchmill.cli.keys import read_name
+from batchmill.cli.rows import in_rows
 from batchmill.settings import Settings
 from batchmill.spec.ids import mint_id
 from batchmill.store.database import Transaction

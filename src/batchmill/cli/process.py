@@ -1,4 +1,4 @@
-"""One child process of `serve`: what the API and the worker run as.
+"""One child process of `serve` or `worker`: what the API and the worker run as.
 
 The supervisor writes the order, one line of JSON, to the child's standard input and keeps that pipe open; when it
 closes, the supervisor is gone, and the child ends at once. The child writes a byte a second to `heartbeat_fd`.
@@ -11,8 +11,8 @@ import resource
 import signal
 import socket
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from batchmill.assemble import (
     build_worker,
     limits_of,
 )
+from batchmill.clock import Clock
 from batchmill.settings import Settings
 from batchmill.spec.limits import Limits
 from batchmill.telemetry import Metrics, set_up_logs
@@ -48,8 +49,8 @@ _METRICS_SECONDS = 1  # an open scrape may hold up the worker's end so long
 class Order(BaseModel):
     """What a child is to be.
 
-    `listen_fd` is the socket that it answers on: the API's, or the worker's for `/metrics`. `data_fd` is the data
-    directory's lock, held for as long as the process lives.
+    `listen_fd` is the socket that the API answers on, `metrics_fd` that of `/metrics`, of a worker or of an API without
+    one. `data_fd` is the data directory's lock, held for as long as the process lives.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -57,7 +58,8 @@ class Order(BaseModel):
     role: Literal["api", "worker"]
     settings: Settings
     engine: Engine | None
-    listen_fd: int
+    listen_fd: int | None = None
+    metrics_fd: int | None = None
     data_fd: int
     heartbeat_fd: int
 
@@ -75,22 +77,23 @@ def main() -> None:
 
 
 async def _api(order: Order) -> None:
-    clock = build_clock()
-    storage = Storage(settings=order.settings, clock=clock)
+    settings, clock = order.settings, build_clock()
+    storage = Storage(settings=settings, clock=clock)
 
     def end() -> None:
         server.should_exit = True  # the supervisor starts the next one, which recovers
 
-    app = build_api(settings=order.settings, storage=storage, clock=clock, broken=end)
+    app = build_api(settings=settings, storage=storage, clock=clock, broken=end)
     server = uvicorn.Server(
         server_config(
             app,
-            limits=limits_of(order.settings),
-            trusted_proxies=order.settings.trusted_proxies,
+            limits=limits_of(settings),
+            trusted_proxies=settings.trusted_proxies,
             timeout_graceful_shutdown=_GRACE_SECONDS,
         )
     )
-    await server.serve(sockets=[socket.socket(fileno=order.listen_fd)])
+    async with _serving_metrics(order, metrics=Metrics(), storage=storage, clock=clock):
+        await server.serve(sockets=[socket.socket(fileno=order.listen_fd)])
     await storage.database.close()
 
 
@@ -111,17 +114,39 @@ def raise_descriptors() -> None:
 
 
 async def _worker(order: Order) -> None:
-    spare_garbage_collection()
-    raise_descriptors()
-    clock = build_clock()
-    metrics = Metrics()
-    storage = Storage(settings=order.settings, clock=clock, metrics=metrics)
-    backends = build_backends(settings=order.settings, engine=order.engine, clock=clock)
-    worker = build_worker(
-        settings=order.settings, storage=storage, backends=backends, clock=clock, alone=True, metrics=metrics
-    )
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    await work(order, stopping=stopping)
+
+
+async def work(order: Order, *, stopping: asyncio.Event) -> None:
+    """Be a worker in this process until `stopping` is set, and drain then."""
+    spare_garbage_collection()
+    raise_descriptors()
+    settings, clock, metrics = order.settings, build_clock(), Metrics()
+    storage = Storage(settings=settings, clock=clock, metrics=metrics)
+    backends = build_backends(settings=settings, engine=order.engine, clock=clock)
+    worker = build_worker(
+        settings=settings,
+        storage=storage,
+        backends=backends,
+        clock=clock,
+        alone=settings.is_embedded,
+        metrics=metrics,
+    )
+    async with _serving_metrics(order, metrics=metrics, storage=storage, clock=clock):
+        await worker.run(stopping=stopping, drain=settings.drain)
+    for backend, _ in backends:
+        await backend.close()
+    await storage.database.close()
+
+
+@asynccontextmanager
+async def _serving_metrics(order: Order, *, metrics: Metrics, storage: Storage, clock: Clock) -> AsyncIterator[None]:
+    """Serve `/metrics` beside what this process does, if it was given a socket for that."""
+    if order.metrics_fd is None:
+        yield
+        return
     app = build_metrics(metrics=metrics, storage=storage, clock=clock)
     server = _Beside(
         server_config(
@@ -131,17 +156,14 @@ async def _worker(order: Order) -> None:
             limit_concurrency=_METRICS_OPEN,
         )
     )
-    scrapes = asyncio.create_task(server.serve(sockets=[socket.socket(fileno=order.listen_fd)]))
-    await worker.run(stopping=stopping, drain=order.settings.drain)
+    scrapes = asyncio.create_task(server.serve(sockets=[socket.socket(fileno=order.metrics_fd)]))
+    yield
     server.should_exit = True
     await _end(scrapes)
-    for backend, _ in backends:
-        await backend.close()
-    await storage.database.close()
 
 
 class _Beside(uvicorn.Server):
-    """Serves `/metrics` in the worker's own loop; signals are the worker's alone."""
+    """Serves `/metrics` in the loop of a worker, or of the API; signals are theirs alone."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -1,24 +1,24 @@
-"""`batchmill serve`: the API, one worker and the built-in engine, kept alive around one data directory."""
+"""`batchmill serve` and `batchmill worker`: the API, a worker and the built-in engine, kept alive by a supervisor."""
 
 import asyncio
 import signal
 import socket
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
-from batchmill.assemble import Engine, Storage, build_backends, build_clock
+from batchmill.assemble import Engine, build_backends, build_clock
 from batchmill.cli import data_directory
 from batchmill.cli.engine import answers, start_engine, wait_for
 from batchmill.cli.exit import Exit, Stop
 from batchmill.cli.keys import make_key
 from batchmill.cli.process import Order
+from batchmill.cli.rows import in_rows
 from batchmill.cli.supervisor import Child, Supervisor, python_module
 from batchmill.settings import BadSettings, Settings
 from batchmill.store.batch import unstick
-from batchmill.store.migrate import NewerDatabase, migrate
+from batchmill.store.database import Transaction
 from batchmill.store.organisation import has_keys
 from batchmill.telemetry import set_up_logs
 
@@ -38,22 +38,52 @@ Try it with a line of your own (models: GET {url}/v1/models):
 """
 
 
+_NO_KEY = """\
+There is no API key yet. Make one, which is shown only once, with:  batchmill keys create
+"""
+
+
 def run_serve(settings: Settings) -> None:
     """Serve until Ctrl-C or SIGTERM.
 
     Raises:
         Stop: what is needed is not there.
     """
-    set_up_logs(process="serve", json=settings.log_format == "json")
-    _check_backends(settings)
+    _run(settings, ("worker", "api") if settings.worker else ("api",))
+
+
+def run_worker(settings: Settings) -> None:
+    """Work on the batches of servers elsewhere, until Ctrl-C or SIGTERM.
+
+    Raises:
+        Stop: what is needed is not there.
+    """
+    if settings.is_embedded:
+        raise Stop(
+            "A worker of its own shares its rows with others, which SQLite cannot: name a PostgreSQL server with"
+            " --database. (`batchmill serve` has a worker already.)",
+            Exit.USAGE,
+        )
+    _run(settings, ("worker",))
+
+
+def _run(settings: Settings, roles: Sequence[str]) -> None:
+    set_up_logs(process=roles[-1] if len(roles) == 1 else "serve", json=settings.log_format == "json")
+    if "worker" in roles:
+        _check_backends(settings)
     data_directory.prepare(settings.data)
-    lock = data_directory.lock(settings.data)  # first: the children of a killed `serve` hold the port, too
+    # First: the children of a killed `serve` hold the port, too.
+    lock = data_directory.lock(settings.data, shared=not settings.is_embedded)
     host, port = settings.host, settings.port_of_metrics
-    with (
-        closing(_listen(host, settings.port)) as listening,
-        closing(_listen(host, port, hint=" It is for /metrics: choose another with --metrics-port.")) as metrics,
-    ):
-        asyncio.run(_serve(settings, {"api": listening, "worker": metrics}, lock))
+    with ExitStack() as held:
+        listening = {
+            "metrics": held.enter_context(
+                closing(_listen(host, port, hint=" It is for /metrics: choose another with --metrics-port."))
+            )
+        }
+        if "api" in roles:
+            listening["api"] = held.enter_context(closing(_listen(host, settings.port)))
+        asyncio.run(_serve(settings, roles, listening, lock))
 
 
 def _check_backends(settings: Settings) -> None:
@@ -77,66 +107,81 @@ def _listen(host: str, port: int, *, hint: str = "") -> socket.socket:
     return listening
 
 
-async def _serve(settings: Settings, listening: Mapping[str, socket.socket], lock: int) -> None:
+async def _serve(settings: Settings, roles: Sequence[str], listening: Mapping[str, socket.socket], lock: int) -> None:
     stop, at_once = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, lambda: at_once.set() if stop.is_set() else stop.set())
-    key = await _prepare_store(settings)
-    url = _url(listening["api"])
+    key = await asyncio.to_thread(_prepare_store, settings)
     supervisor = Supervisor()
-    say = structlog.get_logger("serve").info
+    log = structlog.get_logger("serve")
     try:
-        engine = None if settings.backend else await start_engine(settings, supervisor, stop, lock, say=say)
-        for role in ("worker", "api"):
-            supervisor.keep(_child(role, settings, engine, listening[role], lock))
+        is_builtin = not settings.backend and "worker" in roles
+        engine = await start_engine(settings, supervisor, stop, lock, say=log.info) if is_builtin else None
+        for role in roles:
+            supervisor.keep(_child(role, settings, engine, listening, lock, is_first=role == roles[0]))
         # A pasted snippet must work; a backend that is away is not waited for any longer.
-        host, port = listening["api"].getsockname()[:2]
-        await wait_for(answers(host, port, "/readyz"), _READY_SECONDS, supervisor, stop)
-        told = f"Batchmill listens on {url}\nMetrics on {_url(listening['worker'])}/metrics"
-        print(told, flush=True)  # noqa: T201 - this is for the one who started it
-        if key is not None:
-            print(_WELCOME.format(url=url, key=key), flush=True)  # noqa: T201 - the key must not go through the log
+        part, path = (
+            ("api", "/readyz" if "worker" in roles else "/healthz") if "api" in roles else ("metrics", "/healthz")
+        )
+        host, port = listening[part].getsockname()[:2]
+        await wait_for(answers(host, port, path), _READY_SECONDS, supervisor, stop)
+        _tell(listening, key)
         await supervisor.watch(stop)
     finally:
-        structlog.get_logger("serve").info("stopping")
+        log.info("stopping")
         await supervisor.stop(("api", "worker", "engine"), at_once)
 
 
-async def _prepare_store(settings: Settings) -> str | None:
-    """Bring the tables up to date; on the first start make an organisation and a key, and return the key."""
-    clock = build_clock()
-    try:
-        database = Storage(settings=settings, clock=clock).database
-    except BadSettings as fault:
-        raise Stop(str(fault), Exit.USAGE) from fault
-    try:
-        await database.write(migrate)
-        await database.write(unstick)
-        if await database.read(has_keys):
+def _tell(listening: Mapping[str, socket.socket], key: str | None) -> None:
+    """Tell the one who started it where it listens; a key must not go through the log."""
+    api = listening.get("api")
+    if api is not None:
+        print(f"Batchmill listens on {_url(api)}")  # noqa: T201 - as said
+    print(f"Metrics on {_url(listening['metrics'])}/metrics", flush=True)  # noqa: T201 - as said
+    if api is not None and key is not None:
+        print(_WELCOME.format(url=_url(api), key=key) if key else _NO_KEY, flush=True)  # noqa: T201 - as said
+
+
+def _prepare_store(settings: Settings) -> str | None:
+    """Bring the tables up to date; make an organisation and a key where there are none, and return the key.
+
+    One transaction, so that of several servers that start at once one makes a key. Where rows are shared none is made,
+    since what is printed there is kept in logs; then the answer is "" where one is missing.
+    """
+    now = build_clock().now()
+
+    def statements(tx: Transaction) -> str | None:
+        unstick(tx)
+        if has_keys(tx):
             return None
-        made = await database.write(lambda tx: make_key(tx, org="default", now=clock.now()))
-    except (SQLAlchemyError, OSError) as fault:
-        raise Stop(f"The database in {settings.data} cannot be used: {fault}.", Exit.DATA_UNUSABLE) from fault
-    except NewerDatabase as fault:
-        raise Stop(
-            f"The data directory {settings.data} was used by a newer Batchmill: {fault}.", Exit.DATA_UNUSABLE
-        ) from fault
-    else:
-        return made.key
-    finally:
-        await database.close()
+        return make_key(tx, org="default", now=now).key if settings.is_embedded else ""
+
+    return in_rows(settings, statements)
 
 
-def _child(role: str, settings: Settings, engine: Engine | None, listening: socket.socket, lock: int) -> Child:
+def _child(
+    role: str,
+    settings: Settings,
+    engine: Engine | None,
+    listening: Mapping[str, socket.socket],
+    lock: int,
+    *,
+    is_first: bool,
+) -> Child:
+    """Return a process to keep alive; the first one serves the metrics: the worker, or an API without one."""
+    sockets = {"listen_fd": listening.get("api") if role == "api" else None}
+    sockets["metrics_fd"] = listening["metrics"] if is_first else None
+    descriptors = {name: found.fileno() for name, found in sockets.items() if found is not None}
+
     def order(heartbeat: int) -> bytes:
         told = Order.model_validate(
             {
                 "role": role,
                 "settings": settings,
                 "engine": engine,
-                "listen_fd": listening.fileno(),
                 "data_fd": lock,
                 "heartbeat_fd": heartbeat,
+                **descriptors,
             }
         )
         return told.model_dump_json().encode() + b"\n"
@@ -145,7 +190,7 @@ def _child(role: str, settings: Settings, engine: Engine | None, listening: sock
         name=role,
         command=[*python_module("batchmill.cli.process"), role],  # the role is for people who read `ps`
         order=order,
-        descriptors=[lock, listening.fileno()],
+        descriptors=[lock, *descriptors.values()],
         silence=settings.lease,
         grace=settings.drain + 10.0 if role == "worker" else 10.0,
     )

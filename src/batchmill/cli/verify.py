@@ -9,28 +9,15 @@ from pathlib import Path
 
 from sqlalchemy.exc import DatabaseError
 
-from batchmill.assemble import Storage, build_clock, rows_path
+from batchmill.assemble import Storage, build_clock
 from batchmill.blobs.in_place import FileChanged, OutsideFile, measure
 from batchmill.cli.exit import Exit, Stop
+from batchmill.cli.rows import open_store
 from batchmill.cli.run_state import find_run
 from batchmill.ledger.audit import Audit
 from batchmill.ledger.finding import Finding
-from batchmill.settings import BadSettings, Settings
+from batchmill.settings import Settings
 from batchmill.store.migrate import is_current
-
-
-def open_store(settings: Settings) -> Storage:
-    """Return what lies in a data directory that is there.
-
-    Raises:
-        Stop: there is none.
-    """
-    if not rows_path(settings).is_file():
-        raise Stop(f"There is no data directory of Batchmill at {settings.data}.", Exit.USAGE)
-    try:
-        return Storage(settings=settings, clock=build_clock())
-    except BadSettings as fault:
-        raise Stop(str(fault), Exit.USAGE) from fault
 
 
 def run_verify(settings: Settings, *, source: Path | None, as_json: bool, say: Callable[[str], None]) -> bool:
@@ -64,7 +51,7 @@ async def refuse_other_version(storage: Storage) -> None:
         return
     if not current:
         raise Stop(
-            "The data directory was last used by another version of Batchmill: start `batchmill serve` on it first.",
+            "The store was last used by another version of Batchmill: start `batchmill serve` on it first.",
             Exit.DATA_UNUSABLE,
         )
 

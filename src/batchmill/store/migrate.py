@@ -45,6 +45,11 @@ def migrate(tx: Transaction) -> None:
         environment.run_migrations()
 
 
+def revision(tx: Transaction) -> str:
+    """Return the revision that the tables are at; "none" before the first."""
+    return MigrationContext.configure(tx.connection).get_current_revision() or "none"
+
+
 def is_current(tx: Transaction) -> bool:
     """Say whether the tables are this version's."""
     script = ScriptDirectory.from_config(_config())

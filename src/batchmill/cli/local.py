@@ -1,0 +1,98 @@
+"""The commands that need no server, `batchmill run` and `batchmill check`, and their options."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from batchmill.cli.option import (
+    BackendOption,
+    DrainOption,
+    EndpointOption,
+    FileOption,
+    KeyOption,
+    LeaseOption,
+    LimitsOption,
+    PoliteOption,
+    TimeoutOption,
+    TransportOption,
+    UnknownOption,
+    WindowOption,
+    settings_of,
+)
+
+
+def run(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="The requests, one a line; read where they lie.")],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The results; appears when it is complete.")],
+    backend: BackendOption = None,
+    backend_key_env: KeyOption = None,
+    backend_timeout: TimeoutOption = None,
+    on_unknown_outcome: UnknownOption = None,
+    window: WindowOption = None,
+    polite: PoliteOption = None,
+    transport: TransportOption = None,
+    endpoint: EndpointOption = None,
+    limits: Annotated[str | None, typer.Option(help="kimi or open. [default: open]")] = None,
+    settings: FileOption = None,
+    drain: DrainOption = None,
+    lease: LeaseOption = None,
+    again: Annotated[bool, typer.Option("--again", help="Start over: forget an earlier run and its output.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+) -> None:
+    """Run one input without a server; the same command goes on after Ctrl-C or a crash.
+
+    Errors go to OUTPUT.errors.jsonl, the state is kept in OUTPUT.run. Exit codes: 0 every line succeeded, 1 the input
+    is bad, 2 usage, 3 some lines failed, 4 another run works on this output, 6 no built-in model, 70 a fault of ours,
+    130 interrupted.
+    """
+    flags = {
+        "backend": backend or None,
+        "backend_key_env": backend_key_env or None,
+        "backend_timeout": backend_timeout or None,
+        "on_unknown_outcome": on_unknown_outcome,
+        "window": window,
+        "polite": polite,
+        "transport": transport,
+        "limits": limits,
+        "settings": settings,
+        "drain": drain,
+        "lease": lease,
+    }
+    from batchmill.cli.run import run_file  # noqa: PLC0415 - as above
+    from batchmill.cli.run_files import RunFiles  # noqa: PLC0415 - as above
+
+    files = RunFiles(input=source, output=output)
+    chosen = settings_of(flags)
+    open_unless_said = {} if "limits" in chosen.model_fields_set else {"limits": "open"}
+    mine = {"data": files.state, "database": None, "blobs": None}  # whatever the environment says of a server
+    chosen = chosen.model_copy(update=mine | open_unless_said)
+    raise typer.Exit(run_file(chosen, files, endpoint=endpoint, again=again, quiet=quiet))
+
+
+def check(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="The requests, one a line; - is standard input.")],
+    *,
+    limits: LimitsOption = None,
+    endpoint: EndpointOption = None,
+    model: Annotated[list[str] | None, typer.Option(help="A model that there is. Repeatable. [default: any]")] = None,
+    settings: FileOption = None,
+    every: Annotated[bool, typer.Option("--all", help="List every error, not only the first 1,000.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print {code, message, param, line} a line.")] = False,
+) -> None:
+    """List every bad line of an input without running anything. Exit codes: 0 all good, 1 bad lines, 2 usage."""
+    from batchmill.assemble import limits_of  # noqa: PLC0415 - as above
+    from batchmill.cli.check import check_input  # noqa: PLC0415 - as above
+
+    chosen = settings_of({"limits": limits, "settings": settings})
+    code = check_input(
+        source,
+        limits=limits_of(chosen),
+        endpoint=endpoint,
+        models=model or (),
+        catalogue=chosen.catalogue,
+        every=every,
+        as_json=as_json,
+    )
+    raise typer.Exit(code)
