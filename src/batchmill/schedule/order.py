@@ -14,7 +14,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice, pairwise
+from itertools import chain, islice, pairwise, takewhile
 from zlib import crc32
 
 DEPTHS = tuple(512 << level for level in range(8))  # bytes of a prompt's beginning: 512 B to 64 KiB
@@ -62,7 +62,7 @@ class Order:
 class Orderer:
     """Takes in what matters of each line, then says in which order they are to be sent.
 
-    40 bytes a line, and about three times as much while it orders.
+    40 bytes a line, and up to twice as much on top while it orders.
     """
 
     def __init__(self) -> None:
@@ -80,65 +80,63 @@ class Orderer:
 
     def order(self, *, backends: int = 1, kv_tokens: int = KV_TOKENS) -> Order:
         """Return the order for so many Backends that have caches of so many tokens each."""
-        every = list(range(len(self._prompt)))
-        self._column = [self._sums[level :: len(DEPTHS)] for level in range(len(DEPTHS))]
+        every = range(len(self._prompt))
+        self._column = list(takewhile(any, (self._sums[level :: len(DEPTHS)] for level in range(len(DEPTHS)))))
         self._shared = bytearray(len(every))
         longest_first = self._is_long_tailed(backends)
-        grouped = self._arranged(every, 0, longest_first=longest_first) if every else []
+        grouped = self._arranged(every, 0, longest_first=longest_first) if every else every
         if any(self._shared):
             cached = self._cached(grouped)
             if self._pays(every, cached, kv_tokens):
-                return self._told(grouped, [self._shared[line] for line in grouped], cached)
+                return self._told(grouped, map(self._shared.__getitem__, grouped), cached)
         lines = self._short_then_long(every, SHORT_ONES * backends) if longest_first else every
-        return self._told(lines, bytes(len(lines)), [self._shared[line] for line in lines])
+        return self._told(lines, bytes(len(lines)), map(self._shared.__getitem__, lines))
 
     def _is_long_tailed(self, backends: int) -> bool:
         """Say whether the longest line would end long after all others if it began late."""
         return bool(self._output) and max(self._output) > LONG_TAIL * sum(self._output) / (SLOTS * backends)
 
-    def _arranged(self, lines: list[int], level: int, *, longest_first: bool) -> list[int]:
-        """Return lines that have `level` depths in common, those with more in common side by side."""
-        groups: list[list[int]] = []
+    def _arranged(self, lines: Sequence[int], level: int, *, longest_first: bool) -> Sequence[int]:
+        """Return ascending lines that have `level` depths in common, those with more in common side by side."""
+        groups: list[Sequence[int]] = []
         single = lines
-        while level < len(DEPTHS):
-            column = self._column[level]
-            marks = set(map(column.__getitem__, lines))
-            if len(marks) > 1:
+        while level < len(self._column):
+            column, mark = self._column[level], self._column[level][lines[0]]
+            if any(column[line] != mark for line in lines):
                 groups, single = _alike(lines, column)
-            if len(marks) > 1 or 0 in marks:
+                break
+            if not mark:
                 break
             level += 1  # all alike: look deeper
         for line in single:
             self._shared[line] = level
         if not groups:
             return self._sorted(lines, longest_first=longest_first)
-        level += 1
-        units = [self._arranged(group, level, longest_first=longest_first) for group in groups]
-        units += ([line] for line in single)
-        units.sort(key=min)
+        units = {group[0]: self._arranged(group, level + 1, longest_first=longest_first) for group in groups}
+        first = sorted(chain(units, single))
         if longest_first:
-            units.sort(key=lambda unit: -max(self._length(line) for line in unit))
-        return list(chain.from_iterable(units))
+            first.sort(key=lambda line: max(map(self._length, units.get(line, (line,)))), reverse=True)
+        return array("I", chain.from_iterable(units.get(line, (line,)) for line in first))
 
-    def _short_then_long(self, lines: list[int], most: int) -> list[int]:
+    def _short_then_long(self, lines: Sequence[int], most: int) -> Sequence[int]:
         """Return the longest lines first, but for some ordinary ones: windows are found while lines are answered."""
         median = self._length(sorted(lines, key=self._length)[len(lines) // 2])
         short = (line for line in lines if self._length(line) <= median)
         first = list(islice(short, min(most, len(lines) // 8)))
-        late = set(lines).difference(first)
-        return first + self._sorted([line for line in lines if line in late], longest_first=True)
+        early = set(first)
+        return [*first, *self._sorted([line for line in lines if line not in early], longest_first=True)]
 
-    def _sorted(self, lines: list[int], *, longest_first: bool) -> list[int]:
+    def _sorted(self, lines: Sequence[int], *, longest_first: bool) -> Sequence[int]:
         return sorted(lines, key=self._length, reverse=True) if longest_first else lines
 
     def _length(self, line: int) -> int:
         """Return how long a line may take, in steps of two: an author's guess is no better, and a draw keeps order."""
         return self._output[line].bit_length()
 
-    def _cached(self, lines: Sequence[int]) -> list[int]:
+    def _cached(self, lines: Sequence[int]) -> bytearray:
         """Return how many depths each line has in common with the one before it."""
         shared, column = self._shared, self._column
-        cached = [0] * len(lines)
+        cached = bytearray(len(lines))
         for at, (one, other) in enumerate(pairwise(lines), start=1):
             depth = min(shared[one], shared[other])
             while depth and column[depth - 1][one] != column[depth - 1][other]:
@@ -154,10 +152,10 @@ class Orderer:
             return False
         return saved - _tokens(self._cached(every)) > LEAST_SAVED * sum(self._prompt)
 
-    def _told(self, lines: Sequence[int], together: Sequence[int], cached: Sequence[int]) -> Order:
+    def _told(self, lines: Sequence[int], together: Iterable[int], cached: Iterable[int]) -> Order:
         prompt, column = self._prompt, self._column
-        prefix = [column[depth - 1][line] if depth else 0 for line, depth in zip(lines, together, strict=True)]
-        prefill = [max(1, prompt[line] - TOKENS[depth]) for line, depth in zip(lines, cached, strict=True)]
+        prefix = (column[depth - 1][line] if depth else 0 for line, depth in zip(lines, together, strict=True))
+        prefill = (max(1, prompt[line] - TOKENS[depth]) for line, depth in zip(lines, cached, strict=True))
         return Order(lines=array("I", lines), prefix=array("I", prefix), prefill=array("I", prefill))
 
 
@@ -166,14 +164,13 @@ def _tokens(depths: Iterable[int]) -> int:
     return sum(map(TOKENS.__getitem__, depths))
 
 
-def _alike(lines: Sequence[int], column: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+def _alike(lines: Sequence[int], column: Sequence[int]) -> tuple[list[Sequence[int]], Sequence[int]]:
     """Return the groups of lines with the same checksum, and the lines that are in none."""
-    marks = [mark for mark in map(column.__getitem__, lines) if mark]
-    if len(set(marks)) == len(marks):
-        return [], list(lines)
-    groups: dict[int, list[int]] = {one: [] for one, other in pairwise(sorted(marks)) if one == other}
-    single: list[int] = []
+    marks = sorted(filter(None, map(column.__getitem__, lines)))
+    groups = {one: array("I") for one, other in pairwise(marks) if one == other}
+    if not groups:
+        return [], lines
+    single = array("I")
     for line in lines:
-        group = groups.get(column[line])
-        (single if group is None else group).append(line)
+        groups.get(column[line], single).append(line)
     return list(groups.values()), single
