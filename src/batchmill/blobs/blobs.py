@@ -4,18 +4,27 @@ All calls block; the rooms above make them in threads. A key is written once and
 digits, `_` and `-` only, and is ours: nothing a client named ever becomes one.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 Span = tuple[int, int]  # offset and length, in bytes
 
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _GAP = 16 << 10  # bytes: to read so many more costs less than to read twice
 _AT_ONCE = 8 << 20
 
 
 class BlobMissing(Exception):  # noqa: N818 - it states what is so
     """There are no bytes under this key, or fewer than a row promises."""
+
+
+class BlobsAway(OSError):  # noqa: N818 - it states what is so
+    """What holds the bytes does not answer, or refuses us, and was asked for some seconds.
+
+    Nothing is lost and nothing is wrong with any batch: whoever meets it waits and asks again.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +62,7 @@ class Blobs(Protocol):
         """Begin to write a key.
 
         Raises:
-            OSError: there is no room, or the key has bytes already.
+            OSError: there is no room, or the key has bytes already; a bucket may say so in `finish` only.
         """
         ...
 
@@ -87,27 +96,59 @@ class Blobs(Protocol):
         """Name the keys last written before this Unix second, half-written bytes included."""
         ...
 
+    def presign(self, key: str, *, seconds: int, disposition: str, media_type: str) -> str | None:
+        """Return a URL by which anybody may read a key's bytes for so long, under these two headers.
+
+        None: these bytes have no address of their own.
+        """
+        ...
+
+
+def is_key(text: str) -> bool:
+    """Say whether this may be a key."""
+    return _KEY.fullmatch(text) is not None
+
+
+def check_key(key: str) -> str:
+    """Return a key that is one of ours; raises ValueError for any other."""
+    if not is_key(key):
+        raise ValueError(f"not a key of ours: {key!r}")
+    return key
+
+
+@dataclass(slots=True)
+class Extent:
+    """Bytes that are read at once, from `begin` to `end`, and which of the spans asked for lie in them."""
+
+    begin: int
+    end: int
+    inside: list[int]
+
+
+def merge(spans: Sequence[Span], *, gap: int = _GAP) -> list[Extent]:
+    """Return what is to be read for these spans: those that lie no further apart than `gap` bytes at once."""
+    extents: list[Extent] = []
+    for at in sorted(range(len(spans)), key=spans.__getitem__):
+        offset, length = spans[at]
+        last = extents[-1] if extents else None
+        if last is None or offset > last.end + gap or offset + length > last.begin + _AT_ONCE:
+            extents.append(Extent(offset, offset + length, [at]))
+        else:
+            last.inside.append(at)
+            last.end = max(last.end, offset + length)
+    return extents
+
+
+def share_out(data: bytes, extent: Extent, spans: Sequence[Span], found: list[bytes]) -> None:
+    """Give each span in an extent its part of the extent's bytes."""
+    for at in extent.inside:
+        offset, length = spans[at]
+        found[at] = data[offset - extent.begin : offset - extent.begin + length]
+
 
 def gather(read: Callable[[int, int], bytes], spans: Sequence[Span]) -> list[bytes]:
     """Return the bytes of each span, with few calls of `read` (offset, length), which returns just those bytes."""
     found = [b""] * len(spans)
-    together: list[int] = []
-    begin = end = 0
-    for at in sorted(range(len(spans)), key=spans.__getitem__):
-        offset, length = spans[at]
-        if together and (offset > end + _GAP or offset + length > begin + _AT_ONCE):
-            _share_out(read(begin, end - begin), begin, together, spans, found)
-            together.clear()
-        if not together:
-            begin = end = offset
-        together.append(at)
-        end = max(end, offset + length)
-    if together:
-        _share_out(read(begin, end - begin), begin, together, spans, found)
+    for extent in merge(spans):
+        share_out(read(extent.begin, extent.end - extent.begin), extent, spans, found)
     return found
-
-
-def _share_out(data: bytes, begin: int, together: Sequence[int], spans: Sequence[Span], found: list[bytes]) -> None:
-    for at in together:
-        offset, length = spans[at]
-        found[at] = data[offset - begin : offset - begin + length]

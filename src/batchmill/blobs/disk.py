@@ -6,7 +6,6 @@ A failed fsync is never tried again: the kernel may have dropped the pages and r
 
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 import zlib
@@ -19,9 +18,8 @@ from queue import Queue
 from threading import Thread
 from typing import BinaryIO, cast
 
-from batchmill.blobs.blobs import BlobMissing, Span, Written, gather
+from batchmill.blobs.blobs import BlobMissing, Span, Written, check_key, gather, is_key
 
-_KEY = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _SHELVES = 256  # folders that the keys are spread over
 _UNFINISHED = ".part"  # ends the name of bytes on their way; no key has a dot
 _BUFFER = 1 << 20
@@ -82,8 +80,12 @@ class DiskBlobs:
         for shelf in self._shelves:
             for path in shelf.iterdir():
                 key = path.name.removesuffix(_UNFINISHED)
-                if _KEY.fullmatch(key) and _written_at(path) < before:
+                if is_key(key) and _written_at(path) < before:
                     yield key
+
+    def presign(self, key: str, *, seconds: int, disposition: str, media_type: str) -> str | None:  # noqa: ARG002 - a disk has no address
+        """See `Blobs`."""
+        return None
 
     def link(self, key: str, path: Path) -> None:
         """Give a key's bytes a second name outside, which appears whole; its folder is the caller's to sync.
@@ -112,9 +114,7 @@ class DiskBlobs:
             raise BlobMissing(key) from missing
 
     def _path(self, key: str) -> Path:
-        if not _KEY.fullmatch(key):
-            raise ValueError(f"not a key of ours: {key!r}")
-        return self._shelves[zlib.crc32(key.encode()) % _SHELVES] / key
+        return self._shelves[zlib.crc32(check_key(key).encode()) % _SHELVES] / key
 
 
 class DiskWriter:

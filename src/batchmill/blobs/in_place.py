@@ -111,6 +111,12 @@ class InPlaceBlobs:
         """See `Blobs`."""
         return self._blobs.keys(before=before)
 
+    def presign(self, key: str, *, seconds: int, disposition: str, media_type: str) -> str | None:
+        """See `Blobs`; the file outside has no address."""
+        if key == self._key:
+            return None
+        return self._blobs.presign(key, seconds=seconds, disposition=disposition, media_type=media_type)
+
     def _open(self) -> "_Watched":
         try:
             return _Watched(self._file)
