@@ -81,6 +81,7 @@ class Served:
         retention: int | None = None,
         catalogue: Catalogue = NOTHING_CONFIGURED,
         trusted_proxies: Sequence[str] = (),
+        redirect: bool = False,
     ) -> None:
         self.clock = FakeClock()
         self.broken = threading.Event()
@@ -98,6 +99,7 @@ class Served:
             version="0.0.1",
             broken=self.broken.set,
             retention=retention,
+            redirect=redirect,
             catalogue=catalogue,
         )
         self._server = uvicorn.Server(server_config(app, limits=limits, trusted_proxies=trusted_proxies))

@@ -22,7 +22,7 @@ def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
     """The place under test."""
     if request.param == "disk":
         return DiskBlobs(folder=tmp_path / "blobs")
-    return bucket_of(request.config).blobs(tmp_path)
+    return bucket_of(request.config).blobs(tmp_path, patience=0.5)
 
 
 def large(size: int = LARGE) -> bytes:

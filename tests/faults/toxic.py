@@ -164,12 +164,7 @@ def _handler(toxic: Toxic) -> type[BaseHTTPRequestHandler]:
             self.close_connection = True
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.rfile.close()
-            self.wfile.close()
             self.connection.close()
-
-        def finish(self) -> None:
-            if not self.wfile.closed:
-                super().finish()
 
         def log_message(self, *_: Any) -> None:
             """Say nothing."""

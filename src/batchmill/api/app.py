@@ -39,9 +39,13 @@ def create_app(
     version: str,
     broken: Callable[[], None],
     retention: int | None = None,
+    redirect: bool = False,
     catalogue: Catalogue = NOTHING_CONFIGURED,
 ) -> App:
-    """Build the API: the contract's routes, models, and health; `broken` as in `Gate`, `retention` in seconds."""
+    """Build the API: the contract's routes, models, and health; `broken` as in `Gate`, `retention` in seconds.
+
+    `redirect`: a download is sent on to the bucket, where there is one.
+    """
     app = FastAPIOffline(  # its page loads nothing from any other host
         title="Batchmill", version=version, redoc_url=None, static_url=DOCS_ASSETS, redirect_slashes=False
     )
@@ -52,7 +56,7 @@ def create_app(
         "limits": limits,
         "replays": Replays(database=database, clock=clock, limits=limits),
     }
-    app.include_router(file_routes(blobs=blobs, retention=retention, **shared))
+    app.include_router(file_routes(blobs=blobs, retention=retention, redirect=redirect, **shared))
     app.include_router(batch_routes(**shared))
     app.include_router(model_routes(database=database, catalogue=catalogue))
     app.include_router(health_routes(database=database, blobs=blobs, clock=clock))

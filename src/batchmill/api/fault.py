@@ -5,12 +5,13 @@ import sqlite3
 
 from sqlalchemy.exc import InterfaceError, OperationalError
 
+from batchmill.blobs.blobs import BlobsAway
 from batchmill.blobs.space import is_full
 from batchmill.spec import errors
 from batchmill.spec.errors import ApiError
 
 SPACE_SECONDS = 60.0  # space is made by people
-_DATABASE_SECONDS = 5.0  # a database comes back by itself
+_AWAY_SECONDS = 5.0  # a database or a bucket comes back by itself
 
 
 def is_broken(fault: Exception) -> bool:
@@ -23,11 +24,13 @@ def is_broken(fault: Exception) -> bool:
 
 
 def as_api_error(fault: Exception) -> ApiError:
-    """Return the answer to a fault: 507 for a disk without room, 503 for a database away (choice 16), else 500."""
+    """Return the answer to a fault: 507 for a disk without room, 503 for rows or bytes away (choice 16), else 500."""
     if isinstance(fault, ApiError):
         return fault
     if is_full(fault):
         return errors.insufficient_storage(SPACE_SECONDS)
     if isinstance(fault, (OperationalError, InterfaceError)):
-        return errors.unavailable("The database does not answer. Try again later.", _DATABASE_SECONDS)
+        return errors.unavailable("The database does not answer. Try again later.", _AWAY_SECONDS)
+    if isinstance(fault, BlobsAway):
+        return errors.unavailable("The storage of files does not answer. Try again later.", _AWAY_SECONDS)
     return errors.server_error()

@@ -35,8 +35,12 @@ def file_routes(
     limits: Limits,
     replays: Replays,
     retention: int | None,
+    redirect: bool,
 ) -> APIRouter:
-    """Return the routes of contract a.1 to a.5; a file without a time of its own lasts `retention` seconds."""
+    """Return the routes of contract a.1 to a.5; a file without a time of its own lasts `retention` seconds.
+
+    `redirect`: see `download`.
+    """
     slots = Slots(each=limits.max_uploads_per_key, most=limits.max_uploads)
     router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[Depends(_only_one_version)])
 
@@ -111,7 +115,7 @@ def file_routes(
         """Return a file's bytes, as they were uploaded or written (contract a.5), or one `Range` of them."""
         found = await find(request, file_id)
         try:
-            return await download(request, found, blobs=blobs)
+            return await download(request, found, blobs=blobs, redirect=redirect)
         except BlobMissing:
             await find(request, file_id)  # deleted since: a 404, and no fault of ours
             raise

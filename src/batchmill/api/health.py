@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 
 import structlog
 from fastapi import APIRouter, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from batchmill.api.answer import json_answer
-from batchmill.blobs.blobs import Blobs
+from batchmill.blobs.blobs import BlobMissing, Blobs, BlobsAway
 from batchmill.clock import Clock
 from batchmill.spec.ids import mint_id
 from batchmill.store.database import Database, Transaction
@@ -60,6 +61,10 @@ def _try_blobs(blobs: Blobs, key: str) -> str | None:
             writer.write(b"probe")
         finally:
             writer.discard()
+        with suppress(BlobMissing):  # a bucket is asked for nothing by a writer that never finishes
+            blobs.read(key, offset=0, length=1)
+    except BlobsAway:
+        return "the storage of files does not answer"
     except OSError as fault:
         return f"bytes cannot be written: {fault.strerror}"
     return None

@@ -59,7 +59,7 @@ class BucketBlobs:
     """
 
     def __init__(self, *, url: str, scratch: Path, patience: float = _PATIENCE) -> None:
-        self._url = url
+        self.url = url
         self._scratch = scratch
         self._patience = patience
         self._few = _store(url, seconds=_FEW_SECONDS, patience=patience)
@@ -71,7 +71,7 @@ class BucketBlobs:
 
     def __reduce__(self) -> tuple[Callable[[], "BucketBlobs"], tuple[()]]:
         """In another process it is opened anew."""
-        return partial(BucketBlobs, url=self._url, scratch=self._scratch, patience=self._patience), ()
+        return partial(BucketBlobs, url=self.url, scratch=self._scratch, patience=self._patience), ()
 
     def writer(self, key: str) -> "BucketWriter":
         """See `Blobs`. Up to some 40 MB are held in memory."""
@@ -142,7 +142,7 @@ class BucketBlobs:
             if not self.holds(key, Written(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())):
                 raise FileExistsError(f"a key is written once: {key}") from there
         except BlobMissing as missing:
-            raise BlobsAway(f"there is no such bucket: {self._url}") from missing
+            raise BlobsAway(f"there is no such bucket: {self.url}") from missing
 
     def begin(self, key: str) -> "WritableFile":
         """Begin to write many bytes; FileExistsError if the key has some."""
@@ -283,8 +283,10 @@ def _exactly(key: str, data: bytes, length: int) -> bytes:
 
 def _store(url: str, *, seconds: float, patience: float) -> S3Store:
     """Open a bucket. The class is any of three, of which S3's stands for all: their calls are the same."""
-    opened = from_url(url, client_options=_client(seconds), retry_config=_retry(patience))
-    return cast("S3Store", opened)
+    client, retry = _client(seconds), _retry(patience)
+    if url.startswith("s3:"):  # a key goes by DELETE: not every server that speaks S3 knows the call for many
+        return S3Store.from_url(url, disable_bulk_delete=True, client_options=client, retry_config=retry)
+    return cast("S3Store", from_url(url, client_options=client, retry_config=retry))
 
 
 def _requests(store: S3Store, patience: float) -> S3Requests | None:

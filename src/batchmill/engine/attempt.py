@@ -8,7 +8,7 @@ from typing import TypeVar
 import structlog
 from sqlalchemy.exc import InterfaceError, OperationalError
 
-from batchmill.blobs.blobs import BlobMissing
+from batchmill.blobs.blobs import BlobMissing, BlobsAway
 from batchmill.blobs.space import Room, is_full
 from batchmill.clock import Clock
 from batchmill.engine.child import ChildDied
@@ -20,8 +20,10 @@ from batchmill.store.database import Database, Statements, Transaction
 T = TypeVar("T")
 
 _FULL_SECONDS = 5.0  # after a write had no space, where statvfs sees some (a quota); well within R11's thirty
+_AWAY_SECONDS = 2.0  # after the bytes did not answer, which was asked for some seconds by then
 _BACKOFF = 2.0  # seconds; doubles with each failure
 _NO_SPACE = "the disk is full: a write had no space"
+_AWAY = "the storage of files does not answer"
 # What the batch's owner is told; the operator's log has the fault itself. The first that fits.
 _WHY: tuple[tuple[type[Exception], str], ...] = (
     (DamagedSegment, "stored results are damaged"),
@@ -36,7 +38,7 @@ class Attempts:
     """The attempts of one loop; `doing` is what it does with a batch: "validating", "finalizing".
 
     A failed attempt is the batch's own affair, and the loop goes on with the next one. Not so an I/O error or a
-    database that is away: those are raised, and end the worker.
+    database that is away: those are raised, and end the worker. Bytes that are away are nobody's failure: the batch waits.
     """
 
     def __init__(self, *, doing: str, database: Database, room: Room, clock: Clock) -> None:
@@ -74,6 +76,9 @@ class Attempts:
             yield
         except (OperationalError, InterfaceError):
             raise
+        except BlobsAway as fault:
+            self._log.warning("the bytes are away", batch=batch.id, reason=str(fault))
+            await self._put_off(batch, keys, crashed=False, seconds=_AWAY_SECONDS, waiting=_AWAY)
         except OSError as fault:
             waiting = await self._refused(fault)
             await self._put_off(batch, keys, crashed=False, seconds=_FULL_SECONDS, waiting=waiting)

@@ -21,13 +21,17 @@ class Loader:
         self._shortage = shortage
 
     async def load(self) -> list[Work]:
-        """Load what there is room for, and return it; a Slice whose bytes are gone is given back."""
+        """Load what there is room for, and return it; a Slice whose bytes are gone is given back.
+
+        While the bytes are away, what is in hand waits for them.
+        """
         loaded: list[Work] = []
         size = sum(work.size for work in self._feed)
         for work in self._feed:
             if work.is_wanting and (size < _LOADED_BYTES or not self._feed.is_loaded(work.model)):
                 try:
-                    await self._read(work)
+                    if not await self._shortage.outlive(self._read(work), otherwise=False):
+                        break  # the bytes are away: the next step asks for them again
                 except BlobMissing as missing:
                     aside = self._ledger.put_aside(work.claim.slice, missing)
                     if await self._shortage.outlive(aside, otherwise=False):
@@ -38,10 +42,11 @@ class Loader:
                     self._feed.offer(work)
         return loaded
 
-    async def _read(self, work: Work) -> None:
+    async def _read(self, work: Work) -> bool:
         key = work.claim.batch.input_key
         if key is None:
             raise ValueError(f"{work.batch_id} is in progress and has no input")
         spans = work.spans()
         texts = await asyncio.to_thread(self._blobs.read_spans, key, list(spans.values()))
         work.load(dict(zip(spans, texts, strict=True)))
+        return True

@@ -1,4 +1,4 @@
-"""What a full disk means to a Runner: sending stops, and a write of rows that finds no space is no fault."""
+"""What a full disk means to a Runner: sending stops, and a write that finds no space is no fault; nor are bytes away."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import structlog
 
+from batchmill.blobs.blobs import BlobsAway
 from batchmill.blobs.space import Room, is_full
 from batchmill.telemetry import Metrics
 
@@ -32,10 +33,16 @@ class Shortage:
         self.reason = reason
         self._metrics.disk_short.set(reason is not None)
 
-    async def outlive(self, writing: Awaitable[T], *, otherwise: T) -> T:
-        """Return what a write returns; `otherwise` where there is no space for it, and nothing was written."""
+    async def outlive(self, doing: Awaitable[T], *, otherwise: T) -> T:
+        """Return what a write or a read returns; `otherwise` where there is no space for it, or the bytes are away.
+
+        Nothing was recorded then.
+        """
         try:
-            return await writing
+            return await doing
+        except BlobsAway as fault:
+            self._log.warning("the bytes are away", reason=str(fault))
+            return otherwise
         except OSError as fault:
             if not is_full(fault):
                 raise

@@ -6,7 +6,7 @@ from itertools import islice
 import structlog
 
 from batchmill.backends.router import Router
-from batchmill.blobs.blobs import Blobs
+from batchmill.blobs.blobs import Blobs, BlobsAway
 from batchmill.blobs.space import Room, is_full
 from batchmill.clock import Clock
 from batchmill.engine.waiting import Waiting
@@ -51,10 +51,10 @@ class Sweeper:
         """Sweep once; say whether there may be more of the same.
 
         A sweep that finds the disk full is left for the next time; the others go on, and those that remove bytes are
-        what makes room.
+        what makes room. Where the bytes are away it is the same.
         """
         await asyncio.to_thread(self._room.keep)
-        more, full = False, False
+        more = full = away = False
         by_rows = (
             self._move_batches,
             self._clear,
@@ -66,6 +66,9 @@ class Sweeper:
         for sweep in (*by_rows, *by_time) if await self._is_needed() else by_time:
             try:
                 more |= await sweep()
+            except BlobsAway as fault:
+                self._log.warning("the bytes are away: not all could be swept", reason=str(fault))
+                away = True
             except OSError as fault:
                 if not is_full(fault):
                     raise
@@ -74,7 +77,7 @@ class Sweeper:
         if full and not self._full:
             self._log.warning("the disk is full: not all could be swept")
         self._full = full
-        return more and not full
+        return more and not (full or away)
 
     async def _is_needed(self) -> bool:
         """Say whether any row is to be swept: one read a second that mostly finds none, in place of six."""

@@ -9,7 +9,7 @@ from itertools import accumulate, chain, compress
 
 import structlog
 
-from batchmill.blobs.blobs import BlobMissing, Blobs
+from batchmill.blobs.blobs import BlobMissing, Blobs, BlobsAway
 from batchmill.blobs.space import is_full
 from batchmill.clock import Clock
 from batchmill.ledger.segment import Result, pack_results
@@ -80,6 +80,7 @@ class Ledger:
         """Claim at most so many Slices for these models, shared fairly between organisations and batches.
 
         With `besides`, the batches already in hand: one Slice of each other batch. `rate` as in `Chooser`.
+        Raises `BlobsAway` where the Plan cannot be read now; nothing is claimed then.
         """
 
         def candidates(tx: Transaction) -> Sequence[Candidate]:
@@ -101,7 +102,11 @@ class Ledger:
             return []
         claimed = await self._database.write(statements)
         self._metrics.takeovers.inc(sum(taken_over for _, taken_over, _ in claimed))
-        planned = await asyncio.to_thread(lambda: [self._records(batch, held) for held, _, batch in claimed])
+        try:
+            planned = await asyncio.to_thread(lambda: [self._records(batch, held) for held, _, batch in claimed])
+        except BlobsAway:  # in nobody's hands, only the end of this worker would give them back
+            await self.release([held for held, _, _ in claimed])
+            raise
         claims: list[Claim] = []
         for (held, _, batch), records in zip(claimed, planned, strict=True):
             if isinstance(records, BlobMissing):
@@ -133,7 +138,7 @@ class Ledger:
         """Make the Results durable: one immutable blob, one transaction.
 
         Returns the claims that were dropped from the group since their fence fell; the others stand. After a fault
-        nothing of the group is recorded.
+        nothing of the group is recorded; the next try has a key of its own.
         """
         if not portions:
             return frozenset()
