@@ -123,12 +123,12 @@ class Mill:
     _files: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    async def build(cls, folder: Path) -> "Mill":
-        """Make an empty mill."""
+    async def build(cls, folder: Path, *, blobs: Blobs | None = None) -> "Mill":
+        """Make an empty mill, on a disk unless told otherwise."""
         clock = FakeClock()
         database = SqliteDatabase(path=folder / "rows.sqlite3", clock=clock)
         await database.write(migrate)
-        return cls(folder=folder, database=database, blobs=DiskBlobs(folder=folder / "blobs"), clock=clock)
+        return cls(folder=folder, database=database, blobs=blobs or DiskBlobs(folder=folder / "blobs"), clock=clock)
 
     def hand(
         self,
