@@ -15,8 +15,9 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from batchmill.store.database import Database, PostgresDatabase, SqliteDatabase
+from batchmill.store.database import Database, SqliteDatabase
 from batchmill.store.migrate import migrate
+from batchmill.store.postgres import PostgresDatabase
 from batchmill.store.tables import metadata
 from fakeclock import FakeClock
 

@@ -11,9 +11,10 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
-from batchmill.store.database import Database, DiskFull, PostgresDatabase, SqliteDatabase, Transaction
+from batchmill.store.database import Database, DiskFull, SqliteDatabase, Transaction
 from batchmill.store.migrate import migrate
 from batchmill.store.model import add_models, list_models
+from batchmill.store.postgres import PostgresDatabase
 from fakeclock import FakeClock
 from postgres import Cluster
 from store.rows import meanwhile

@@ -11,7 +11,8 @@ from batchmill.schedule.choose import Candidate
 from batchmill.spec.states import Event, Status
 from batchmill.store.batch import advance, clear_batch, finished_uncleared, has_batch, hold_back, is_settled
 from batchmill.store.blob import drop_refs, insert_ready
-from batchmill.store.database import Database, PostgresDatabase, SqliteDatabase, Transaction
+from batchmill.store.database import Database, SqliteDatabase, Transaction
+from batchmill.store.postgres import PostgresDatabase
 from batchmill.store.slice import (
     Segment,
     Slice,

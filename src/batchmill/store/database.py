@@ -1,4 +1,4 @@
-"""A database as the rooms above see it: a read, or one short writing transaction, of synchronous statements.
+"""A database as the rooms above see it: a read, or one short writing transaction, of synchronous statements; SQLite.
 
 A statement is a function over a `Transaction`. On SQLite it runs in the one writer thread (or in a reader thread), on
 PostgreSQL the same function runs through SQLAlchemy's `run_sync`. Nothing awaits inside a transaction: 5 ms of awaiting
@@ -10,11 +10,11 @@ import errno
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from sqlalchemy import (
     URL,
@@ -22,16 +22,11 @@ from sqlalchemy import (
     Connection,
     Engine,
     Float,
-    cast,
     create_engine,
     event,
-    extract,
-    func,
     literal,
-    make_url,
 )
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from batchmill.clock import Clock
 
@@ -45,11 +40,22 @@ _READERS = 4
 _FULL = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
 
 
+class DatabaseAway(Exception):  # noqa: N818 - it states what is so
+    """The database did not answer for as long as it is waited for, or lets nobody in; `str` says why, without a secret.
+
+    Whether a transaction that was under way is written nobody knows: it is as if the process had died then.
+    """
+
+
 class DiskFull(OSError):  # noqa: N818 - it states what is so
     """SQLite had no room for a transaction, and nothing of it is written: ENOSPC, as a blob's writer says it."""
 
     def __init__(self) -> None:
         super().__init__(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def nothing() -> None:
+    """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +64,15 @@ class Transaction:
 
     `lease_now` is the present on the lease clock, in seconds: the database's own clock on PostgreSQL, the machine's
     boot clock on SQLite. Leases are judged by it alone; wall time never is.
+    `ring` says that the transaction moves something that a loop waits for: once it is committed, `Database.version`
+    differs for everybody. (SQLite's version tells of every change by itself.)
+    `take_time` lets the transaction take as long as it needs: a migration, not what others wait for.
     """
 
     connection: Connection
     lease_now: ColumnElement[float]
+    ring: Callable[[], None] = nothing
+    take_time: Callable[[], None] = nothing
 
 
 Statements = Callable[[Transaction], T]
@@ -71,9 +82,12 @@ class Database(Protocol):
     """Where the rows are.
 
     What was begun is carried through although the caller is cancelled: a transaction under way still commits.
+    Statements may run several times (PostgreSQL: a connection was lost, others were in the way) before one run of them
+    counts, so they change nothing but rows, and what they return is that run's. What they raise is raised.
 
     Raises:
-        DiskFull: there was no room (SQLite); nothing of the transaction is written.
+        DatabaseAway: it was waited for in vain (PostgreSQL).
+        DiskFull: there was no room; nothing of the transaction is written.
     """
 
     async def read(self, statements: Statements[T]) -> T:
@@ -83,12 +97,12 @@ class Database(Protocol):
     async def write(self, statements: Statements[T], *, before: Callable[[], None] | None = None) -> T:
         """Run statements in one transaction and commit it durably; an exception rolls all of it back.
 
-        `before` is blocking work done right ahead of the transaction, never inside it (a group commit's blob).
+        `before` is blocking work done once, right ahead of the transaction, never inside it (a group commit's blob).
         """
         ...
 
     async def version(self) -> int | None:
-        """Return a number that differs once anybody has changed a row; None if the database has no such number."""
+        """Return a number that differs once anybody has moved something; None if the database has no such number."""
         ...
 
     async def close(self) -> None:
@@ -153,57 +167,6 @@ class SqliteDatabase:
     @staticmethod
     async def _run(pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(pool, call))
-
-
-class PostgresDatabase:
-    """PostgreSQL through asyncpg, with every commit synchronous (reliability, finding 3)."""
-
-    def __init__(self, *, url: str) -> None:
-        self._engine = create_async_engine(
-            make_url(url).set(drivername="postgresql+asyncpg"),
-            hide_parameters=True,
-            pool_pre_ping=True,  # after a restart of the database the old connections are replaced, not tried
-            connect_args={"server_settings": {"synchronous_commit": "on", "lock_timeout": "3s"}},
-        )
-        self._reader = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        self._lease_now = cast(extract("epoch", func.clock_timestamp()), Float)
-        self._under_way: set[asyncio.Future[Any]] = set()
-
-    async def read(self, statements: Statements[T]) -> T:
-        """See `Database`."""
-        return await self._run(self._transact(self._reader, statements))
-
-    async def write(self, statements: Statements[T], *, before: Callable[[], None] | None = None) -> T:
-        """See `Database`."""
-
-        async def in_order() -> T:
-            if before is not None:
-                await asyncio.to_thread(before)
-            return await self._transact(self._engine, statements)
-
-        return await self._run(in_order())
-
-    async def version(self) -> int | None:
-        """See `Database`."""
-        return None
-
-    async def close(self) -> None:
-        """See `Database`."""
-        if self._under_way:
-            await asyncio.wait(self._under_way)
-        await self._engine.dispose()
-
-    async def _transact(self, engine: AsyncEngine, statements: Statements[T]) -> T:
-        async with engine.begin() as connection:
-            return await connection.run_sync(
-                lambda inner: statements(Transaction(connection=inner, lease_now=self._lease_now))
-            )
-
-    async def _run(self, call: Coroutine[Any, Any, T]) -> T:
-        running = asyncio.ensure_future(call)
-        self._under_way.add(running)
-        running.add_done_callback(self._under_way.discard)
-        return await asyncio.shield(running)
 
 
 def _sqlite_engine(path: Path, *, size: int, writes: bool) -> Engine:
