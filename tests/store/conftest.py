@@ -1,5 +1,5 @@
 """What the tests of the rows start with."""
 
-from postgres import clock, cluster, database, empty_database
+from postgres import bouncer, clock, cluster, database, empty_database
 
-__all__ = ["clock", "cluster", "database", "empty_database"]
+__all__ = ["bouncer", "clock", "cluster", "database", "empty_database"]

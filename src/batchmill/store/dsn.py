@@ -56,13 +56,13 @@ def read_dsn(url: str) -> dict[str, Any]:
     """
     try:
         parts = urlsplit(url)
-        query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
-    except ValueError as fault:
-        raise BadDatabaseUrl("the database's URL cannot be read") from fault.with_traceback(None)
+    except ValueError:
+        raise BadDatabaseUrl("the database's URL cannot be read") from None  # it quotes the URL
     if parts.scheme not in _SCHEMES:
         raise BadDatabaseUrl("the database's URL must begin with postgresql://")
     if "@" in parts.path + parts.query or parts.fragment:
         raise BadDatabaseUrl("in the database's URL, write / ? # and @ within a name or a password as %2F %3F %23 %40")
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
     account, _, hosts = parts.netloc.rpartition("@")
     if not all(_HOSTS.fullmatch(host) for host in hosts.split(",")):
         raise BadDatabaseUrl("the database's URL names no host that can be read: host, host:port or [address]:port")
