@@ -62,11 +62,11 @@ lock: ## Pin every package anew, to what the index gives today.
 	$(PIP) install --constraint constraints.txt --editable ".[builtin,demo,postgres]" --group test
 	@touch $@
 
-# The store's tests run on a real PostgreSQL, which they start themselves.
+# The store's tests run on a real PostgreSQL and a real pgbouncer, which they start themselves.
 .venv/postgres: .venv/base
-	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 && command -v curl >/dev/null || { \
-	  [ "$$(id -u)" = 0 ] || { echo "The tests need PostgreSQL's server and curl: apt-get install postgresql curl"; exit 1; }; \
-	  apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql curl; }
+	@(export PATH=$$PATH:/usr/sbin; ls /usr/lib/postgresql/*/bin/postgres && command -v pgbouncer curl) >/dev/null 2>&1 || { \
+	  [ "$$(id -u)" = 0 ] || { echo "The tests need PostgreSQL's server, pgbouncer and curl: apt-get install postgresql pgbouncer curl"; exit 1; }; \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql pgbouncer curl; }
 	@touch $@
 
 # Crash points need small disks whose power can be cut, and a process held at a system call.

@@ -9,6 +9,7 @@ from batchmill.blobs.blobs import BlobsAway
 from batchmill.blobs.space import is_full
 from batchmill.spec import errors
 from batchmill.spec.errors import ApiError
+from batchmill.store.database import DatabaseAway
 
 SPACE_SECONDS = 60.0  # space is made by people
 _AWAY_SECONDS = 5.0  # a database or a bucket comes back by itself
@@ -29,7 +30,7 @@ def as_api_error(fault: Exception) -> ApiError:
         return fault
     if is_full(fault):
         return errors.insufficient_storage(SPACE_SECONDS)
-    if isinstance(fault, (OperationalError, InterfaceError)):
+    if isinstance(fault, (DatabaseAway, OperationalError, InterfaceError)):
         return errors.unavailable("The database does not answer. Try again later.", _AWAY_SECONDS)
     if isinstance(fault, BlobsAway):
         return errors.unavailable("The storage of files does not answer. Try again later.", _AWAY_SECONDS)

@@ -22,7 +22,7 @@ from batchmill.spec.objects import FileObject, file_deleted, list_page
 from batchmill.store.blob import doom_blob, drop_refs, insert_writing, publish_blob
 from batchmill.store.database import Database, Transaction
 from batchmill.store.file import File, count_files, delete_file, find_file, insert_file, list_files
-from batchmill.store.organisation import Allowance
+from batchmill.store.organisation import Allowance, lock_organisation
 from batchmill.store.replay import Call, delete_running, note_arrival
 
 
@@ -162,6 +162,7 @@ def _give_up(tx: Transaction, call: Call, key: str) -> None:
 
 def _publish(tx: Transaction, added: File, received: Upload, limits: Limits, allowance: Allowance) -> Made:
     """Add the File and publish its bytes, if the organisation's quotas allow it."""
+    lock_organisation(tx, organisation_id=added.organisation_id)
     count, stored = count_files(tx, organisation_id=added.organisation_id, purpose=added.object.purpose)
     most = limits.max_files if allowance.max_files is None else allowance.max_files
     if count >= most:

@@ -12,9 +12,11 @@ from batchmill.api.answer import json_answer
 from batchmill.blobs.blobs import BlobMissing, Blobs, BlobsAway
 from batchmill.clock import Clock
 from batchmill.spec.ids import mint_id
-from batchmill.store.database import Database, Transaction
+from batchmill.store.database import Database, DatabaseAway, Transaction
 from batchmill.store.model import BackendState, list_backends
 from batchmill.store.worker import has_live_worker
+
+_ROWS_SECONDS = 2.0  # who asks whether the service is ready waits no longer than that
 
 
 def health_routes(*, database: Database, blobs: Blobs, clock: Clock) -> APIRouter:
@@ -33,14 +35,14 @@ def health_routes(*, database: Database, blobs: Blobs, clock: Clock) -> APIRoute
     async def readyz() -> Response:
         """Say for each part whether it is ready, with a reason where it is not: 200 if all are, else 503."""
         try:
-            worker, backends = await database.read(_facts)
+            worker, backends = await asyncio.wait_for(database.read(_facts), timeout=_ROWS_SECONDS)
             reasons = {
                 "database": None,
                 "blobs": await asyncio.to_thread(_try_blobs, blobs, mint_id("probe", clock.now())),
                 "worker": None if worker else "no worker has a living heartbeat",
                 "backends": _backends_reason(backends),
             }
-        except SQLAlchemyError:
+        except (DatabaseAway, SQLAlchemyError, TimeoutError):
             log.exception("the database does not answer")
             reasons = {"database": "the database does not answer"}
         ready = not any(reasons.values())

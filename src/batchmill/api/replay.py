@@ -19,7 +19,7 @@ from batchmill.clock import Clock
 from batchmill.spec import errors
 from batchmill.spec.ids import mint_id
 from batchmill.spec.limits import Limits
-from batchmill.store.database import Database, Transaction
+from batchmill.store.database import Database, DatabaseAway, Transaction
 from batchmill.store.replay import (
     Call,
     find_key,
@@ -145,7 +145,7 @@ class Replays:
             return
         try:
             await self._database.write(lambda tx: note_arrival(tx, caller=caller, made_id=made_id))
-        except (SQLAlchemyError, OSError):
+        except (DatabaseAway, SQLAlchemyError, OSError):
             self._log.warning("an answer that arrived could not be noted", made=made_id, exc_info=True)
 
     def _kept(self, tx: Transaction, call: Call, fingerprint: str) -> Answer | None:

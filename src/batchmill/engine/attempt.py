@@ -15,7 +15,7 @@ from batchmill.engine.child import ChildDied
 from batchmill.ledger.segment import DamagedSegment
 from batchmill.store.batch import TRIES, Batch, put_off, set_waiting
 from batchmill.store.blob import doom_blob
-from batchmill.store.database import Database, Statements, Transaction
+from batchmill.store.database import Database, DatabaseAway, Statements, Transaction
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ class Attempts:
         """Work on a claimed batch; where that fails, give up the announced `keys` and put the batch off."""
         try:
             yield
-        except (OperationalError, InterfaceError):
+        except (DatabaseAway, OperationalError, InterfaceError):
             raise
         except BlobsAway as fault:
             self._log.warning("the bytes are away", batch=batch.id, reason=str(fault))

@@ -25,6 +25,7 @@ from batchmill.store.database import Database, Transaction
 from batchmill.store.file import delete_expired, has_expired
 from batchmill.store.replay import delete_old_replays, has_old_replays
 from batchmill.store.slice import delete_slices
+from batchmill.store.worker import forget_dead, has_elder
 
 _AT_ONCE = 100  # rows a step: no step holds the writer for long
 _SLICES_AT_ONCE = 32  # with their Segments; a million lines have some four thousand
@@ -34,10 +35,23 @@ _STUCK_SECONDS = 600  # how often a stuck batch is tried again: what was wrong m
 
 
 class Sweeper:
-    """Moves batches whose window has passed, removes what has no use any more, keeps the reserve of the disk."""
+    """Moves batches whose window has passed, removes what has no use any more, keeps the reserve of the disk.
 
-    def __init__(self, *, database: Database, blobs: Blobs, room: Room, router: Router, clock: Clock) -> None:
+    Of several workers the oldest that lives sweeps. Two at once, while one is taking over, do no harm.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        blobs: Blobs,
+        room: Room,
+        router: Router,
+        clock: Clock,
+        worker_id: str | None = None,
+    ) -> None:
         self._database = database
+        self._worker_id = worker_id
         self._blobs = blobs
         self._room = room
         self._clock = clock
@@ -62,8 +76,9 @@ class Sweeper:
             self._forget_replays,
             self._remove_doomed,
         )
-        by_time = (self._remove_orphans, self._retry_stuck, self._tell)
-        for sweep in (*by_rows, *by_time) if await self._is_needed() else by_time:
+        by_time = (self._remove_orphans, self._start_anew, self._tell)
+        needed = await self._is_needed()
+        for sweep in () if needed is None else (*by_rows, *by_time) if needed else by_time:
             try:
                 more |= await sweep()
             except BlobsAway as fault:
@@ -79,11 +94,16 @@ class Sweeper:
         self._full = full
         return more and not (full or away)
 
-    async def _is_needed(self) -> bool:
-        """Say whether any row is to be swept: one read a second that mostly finds none, in place of six."""
+    async def _is_needed(self) -> bool | None:
+        """Say whether any row is to be swept, None if an older worker does that.
+
+        One read a second that mostly finds none, in place of six.
+        """
         now = int(self._clock.now())
 
-        def statements(tx: Transaction) -> bool:
+        def statements(tx: Transaction) -> bool | None:
+            if self._worker_id is not None and has_elder(tx, worker_id=self._worker_id):
+                return None
             return bool(
                 batches_past_window(tx, now=now, limit=1)
                 or batches_drained(tx, limit=1)
@@ -108,13 +128,15 @@ class Sweeper:
         moves = [(batch_id, status, Event.WINDOW_PASSED) for batch_id, status in late]
         moves += [(batch_id, Status.IN_PROGRESS, Event.DRAINED) for batch_id in drained]
 
-        def statements(tx: Transaction) -> None:
-            for batch_id, status, event in moves:
-                if advance(tx, batch_id=batch_id, status=status, event=event, now=now):
-                    self._log.info("swept", batch=batch_id, by=event.value)
+        def statements(tx: Transaction) -> list[tuple[str, Event]]:
+            return [
+                (batch_id, event)
+                for batch_id, status, event in sorted(moves)
+                if advance(tx, batch_id=batch_id, status=status, event=event, now=now)
+            ]
 
-        if moves:
-            await self._database.write(statements)
+        for batch_id, event in await self._database.write(statements) if moves else ():
+            self._log.info("swept", batch=batch_id, by=event.value)
         return len(moves) >= _AT_ONCE
 
     async def _clear(self) -> bool:
@@ -129,7 +151,7 @@ class Sweeper:
 
         def statements(tx: Transaction) -> int:
             keys = delete_expired(tx, now=now, limit=_AT_ONCE)
-            for key in keys:
+            for key in sorted(keys):
                 drop_refs(tx, key=key)
             return len(keys)
 
@@ -163,10 +185,12 @@ class Sweeper:
                 await asyncio.to_thread(self._blobs.delete, key)
         return False
 
-    async def _retry_stuck(self) -> bool:
+    async def _start_anew(self) -> bool:
+        """Every ten minutes, try what is stuck once more, and forget workers that died long ago."""
         if self._clock.boot() >= self._stuck_at:
             self._stuck_at = self._clock.boot() + _STUCK_SECONDS
             await self._database.write(retry_stuck)
+            await self._database.write(forget_dead)
         return False
 
     async def _tell(self) -> bool:

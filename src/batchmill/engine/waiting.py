@@ -104,7 +104,8 @@ class Waiting:
             (standing, words) for standing, words in zip(standings, said, strict=True) if words != standing.waiting
         ]
         if changed:
-            await self._database.write(lambda tx: self._keep(tx, changed))
+            for standing, words in await self._database.write(lambda tx: self._keep(tx, changed)):
+                self._log.info("waits" if words else "goes on", batch=standing.batch_id, waiting=words)
 
     def _look(self, tx: Transaction, short: str | None) -> tuple[Sequence[Standing], list[str | None]]:
         standings = list_standings(tx, limit=_MOST)
@@ -131,13 +132,15 @@ class Waiting:
         serving = [backend.name for backend in self._router.serving(standing.model)]
         return outage_of(standing.model, serving, states, heard=bool(self._router.models()))
 
-    def _keep(self, tx: Transaction, changed: Sequence[tuple[Standing, str | None]]) -> None:
+    def _keep(
+        self, tx: Transaction, changed: Sequence[tuple[Standing, str | None]]
+    ) -> Sequence[tuple[Standing, str | None]]:
+        """Keep the sentences; return those that are news, which a queue that has become shorter is not."""
         now = int(self._clock.now())
-        for standing, words in changed:
-            told = set_waiting(tx, batch_id=standing.batch_id, waiting=words, now=now)
-            still_queued = all(text is not None and text.startswith(_QUEUED) for text in (words, standing.waiting))
-            if told and not still_queued:  # that a queue has become shorter is no news
-                self._log.info("waits" if words else "goes on", batch=standing.batch_id, waiting=words)
+        told = [pair for pair in changed if set_waiting(tx, batch_id=pair[0].batch_id, waiting=pair[1], now=now)]
+        return [
+            pair for pair in told if not all((text or "").startswith(_QUEUED) for text in (pair[1], pair[0].waiting))
+        ]
 
 
 def _queue(standings: Sequence[Standing]) -> Iterator[tuple[str, int]]:

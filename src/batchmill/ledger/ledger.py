@@ -4,6 +4,7 @@ import asyncio
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, compress
 
@@ -88,19 +89,20 @@ class Ledger:
             others = [replace(c, open_slices=1) for c in found if c.batch_id not in besides]
             return others if besides else found
 
-        def statements(tx: Transaction) -> list[tuple[Slice, bool, Batch]]:
-            turns = self._chooser.choose(candidates(tx), slices, now=self._clock.now(), rate=rate)
+        def statements(tx: Transaction) -> tuple[list[tuple[Slice, bool, Batch]], Chooser]:
+            chooser = copy(self._chooser)  # only what is committed was had
+            turns = chooser.choose(candidates(tx), slices, now=self._clock.now(), rate=rate)
             batches = batches_by_id(tx, batch_ids=sorted(set(turns)))
             taken = [
                 claim_slices(tx, batch_id=b, count=n, models=models, worker_id=self._worker_id, lease=self._lease)
                 for b, n in Counter(turns).items()
             ]
-            return [(*claimed, batches[claimed[0].batch_id]) for claimed in chain.from_iterable(taken)]
+            return [(*claimed, batches[claimed[0].batch_id]) for claimed in chain.from_iterable(taken)], chooser
 
         # A look first: an idle worker must not write.
         if not await self._database.read(candidates):
             return []
-        claimed = await self._database.write(statements)
+        claimed, self._chooser = await self._database.write(statements)
         self._metrics.takeovers.inc(sum(taken_over for _, taken_over, _ in claimed))
         try:
             planned = await asyncio.to_thread(lambda: [self._records(batch, held) for held, _, batch in claimed])
@@ -142,6 +144,7 @@ class Ledger:
         """
         if not portions:
             return frozenset()
+        portions = sorted(portions, key=lambda portion: portion.slice.fence)  # who locks several does so in one order
         now = self._clock.now()
         key = mint_id("commit", now)
         packed = [pack_results(portion.results) for portion in portions]
@@ -208,10 +211,11 @@ class Ledger:
         """Give Slices back with their holes, for any worker to claim; `sent` of each is kept. True once it is done."""
 
         def statements(tx: Transaction) -> bool:
-            for held in slices:
+            for held in in_order:
                 release_slice(tx, batch_id=held.batch_id, ordinal=held.ordinal, epoch=held.epoch, sent=held.sent)
             return True
 
+        in_order = sorted(slices, key=lambda held: held.fence)
         return await self._database.write(statements)
 
     def _records(self, batch: Batch, claimed: Slice) -> tuple[Record, ...] | BlobMissing:

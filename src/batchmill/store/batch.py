@@ -54,6 +54,7 @@ class Batch:
 def insert_batch(tx: Transaction, added: Batch) -> None:
     """Add a batch in `validating`."""
     facts = added.object
+    tx.ring()
     tx.connection.execute(
         insert(batch).values(
             id=facts.id,
@@ -119,6 +120,7 @@ def advance(
         expected.append(batch.c.epoch == epoch)
     changed: dict[str, object] = {**(values or {}), "status": target.value}
     if target is not status:
+        tx.ring()
         changed |= {STAMP[target]: now, "crashes": 0, "retry_at": None, "waiting": None, "waiting_since": None}
         if event is Event.CANCEL:
             changed |= {"owner": None, "lease_until": None, "epoch": batch.c.epoch + 1}

@@ -75,6 +75,15 @@ def insert_organisation(tx: Transaction, *, organisation_id: str, name: str, now
     tx.connection.execute(insert(organisation).values(id=organisation_id, name=name, created_at=now))
 
 
+def lock_organisation(tx: Transaction, *, organisation_id: str) -> None:
+    """Let what counts against an organisation's limits be counted and added by one transaction at a time.
+
+    SQLite writes one by one anyway.
+    """
+    mine = select(organisation.c.id).where(organisation.c.id == organisation_id)
+    tx.connection.execute(mine.with_for_update(key_share=True)).all()  # rows that refer to it may be added meanwhile
+
+
 def list_organisations(tx: Transaction) -> Sequence[Organisation]:
     """Return every organisation, by name."""
     rows = tx.connection.execute(select(organisation).order_by(organisation.c.name))

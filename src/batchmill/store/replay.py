@@ -6,9 +6,10 @@ an Idempotency-Key there is one record a key; without, one for each thing that w
 
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, delete, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, delete, exists, insert, or_, select, update
 
 from batchmill.store.database import Transaction
+from batchmill.store.lock import lock_name
 from batchmill.store.tables import replay
 
 
@@ -34,14 +35,8 @@ class KeyRecord:
 
 
 def lock_calls(tx: Transaction, *, call: Call, fingerprint: str | None = None) -> None:
-    """Let calls that may be the same pass one by one, until the transaction ends.
-
-    SQLite writes one by one anyway. On PostgreSQL a retry waits here for the commit of its first try, a matter of
-    milliseconds: the two would not see each other's rows.
-    """
-    if tx.connection.dialect.name == "postgresql":
-        name = f"{call.organisation_id} {call.route} {call.key_digest or fingerprint}"
-        tx.connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
+    """Let calls that may be the same pass one by one: a retry waits here for its first try, a few milliseconds."""
+    lock_name(tx, f"{call.organisation_id} {call.route} {call.key_digest or fingerprint}")
 
 
 def find_key(tx: Transaction, *, call: Call, now: int, lease: float) -> KeyRecord | None:

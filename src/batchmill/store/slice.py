@@ -198,6 +198,7 @@ def release_slice(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, s
     """Give a Slice back with its holes, and with what was sent of it where that is kept; False if it was lost."""
     mine = update(slice_).where(_mine(batch_id, ordinal, epoch))
     lone = {"alone": None, "alone_epoch": None, "alone_crashes": 0}
+    tx.ring()
     return tx.connection.execute(mine.values(owner=None, lease_until=None, sent=sent, **lone)).rowcount == 1
 
 
@@ -206,8 +207,19 @@ def fence_slices(tx: Transaction, *, batch_id: str) -> None:
 
     Nobody owns it then: a Finalizer that fails leaves a batch that is settled still.
     """
+    lock_slices(tx, and_(slice_.c.batch_id == batch_id, slice_.c.open))
     fenced = update(slice_).where(slice_.c.batch_id == batch_id, slice_.c.open)
     tx.connection.execute(fenced.values(owner=None, epoch=slice_.c.epoch + 1, lease_until=None))
+
+
+def lock_slices(tx: Transaction, wanted: ColumnElement[bool]) -> None:
+    """Wait for these Slices in the order in which group commits take theirs; the batches' rows come after them.
+
+    One UPDATE takes its rows in any order: two would wait for each other, until PostgreSQL ends one.
+    """
+    if tx.connection.dialect.name == "postgresql":
+        in_order = select(slice_.c.ordinal).where(wanted).order_by(slice_.c.batch_id, slice_.c.ordinal)
+        tx.connection.execute(in_order.with_for_update(key_share=True)).all()
 
 
 def list_slices(tx: Transaction, *, batch_id: str) -> Sequence[Slice]:

@@ -3,8 +3,10 @@
 from sqlalchemy import delete, exists, insert, select, update
 
 from batchmill.store.database import Transaction
-from batchmill.store.slice import void_slices
+from batchmill.store.slice import lock_slices, void_slices
 from batchmill.store.tables import batch, slice_, worker
+
+_FORGOTTEN_SECONDS = 3600  # after its lease, the row of a worker that died tells nobody anything
 
 
 def insert_worker(tx: Transaction, *, worker_id: str, lease: float, now: int) -> None:
@@ -15,7 +17,8 @@ def insert_worker(tx: Transaction, *, worker_id: str, lease: float, now: int) ->
 def renew_leases(tx: Transaction, *, worker_id: str, lease: float) -> bool:
     """Renew all that a worker holds; False if the worker itself is no longer known."""
     until = tx.lease_now + lease
-    for table in (batch, slice_):
+    lock_slices(tx, slice_.c.owner == worker_id)
+    for table in (slice_, batch):
         tx.connection.execute(update(table).where(table.c.owner == worker_id).values(lease_until=until))
     renewed = tx.connection.execute(update(worker).where(worker.c.id == worker_id).values(lease_until=until))
     return renewed.rowcount == 1
@@ -37,13 +40,31 @@ def void_leases(tx: Transaction, *, worker_id: str) -> int:
 
 def release_leases(tx: Transaction, *, worker_id: str) -> None:
     """Give back all that a worker holds."""
-    for table in (batch, slice_):
+    tx.ring()
+    lock_slices(tx, slice_.c.owner == worker_id)
+    for table in (slice_, batch):
         tx.connection.execute(update(table).where(table.c.owner == worker_id).values(owner=None, lease_until=None))
 
 
 def delete_worker(tx: Transaction, *, worker_id: str) -> None:
     """Forget a worker that has ended in good order."""
     tx.connection.execute(delete(worker).where(worker.c.id == worker_id))
+
+
+def forget_dead(tx: Transaction) -> None:
+    """Remove the rows of workers that died long ago and of which nothing is left to take over."""
+    dead = worker.c.lease_until < tx.lease_now - _FORGOTTEN_SECONDS
+    held = [~exists().where(table.c.owner == worker.c.id) for table in (batch, slice_)]
+    tx.connection.execute(delete(worker).where(dead, *held))
+
+
+def has_elder(tx: Transaction, *, worker_id: str) -> bool:
+    """Say whether an older worker than this one lives: what one is enough for is done by the oldest.
+
+    Who cannot renew its own lease, as on a full disk, is not asked about that.
+    """
+    elder = exists().where(worker.c.id < worker_id, worker.c.lease_until > tx.lease_now)
+    return bool(tx.connection.execute(select(elder)).scalar())
 
 
 def has_live_worker(tx: Transaction) -> bool:
