@@ -1,13 +1,19 @@
 """The tables as the migrations make them."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import CheckConstraint, inspect, text
 
+from batchmill.spec.states import Status
 from batchmill.store.database import Database, Transaction
-from batchmill.store.migrate import NewerDatabase, migrate
+from batchmill.store.migrate import NewerDatabase, is_current, migrate
+from batchmill.store.slice import claim_slices
 from batchmill.store.tables import metadata
+from store.rows import LEASE, add_organisations, add_running, get_batch
 
 
 def differences(tx: Transaction) -> object:
@@ -53,18 +59,51 @@ async def test_migrating_twice_changes_nothing(empty_database: Database) -> None
     assert await empty_database.read(lambda tx: tx.connection.scalar(text("SELECT count(*) FROM model"))) == 1
 
 
-async def test_a_newer_database_is_refused(empty_database: Database) -> None:
-    """A revision that this version does not know raises NewerDatabase and is left as it is."""
+@pytest.mark.parametrize("look", [migrate, is_current])
+async def test_a_database_of_a_later_era_is_refused(
+    empty_database: Database, look: Callable[[Transaction], object]
+) -> None:
+    """A revision that does more than add raises NewerDatabase and is left as it is."""
     await empty_database.write(migrate)
     await empty_database.write(
-        lambda tx: tx.connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        lambda tx: tx.connection.execute(text("UPDATE alembic_version SET version_num = 'a9999'"))
     )
-    with pytest.raises(NewerDatabase, match="9999"):
-        await empty_database.write(migrate)
+    with pytest.raises(NewerDatabase, match="a9999"):
+        await empty_database.write(look)
     assert (
         await empty_database.read(lambda tx: tx.connection.scalar(text("SELECT version_num FROM alembic_version")))
-        == "9999"
+        == "a9999"
     )
+
+
+def as_the_next_version(tx: Transaction) -> None:
+    """Do what the next version's migration may do: add columns and tables."""
+    for statement in (
+        "ALTER TABLE batch ADD COLUMN mood VARCHAR",
+        "ALTER TABLE slice ADD COLUMN colour VARCHAR NOT NULL DEFAULT 'blue'",
+        "CREATE TABLE novelty (name VARCHAR NOT NULL PRIMARY KEY)",
+        "UPDATE alembic_version SET version_num = '9999'",
+    ):
+        tx.connection.execute(text(statement))
+
+
+async def test_a_version_works_with_what_the_next_one_has_added(empty_database: Database) -> None:
+    """A running process goes on where a later version has migrated meanwhile, and one of its version may start."""
+    await empty_database.write(migrate)
+    await empty_database.write(add_organisations)
+    before = await empty_database.write(lambda tx: add_running(tx, "batch_1"))
+    assert len(await empty_database.write(partial(claim, batch_id=before))) == 2  # statements are prepared and cached
+    await empty_database.write(as_the_next_version)
+    after = await empty_database.write(lambda tx: add_running(tx, "batch_2"))
+    assert len(await empty_database.write(partial(claim, batch_id=after))) == 2
+    assert (await empty_database.read(lambda tx: get_batch(tx, after))).object.status is Status.IN_PROGRESS
+    await empty_database.write(migrate)
+    assert await empty_database.read(is_current)
+
+
+def claim(tx: Transaction, *, batch_id: str) -> Sequence[object]:
+    """Claim both Slices of a batch."""
+    return claim_slices(tx, batch_id=batch_id, count=2, models=["m"], worker_id="w", lease=LEASE)
 
 
 async def test_a_migration_that_fails_leaves_nothing(empty_database: Database) -> None:

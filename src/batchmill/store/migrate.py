@@ -1,4 +1,9 @@
-"""Brings a database up to this version's tables, in one transaction, one process at a time."""
+"""Brings a database up to this version's tables, in one transaction, one process at a time.
+
+Versions n and n+1 run side by side: a migration only adds (tables, and columns that are null or have a default), and
+version n goes on with what n+1 has added. A revision that does more begins a new era: its id is the last era's with a
+letter more in front (`a0009` after `0008`), and versions of the era before refuse to start on it.
+"""
 
 from pathlib import Path
 
@@ -15,25 +20,26 @@ _LOCK = 0x6261746368  # "batch": the key of PostgreSQL's advisory lock for migra
 
 
 class NewerDatabase(Exception):  # noqa: N818 - it states what is so
-    """The database was written by a newer Batchmill than this one."""
+    """The tables are of a later era than this Batchmill: it would misread them."""
 
 
 def migrate(tx: Transaction) -> None:
-    """Upgrade to the newest revision; does nothing where it is reached already.
+    """Upgrade to the newest revision; does nothing where it, or a later one of the same era, is reached already.
 
-    SQLite's `BEGIN IMMEDIATE`, on PostgreSQL an advisory lock of the transaction, keeps a second process waiting.
+    SQLite's `BEGIN IMMEDIATE`, on PostgreSQL an advisory lock of the transaction, keeps a second process waiting. The
+    tables may be large, and who uses them finishes first: a migration takes as long as it takes.
 
     Raises:
-        NewerDatabase: its revision is unknown here.
+        NewerDatabase: its revision is of a later era.
     """
     if tx.connection.dialect.name == "postgresql":
-        tx.connection.execute(text("SET LOCAL lock_timeout = 0"))  # the other process may need its time
+        tx.take_time()
+        for limit in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
+            tx.connection.execute(text(f"SET LOCAL {limit} = 0"))
         tx.connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-        tx.connection.execute(text("SET LOCAL lock_timeout TO DEFAULT"))
     script = ScriptDirectory.from_config(_config())
-    current = MigrationContext.configure(tx.connection).get_current_revision()
-    if current is not None and current not in {revision.revision for revision in script.walk_revisions()}:
-        raise NewerDatabase(f"the database is at revision {current}, which this Batchmill does not know")
+    if _is_later(_current(tx), script):
+        return
 
     with EnvironmentContext(_config(), script) as environment:
         environment.configure(
@@ -51,9 +57,31 @@ def revision(tx: Transaction) -> str:
 
 
 def is_current(tx: Transaction) -> bool:
-    """Say whether the tables are this version's."""
+    """Say whether the tables are this version's, or a later one's of the same era.
+
+    Raises:
+        NewerDatabase: its revision is of a later era.
+    """
     script = ScriptDirectory.from_config(_config())
-    return MigrationContext.configure(tx.connection).get_current_revision() == script.get_current_head()
+    current = _current(tx)
+    return current == script.get_current_head() or _is_later(current, script)
+
+
+def _current(tx: Transaction) -> str | None:
+    return MigrationContext.configure(tx.connection).get_current_revision()
+
+
+def _is_later(revision: str | None, script: ScriptDirectory) -> bool:
+    """Say whether a database's revision is a later one than all that are known here."""
+    if revision is None or revision in {known.revision for known in script.walk_revisions()}:
+        return False
+    if _era(revision) != _era(str(script.get_current_head())):
+        raise NewerDatabase(f"the database is at revision {revision}, which this Batchmill cannot work with")
+    return True
+
+
+def _era(revision: str) -> str:
+    return revision.rstrip("0123456789")
 
 
 def _config() -> Config:
