@@ -1,5 +1,6 @@
 """A real PostgreSQL for the tests, and the fixture that runs one suite on SQLite and on PostgreSQL."""
 
+import asyncio
 import os
 import pwd
 import shutil
@@ -9,10 +10,11 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import Any, TypeVar
 
 import asyncpg
 import pytest
@@ -22,6 +24,8 @@ from batchmill.store.migrate import migrate
 from batchmill.store.postgres import PostgresDatabase
 from batchmill.store.tables import metadata
 from fakeclock import FakeClock
+
+T = TypeVar("T")
 
 _READY = "ready to accept connections"
 
@@ -137,6 +141,23 @@ class Cluster:
         """End every connection to a database, as an administrator may; the server goes on."""
         name = url.rpartition("/")[2]
         await self.administer(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")  # noqa: S608 - our own name
+
+    async def behind(self, url: str, statement: str, *calls: Coroutine[Any, Any, T]) -> list[T | BaseException]:
+        """Begin calls while another transaction holds what `statement` locks; return what each gives.
+
+        It lets go once each of them waits for a lock or has ended: so they meet where the test wants them to.
+        """
+        holding, looking = [await asyncpg.connect(url) for _ in range(2)]
+        await holding.execute(f"BEGIN; {statement}")
+        running = [asyncio.create_task(call) for call in calls]
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        while sum(not call.done() for call in running) > await looking.fetchval(waiting):  # noqa: ASYNC110 - a server's locks ring no bell
+            await asyncio.sleep(0.002)
+        for connection in (holding, looking):
+            await connection.close()
+        return await asyncio.gather(*running, return_exceptions=True)
 
     async def administer(self, statement: str, *, name: str = "postgres") -> None:
         """Execute a statement as the superuser."""

@@ -1,7 +1,9 @@
 """The tables as the migrations make them."""
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -9,11 +11,14 @@ from alembic.migration import MigrationContext
 from sqlalchemy import CheckConstraint, inspect, text
 
 from batchmill.spec.states import Status
+from batchmill.store import migrations
 from batchmill.store.database import Database, Transaction
 from batchmill.store.migrate import NewerDatabase, is_current, migrate
 from batchmill.store.slice import claim_slices
 from batchmill.store.tables import metadata
 from store.rows import LEASE, add_organisations, add_running, get_batch
+
+VERSIONS = Path(migrations.__file__).parent / "versions"
 
 
 def differences(tx: Transaction) -> object:
@@ -104,6 +109,13 @@ async def test_a_version_works_with_what_the_next_one_has_added(empty_database: 
 def claim(tx: Transaction, *, batch_id: str) -> Sequence[object]:
     """Claim both Slices of a batch."""
     return claim_slices(tx, batch_id=batch_id, count=2, models=["m"], worker_id="w", lease=LEASE)
+
+
+@pytest.mark.parametrize("path", sorted(VERSIONS.glob("0*.py")), ids=lambda path: path.stem)
+def test_a_migration_only_adds(path: Path) -> None:
+    """What a migration does, the version before it works with (`store/migrate.py`, eras)."""
+    operations = set(re.findall(r"\bop\.([a-z_]+)", path.read_text()))
+    assert operations <= {"add_column", "create_index", "create_table", "f"}
 
 
 async def test_a_migration_that_fails_leaves_nothing(empty_database: Database) -> None:
