@@ -198,10 +198,16 @@ class Mill:
         """A Sweeper that begins now."""
         return self.sweeper_of()
 
-    def sweeper_of(self, hand: Hand | None = None) -> Sweeper:
+    def sweeper_of(self, hand: Hand | None = None, *, worker_id: str | None = None) -> Sweeper:
         """Return the Sweeper of a worker: it knows which backend serves what."""
-        router = Router([]) if hand is None else hand.router
-        return Sweeper(database=self.database, blobs=self.blobs, room=self.room, router=router, clock=self.clock)
+        return Sweeper(
+            database=self.database,
+            blobs=self.blobs,
+            room=self.room,
+            router=Router([]) if hand is None else hand.router,
+            clock=self.clock,
+            worker_id=worker_id,
+        )
 
     async def knows(self, *models: str) -> None:
         """Let these models be known."""
