@@ -1,16 +1,21 @@
 """Runs one blocking function in a process of its own, which never outlives its parent."""
 
 import asyncio
+import ctypes
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+_LARGE = 128 << 10  # bytes
 
 
 class ChildDied(Exception):  # noqa: N818 - it states what happened
@@ -49,11 +54,18 @@ def _receive(receiver: "Connection[Any, Any]") -> Any:  # noqa: ANN401 - what `_
 def _main(call: Callable[[], object], sender: "Connection[Any, Any]") -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the parent, who ends this
+    _give_large_buffers_back()
     try:
         answer: object = partial(_itself, call())
     except BaseException as fault:  # noqa: BLE001 - raised again in the parent
         answer = fault
     sender.send(answer)
+
+
+def _give_large_buffers_back() -> None:
+    """Let glibc hand each large buffer back to the system: a third of a piece's memory was holes between such."""
+    with suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def _itself(value: T) -> T:
