@@ -4,6 +4,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+TWO := --numprocesses=2 --dist=worksteal
+MAKEFLAGS += --jobs=2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench faults faults-crashpoints clean lock
@@ -17,9 +19,10 @@ demo: setup ## Run a real batch on the built-in model and print the results.
 	@$(BIN)/python examples/demo.py
 
 test: check .venv/postgres .venv/faults .venv/clients ## Install what the tests need, and run them all.
-	$(BIN)/pytest tests/spec tests/schedule --cov=batchmill.spec --cov=batchmill.schedule --cov-branch \
+	$(BIN)/pytest tests/spec tests/schedule $(TWO) --cov=batchmill.spec --cov=batchmill.schedule --cov-branch \
 	  --cov-report=term:skip-covered --cov-fail-under=100
-	$(BIN)/pytest --ignore=tests/spec --ignore=tests/schedule
+	$(BIN)/pytest --ignore=tests/spec --ignore=tests/schedule $(TWO) -m "not alone" -rs --durations=10
+	$(BIN)/pytest -m alone -rs --durations=10
 
 check: .venv/test ## Lint, types and walls; a part of `make test`.
 	$(BIN)/ruff check
@@ -70,7 +73,7 @@ lock: ## Pin every package anew, to what the index gives today.
 	@touch $@
 
 # Crash points need small disks whose power can be cut, and a process held at a system call.
-.venv/faults: .venv/base
+.venv/faults: .venv/base | .venv/postgres
 	@(for tool in xfs_io mkfs.xfs mkfs.ext4 strace ip unshare; do command -v $$tool >/dev/null || exit 1; done) || { \
 	  [ "$$(id -u)" = 0 ] || { echo "Some fault tests will not run: they need root, and xfsprogs e2fsprogs strace iproute2 util-linux"; exit 0; }; \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends xfsprogs e2fsprogs strace iproute2 util-linux; }

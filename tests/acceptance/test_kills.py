@@ -6,6 +6,7 @@ import random
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,12 +91,11 @@ class Siege:
 
 @pytest.mark.timeout(600)
 def test_nothing_is_lost_doubled_or_sent_too_often_when_everything_is_killed(
-    processes: Processes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    processes: Processes, tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
     """Kills in every state lose no line, double none, and send again what was in flight or in one open group."""
     seed = int(os.environ.get("BATCHMILL_KILL_SEED") or int.from_bytes(os.urandom(4)))
-    with capsys.disabled():
-        print(f"\nBATCHMILL_KILL_SEED={seed}")  # noqa: T201 - to run it again
+    tell(f"BATCHMILL_KILL_SEED={seed}")  # to run it again
     began = time.monotonic()
     lines = odd_lines(LINES, filling=FILLING)
     witness = processes.witness(log=tmp_path / "witness.log", padding=PADDING, latency_ms=1)
@@ -120,9 +120,7 @@ def test_nothing_is_lost_doubled_or_sent_too_often_when_everything_is_killed(
     again = _check_sends(siege, lines)
     _check_rest(siege)
     seconds = time.monotonic() - began
-    with capsys.disabled():
-        figures = f"{len(siege.kills)} kills {dict(states)}, {LINES} lines, {again} sent again, {seconds:.0f} s"
-        print(figures)  # noqa: T201 - the measure of the promise
+    tell(f"{len(siege.kills)} kills {dict(states)}, {LINES} lines, {again} sent again, {seconds:.0f} s")
 
 
 def _besiege(siege: Siege, text: bytes) -> None:

@@ -44,6 +44,7 @@ def races(tmp_path: Path) -> Iterator[Processes]:
         yield started
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(300)
 def test_each_of_twenty_cancels_has_one_outcome(
     races: Processes, tmp_path: Path, capsys: pytest.CaptureFixture[str]

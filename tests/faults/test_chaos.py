@@ -12,7 +12,7 @@ from faults.launcher import WINDOW
 _EXTRA_A_FAULT = 8 * WINDOW
 
 
-pytestmark = pytest.mark.usefixtures("namespaces")
+pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("namespaces")]
 
 
 @pytest.mark.timeout(600)

@@ -7,6 +7,7 @@ from faults.sandbox import enter, need
 ROUNDS = 5
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_a_full_disk_pauses_and_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """Filled while it uploads, validates, runs and finalizes, with bytes and with inodes, it goes on within 30 s."""

@@ -55,10 +55,10 @@ def test_a_quick_engine_is_followed_quickly() -> None:
     bucket, now = Bucket(), 0.0
     while now < 2.0:
         while bucket.is_open(now):
-            bucket.take(250, now)
-            bucket.answered(250, now, took=0.002)
+            bucket.take(2500, now)
+            bucket.answered(2500, now, took=0.002)
         now += 0.002
-    assert spend(bucket, 250, now, 1.0) > 100 * FIRST_RATE
+    assert spend(bucket, 2500, now, 1.0) > 100 * FIRST_RATE
 
 
 def test_who_looks_seldom_loses_little() -> None:
