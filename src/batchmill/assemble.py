@@ -45,7 +45,7 @@ from batchmill.schedule.planner import Ordering
 from batchmill.settings import BackendSettings, BadSettings, Settings, limits_over
 from batchmill.spec.ids import mint_id
 from batchmill.spec.limits import PROFILES, Limits
-from batchmill.store.database import Database, PostgresDatabase, SqliteDatabase
+from batchmill.store.database import Database, SqliteDatabase
 from batchmill.telemetry import Metrics
 
 _LOOK_SECONDS = 0.25  # how often somebody looks whether rows have changed, or a backend wants a probe
@@ -53,6 +53,7 @@ _IDLE_SECONDS = 5.0  # how long a loop that found nothing waits for the bell
 _SWEEP_SECONDS = 1.0
 _OTHER_DESCRIPTORS = 128  # of a process, for files, rows and logs
 _GAUGE_SECONDS = 1.0
+_PATIENCE = 10.0  # seconds that a database which is away is waited for
 _TRANSPORTS: dict[str, type[WireTransport] | type[AiohttpTransport]] = {
     "own": WireTransport,
     "aiohttp": AiohttpTransport,
@@ -75,25 +76,34 @@ def rows_path(settings: Settings) -> Path:
 class Storage:
     """The rows and the bytes: those of one data directory, or a server's and a bucket's.
 
-    With `metrics`, fsyncs are timed.
+    With `metrics`, fsyncs are timed; `role` names the process to the database, which is waited for as long as
+    `patience` (seconds) lasts.
 
     Raises:
         BadSettings: what the settings ask for is not installed, or makes no sense.
     """
 
-    def __init__(self, *, settings: Settings, clock: Clock, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        clock: Clock,
+        metrics: Metrics | None = None,
+        role: str = "command",
+        patience: float = _PATIENCE,
+    ) -> None:
         self._disk: DiskBlobs | None = None
         self.database: Database = (
             SqliteDatabase(path=rows_path(settings), clock=clock)
             if settings.database is None
-            else _postgres(settings.database)
+            else _postgres(settings.database, settings=settings, role=role, patience=patience)
         )
         if settings.blobs is None:
             fsync = os.fsync if metrics is None else partial(_timed_fsync, metrics)
             self._disk = DiskBlobs(folder=settings.data / "blobs", fsync=fsync)
             self.blobs: Blobs = self._disk
         else:
-            raise BadSettings("blobs: this version keeps its bytes under --data; buckets are not supported yet")
+            self.blobs = _bucket(settings.blobs, scratch=settings.data / "scratch")
         self.room = Space(folder=settings.data)
 
     @property
@@ -113,11 +123,33 @@ def _timed_fsync(metrics: Metrics, descriptor: int) -> None:
         os.fsync(descriptor)
 
 
-def _postgres(url: str) -> Database:
+def _postgres(url: str, *, settings: Settings, role: str, patience: float) -> Database:
     try:
-        return PostgresDatabase(url=url)
+        from batchmill.store.dsn import BadDatabaseUrl  # noqa: PLC0415 - an extra, which SQLite does not need
+        from batchmill.store.postgres import PostgresDatabase  # noqa: PLC0415 - the same
     except ModuleNotFoundError as missing:
         raise BadSettings("database: PostgreSQL needs an extra: pip install 'batchmill[postgres]'") from missing
+    try:
+        return PostgresDatabase(
+            url=url,
+            role=role,
+            pool_size=settings.database_pool,
+            pooled=settings.database_pooled,
+            patience=patience,
+        )
+    except BadDatabaseUrl as fault:
+        raise BadSettings(f"database: {fault}") from fault
+
+
+def _bucket(url: str, *, scratch: Path) -> Blobs:
+    try:
+        from batchmill.blobs.bucket import BucketBlobs  # noqa: PLC0415 - an extra, which a disk does not need
+    except ModuleNotFoundError as missing:
+        raise BadSettings("blobs: a bucket needs an extra: pip install 'batchmill[bucket]'") from missing
+    try:
+        return BucketBlobs(url=url, scratch=scratch)
+    except (ValueError, OSError) as fault:
+        raise BadSettings(f"blobs: {fault}") from fault
 
 
 def limits_of(settings: Settings) -> Limits:

@@ -308,6 +308,4 @@ def _client(seconds: float) -> "ClientConfig":
 
 def _retry(patience: float) -> "RetryConfig":
     backoff = {"init_backoff": timedelta(milliseconds=50), "max_backoff": timedelta(seconds=1), "base": 2}
-    return cast(
-        "RetryConfig", {"max_retries": 100, "retry_timeout": timedelta(seconds=patience), "backoff": backoff}
-    )
+    return cast("RetryConfig", {"max_retries": 100, "retry_timeout": timedelta(seconds=patience), "backoff": backoff})

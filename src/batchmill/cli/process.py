@@ -41,6 +41,7 @@ from batchmill.telemetry import Metrics, set_up_logs
 _STDIN = 0
 _GC_OBJECTS = 50_000  # made and not freed: some megabytes
 _BEAT_SECONDS = 0.5
+_API_PATIENCE = 5.0  # seconds: a client that hears 503 asks again by itself
 _GRACE_SECONDS = 5  # open answers of the API may end so long after SIGTERM
 _METRICS_OPEN = 16  # scrapes at a time: nobody may take the worker's descriptors
 _METRICS_SECONDS = 1  # an open scrape may hold up the worker's end so long
@@ -78,7 +79,7 @@ def main() -> None:
 
 async def _api(order: Order) -> None:
     settings, clock = order.settings, build_clock()
-    storage = Storage(settings=settings, clock=clock)
+    storage = Storage(settings=settings, clock=clock, role="api", patience=_API_PATIENCE)
 
     def end() -> None:
         server.should_exit = True  # the supervisor starts the next one, which recovers
@@ -124,7 +125,7 @@ async def work(order: Order, *, stopping: asyncio.Event) -> None:
     spare_garbage_collection()
     raise_descriptors()
     settings, clock, metrics = order.settings, build_clock(), Metrics()
-    storage = Storage(settings=settings, clock=clock, metrics=metrics)
+    storage = Storage(settings=settings, clock=clock, metrics=metrics, role="worker", patience=settings.lease)
     backends = build_backends(settings=settings, engine=order.engine, clock=clock)
     worker = build_worker(
         settings=settings,

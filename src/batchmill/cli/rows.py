@@ -8,8 +8,9 @@ from batchmill.assemble import Storage, build_clock, rows_path
 from batchmill.cli import data_directory
 from batchmill.cli.exit import Exit, Stop
 from batchmill.settings import BadSettings, Settings
-from batchmill.store.database import Statements, T, Transaction
+from batchmill.store.database import DatabaseAway, Statements, T, Transaction
 from batchmill.store.migrate import NewerDatabase, migrate
+from batchmill.store.server import RefusedDatabase, UnsafeDatabase, check_server
 
 
 def open_storage(settings: Settings) -> Storage:
@@ -47,6 +48,7 @@ def in_rows(settings: Settings, statements: Statements[T]) -> T:
         database = open_storage(settings).database
 
         def all_statements(tx: Transaction) -> T:
+            check_server(tx, allow_unsafe=settings.allow_unsafe_database)
             migrate(tx)
             return statements(tx)
 
@@ -60,7 +62,14 @@ def in_rows(settings: Settings, statements: Statements[T]) -> T:
         return asyncio.run(run())
     except NewerDatabase as fault:
         raise Stop(f"{where} was used by a newer Batchmill: {fault}.", Exit.DATA_UNUSABLE) from fault
-    except (SQLAlchemyError, OSError) as fault:
+    except UnsafeDatabase as fault:
+        hint = "Switch them on, or take the risk with allow_unsafe_database = true"
+        raise Stop(
+            f"{where} is refused: {fault}. {hint} (BATCHMILL_ALLOW_UNSAFE_DATABASE=1).", Exit.DATA_UNUSABLE
+        ) from fault
+    except RefusedDatabase as fault:
+        raise Stop(f"{where} is refused: {fault}.", Exit.DATA_UNUSABLE) from fault
+    except (SQLAlchemyError, DatabaseAway, OSError) as fault:
         raise Stop(f"{where} cannot be used: {fault}.", Exit.DATA_UNUSABLE) from fault
 
 

@@ -13,7 +13,7 @@ from batchmill.cli.rows import name_of, open_store
 from batchmill.cli.verify import refuse_other_version
 from batchmill.settings import Settings
 from batchmill.store.backlog import Backlog, read_backlog
-from batchmill.store.database import Transaction
+from batchmill.store.database import DatabaseAway, Transaction
 from batchmill.store.model import BackendState, list_backends
 from batchmill.store.overview import WorkerState, list_workers
 from batchmill.store.standing import Standing, list_standings
@@ -40,7 +40,7 @@ def look(settings: Settings) -> Overview:
     storage = open_store(settings)
     try:
         return asyncio.run(_look(storage))
-    except (SQLAlchemyError, OSError) as fault:
+    except (SQLAlchemyError, DatabaseAway, OSError) as fault:
         raise Stop(f"{name_of(settings)} cannot be read: {fault}.", Exit.DATA_UNUSABLE) from fault
 
 
