@@ -42,9 +42,10 @@ from batchmill.ledger.ledger import Ledger
 from batchmill.schedule.pace import Pace
 from batchmill.spec.states import Status
 from batchmill.store.batch import batches_by_id
+from batchmill.store.database import SqliteDatabase
 from batchmill.telemetry import Metrics
 
-_BODY = b'{"model":"m","messages":[{"role":"user","content":"%s"}]}' % (b"x" * 970)
+BODY = b'{"model":"m","messages":[{"role":"user","content":"%s"}]}' % (b"x" * 970)
 _LEASE = 3600.0
 _REFERENCE = "bare aiohttp @256"
 # name: lines, in flight, whether the disk is waited for
@@ -73,7 +74,8 @@ async def _reference(url: str, lines: int, in_flight: int) -> None:
         await asyncio.gather(*(repeat(lines // in_flight) for _ in range(in_flight)))
 
 
-async def _durable(made: Made, batch_id: str, url: str, in_flight: int) -> None:
+async def drain(made: Made, batch_id: str, url: str, in_flight: int, bounds: GroupBounds | None = None) -> None:
+    """Send a whole batch with the product's own Runner, and return when it has drained."""
     metrics, clock = Metrics(), made.clock
     transport = WireTransport(clock=clock, max_reply_bytes=1 << 24)
     backend = HttpBackend(url=url, transport=transport, deadline=600.0, models=(MODEL,))
@@ -92,7 +94,7 @@ async def _durable(made: Made, batch_id: str, url: str, in_flight: int) -> None:
         lease=Lease(clock=clock, seconds=_LEASE),
         clock=clock,
         bell=Bell(clock=clock),
-        bounds=GroupBounds(),
+        bounds=bounds or GroupBounds(),
         metrics=metrics,
     )
     running = asyncio.create_task(runner.run())
@@ -116,14 +118,14 @@ class _Unpaced(Pace):
 async def _measure(name: str, url: str, folder: Path) -> dict[str, float]:
     lines, in_flight, synced = _CONTESTANTS[name]
     made = Made(folder, fsync=os.fsync if synced else _no_sync)
-    if not synced:  # the product has no such switch
+    if not synced and isinstance(made.database, SqliteDatabase):  # the product has no such switch
         event.listen(made.database._writer, "connect", lambda raw, _: raw.execute("PRAGMA synchronous=OFF"))  # noqa: SLF001
     if name == _REFERENCE:
         await _reference(url, in_flight, in_flight)  # opens the connections
         work = _reference(url, lines, in_flight)
     else:
         await made.prepare()
-        work = _durable(made, await made.batch(lines, _BODY), url.removesuffix("/chat/completions"), in_flight)
+        work = drain(made, await made.batch(lines, BODY), url.removesuffix("/chat/completions"), in_flight)
     before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     await work
     after, took = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter() - began

@@ -1,10 +1,10 @@
-"""A batch in progress, made as the Validator leaves it: rows in SQLite, input and Plan on the disk."""
+"""A batch in progress, made as the Validator leaves it: its rows, its input and its Plan."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from batchmill.blobs.blobs import Written
+from batchmill.blobs.blobs import Blobs, Written
 from batchmill.blobs.disk import DiskBlobs
 from batchmill.clock import SystemClock
 from batchmill.schedule.plan import Record, cut, pack
@@ -13,7 +13,7 @@ from batchmill.spec.objects import BatchObject
 from batchmill.spec.states import Event, Status
 from batchmill.store.batch import Batch, advance, insert_batch
 from batchmill.store.blob import insert_writing, publish_blob
-from batchmill.store.database import SqliteDatabase, Transaction
+from batchmill.store.database import Database, SqliteDatabase, Transaction
 from batchmill.store.migrate import migrate
 from batchmill.store.organisation import insert_organisation
 from batchmill.store.slice import Slice, insert_slices
@@ -23,13 +23,18 @@ BODY = b'{"model": "m"}'
 
 
 class Made:
-    """Rows and bytes in one folder, of one organisation."""
+    """Rows and bytes of one organisation: in one folder, or where they are said to be."""
 
     def __init__(
-        self, folder: Path, *, database: SqliteDatabase | None = None, fsync: Callable[[int], None] = os.fsync
+        self,
+        folder: Path,
+        *,
+        database: Database | None = None,
+        blobs: Blobs | None = None,
+        fsync: Callable[[int], None] = os.fsync,
     ) -> None:
         self.clock = SystemClock()
-        self.blobs = DiskBlobs(folder=folder / "blobs", fsync=fsync)
+        self.blobs = blobs or DiskBlobs(folder=folder / "blobs", fsync=fsync)
         self.database = database or SqliteDatabase(path=folder / "rows.sqlite3", clock=self.clock)
         self.organisation = mint_id("org", self.clock.now())
 

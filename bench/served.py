@@ -114,7 +114,7 @@ def serving(data: Path, *options: str, key: str | None = None) -> Iterator[Serve
             command, stdout=subprocess.PIPE, stderr=log, text=True, env=_ENV, start_new_session=True
         )
     try:
-        yield Server(process=process, port=int(_said(process, r"listens on .*:(\d+)")), key=key or _key(process))
+        yield Server(process=process, port=int(said(process, r"listens on .*:(\d+)")), key=key or _key(process))
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -124,10 +124,10 @@ def serving(data: Path, *options: str, key: str | None = None) -> Iterator[Serve
 
 
 def _key(process: "subprocess.Popen[str]") -> str:
-    return _said(process, r"(sk-bm-\w+)")
+    return said(process, r"(sk-bm-\w+)")
 
 
-def _said(process: "subprocess.Popen[str]", pattern: str) -> str:
+def said(process: "subprocess.Popen[str]", pattern: str) -> str:
     """Return what the process prints that matches."""
     for line in process.stdout or ():
         if match := re.search(pattern, line):

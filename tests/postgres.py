@@ -331,7 +331,7 @@ async def _databases(
         return
     cluster = cluster_of(request.config)
     url = await cluster.new_database(migrated=migrated)
-    postgres = PostgresDatabase(url=url)
+    postgres = PostgresDatabase(url=url, patience=60.0)  # of a busy machine
     yield postgres
     await postgres.close()
     if migrated:

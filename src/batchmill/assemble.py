@@ -51,6 +51,7 @@ from batchmill.telemetry import Metrics
 _LOOK_SECONDS = 0.25  # how often somebody looks whether rows have changed, or a backend wants a probe
 _IDLE_SECONDS = 5.0  # how long a loop that found nothing waits for the bell
 _SWEEP_SECONDS = 1.0
+BUCKET_BOUNDS = GroupBounds(wait=1.0, gap=0.25)  # a bucket takes its time for a commit, and money
 _OTHER_DESCRIPTORS = 128  # of a process, for files, rows and logs
 _GAUGE_SECONDS = 1.0
 _PATIENCE = 10.0  # seconds that a database which is away is waited for
@@ -285,7 +286,7 @@ def build_worker(
         lease=lease,
         clock=clock,
         bell=run,
-        bounds=GroupBounds(),
+        bounds=GroupBounds() if settings.blobs is None else BUCKET_BOUNDS,
         metrics=metrics,
         once=once,
         coalesce=settings.coalesce,

@@ -27,9 +27,7 @@ def toxic(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toxic]:
 
 
 @pytest.fixture
-def on_bucket(
-    serve: Callable[..., Served], toxic: Toxic, bucket: Bucket, tmp_path: Path
-) -> Callable[..., Served]:
+def on_bucket(serve: Callable[..., Served], toxic: Toxic, bucket: Bucket, tmp_path: Path) -> Callable[..., Served]:
     """Run an API over a bucket behind the proxy."""
     assert toxic.port
     return lambda **settings: serve(blobs=bucket.blobs(tmp_path, patience=0.3), **settings)
@@ -65,7 +63,7 @@ def test_a_bucket_that_is_away_is_a_503(
 
 
 def test_a_download_is_sent_on_to_the_bucket(on_bucket: Callable[..., Served], toxic: Toxic) -> None:
-    """Where the operator wants it, GET is a 302 to a link that gives the same bytes under the same name, no key asked."""
+    """Where the operator wants it, GET is a 302 to a link to the same bytes under the same name, without a key."""
     served = on_bucket(redirect=True)
     tenant = served.tenant()
     made = tenant.upload(LINE, filename="雨.jsonl")

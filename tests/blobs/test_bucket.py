@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from obstore.exceptions import PermissionDeniedError
 
 from batchmill.api.fault import is_broken
 from batchmill.blobs.blobs import BlobMissing, BlobsAway
@@ -83,9 +84,7 @@ def test_a_lost_reply_over_other_bytes_is_no_success(blobs: BucketBlobs, toxic: 
 
 
 @pytest.mark.parametrize("fault", [Fault.ERROR, Fault.SLOW_DOWN, Fault.RESET, Fault.HANG])
-def test_a_bucket_that_is_away_is_said_to_be(
-    blobs: BucketBlobs, toxic: Toxic, monkeypatch: pytest.MonkeyPatch, fault: Fault
-) -> None:
+def test_a_bucket_that_is_away_is_said_to_be(blobs: BucketBlobs, toxic: Toxic, fault: Fault) -> None:
     """Every call raises BlobsAway after some patience: no full disk, no broken one; and all is well when it is back."""
     put(blobs, "k")
     begun = blobs.writer("m")
@@ -147,8 +146,6 @@ def test_refused_credentials_are_told_at_once(blobs: BucketBlobs, monkeypatch: p
     """What another try does not mend is not tried again, and what is said names no key of ours."""
 
     def refuse(*_: object, **__: object) -> None:
-        from obstore.exceptions import PermissionDeniedError  # noqa: PLC0415 - where it is needed
-
         raise PermissionDeniedError("403\nDebug source: …")
 
     monkeypatch.setattr("obstore.head", refuse)

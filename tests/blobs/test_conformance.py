@@ -164,7 +164,7 @@ def test_half_written_bytes_are_named_and_deleted(blobs: Blobs) -> None:
     assert list(blobs.keys(before=EVER)) == ["k"]
     blobs.delete("k")
     assert list(blobs.keys(before=EVER)) == []
-    with pytest.raises(OSError, match="k|No such file"):
+    with pytest.raises(OSError, match=r"k|No such file"):
         writer.finish()
     assert list(blobs.keys(before=EVER)) == []
 

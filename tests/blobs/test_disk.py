@@ -1,6 +1,5 @@
-"""What every place for bytes promises, kept by the disk; and what only a disk can be asked."""
+"""What only a disk can be asked: files, folders, a disk that is full."""
 
-import hashlib
 import os
 import pickle
 import resource
@@ -9,13 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from batchmill.blobs.blobs import BlobMissing, Blobs, BlobWriter, Written
+from batchmill.blobs.blobs import Blobs, BlobWriter
 from batchmill.blobs.disk import DiskBlobs
-
-EVER = float("inf")
+from blobs.put import EVER, content, put
 
 
 @pytest.fixture
@@ -28,19 +24,6 @@ def folder(tmp_path: Path) -> Path:
 def blobs(folder: Path) -> Blobs:
     """The place under test."""
     return DiskBlobs(folder=folder)
-
-
-def put(blobs: Blobs, key: str, data: bytes = b"abc") -> Written:
-    """Write a key."""
-    writer = blobs.writer(key)
-    writer.write(data)
-    return writer.finish()
-
-
-def content(blobs: Blobs, key: str) -> bytes:
-    """Read a whole key."""
-    with blobs.open(key) as stream:
-        return stream.read()
 
 
 def files(folder: Path) -> list[Path]:
@@ -175,5 +158,3 @@ def test_bytes_outlive_the_process(blobs: Blobs, folder: Path) -> None:
     put(blobs, "k")
     assert content(DiskBlobs(folder=folder), "k") == b"abc"
     assert content(pickle.loads(pickle.dumps(blobs)), "k") == b"abc"  # noqa: S301 - as a child process gets it
-
-

@@ -12,7 +12,6 @@ from collections import Counter, deque
 from collections.abc import Callable
 from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 Chooser = Callable[[str, str], "Fault | None"]  # by method and path
 
@@ -42,8 +41,7 @@ class Toxic:
         self._well = threading.Event()
         self._well.set()
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _Server(self)
         self.port = int(self._server.server_address[1])
         self.url = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
@@ -108,65 +106,71 @@ class Toxic:
         self._well.wait(_LIMIT)
 
 
-def _handler(toxic: Toxic) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        timeout = _LIMIT
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
 
-        def handle_any(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            fault = toxic.choose(self.command, self.path)
-            if fault is Fault.ERROR:
-                self._answer(500, {}, b"")
-            elif fault is Fault.SLOW_DOWN:
-                self._answer(503, {}, _SLOW_DOWN)
-            elif fault is Fault.RESET:
-                self._reset()
-            elif fault is Fault.HANG:
-                toxic.wait_until_well()
-                self._reset()
-            else:
-                self._forward(body, lose=fault is Fault.LOST_REPLY)
+    def __init__(self, toxic: Toxic) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.toxic = toxic
 
-        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any  # noqa: N815 - the names are the library's
 
-        def _forward(self, body: bytes, *, lose: bool) -> None:
-            connection = http.client.HTTPConnection("127.0.0.1", toxic.upstream, timeout=_LIMIT)
-            try:
-                connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-                for name, value in self.headers.items():
-                    if name.lower() not in ("connection", "expect"):
-                        connection.putheader(name, value)
-                connection.endheaders(body)
-                got = connection.getresponse()
-                content = got.read()
-            except OSError:
-                self._reset()
-                return
-            finally:
-                connection.close()
-            if lose:
-                self._reset()
-            else:
-                self._answer(got.status, dict(got.getheaders()), content)
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = _LIMIT
+    server: _Server
 
-        def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
-            self.send_response_only(status)
-            for name, value in headers.items():
-                if name.lower() not in ("connection", "transfer-encoding", "content-length"):
-                    self.send_header(name, value)
-            length = headers.get("Content-Length", len(content)) if self.command == "HEAD" else len(content)
-            self.send_header("Content-Length", str(length))
-            self.end_headers()
-            self.wfile.write(b"" if self.command == "HEAD" else content)
+    def handle_any(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        fault = self.server.toxic.choose(self.command, self.path)
+        if fault is Fault.ERROR:
+            self._answer(500, {}, b"")
+        elif fault is Fault.SLOW_DOWN:
+            self._answer(503, {}, _SLOW_DOWN)
+        elif fault is Fault.RESET:
+            self._reset()
+        elif fault is Fault.HANG:
+            self.server.toxic.wait_until_well()
+            self._reset()
+        else:
+            self._forward(body, lose=fault is Fault.LOST_REPLY)
 
-        def _reset(self) -> None:
-            self.close_connection = True
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.rfile.close()
-            self.connection.close()
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any  # noqa: N815 - the names are the library's
 
-        def log_message(self, *_: Any) -> None:
-            """Say nothing."""
+    def _forward(self, body: bytes, *, lose: bool) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.toxic.upstream, timeout=_LIMIT)
+        try:
+            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in self.headers.items():
+                if name.lower() not in ("connection", "expect"):
+                    connection.putheader(name, value)
+            connection.endheaders(body)
+            got = connection.getresponse()
+            content = got.read()
+        except (OSError, http.client.HTTPException):  # the server itself is away
+            self._reset()
+            return
+        finally:
+            connection.close()
+        if lose:
+            self._reset()
+        else:
+            self._answer(got.status, dict(got.getheaders()), content)
 
-    return Handler
+    def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
+        self.send_response_only(status)
+        for name, value in headers.items():
+            if name.lower() not in ("connection", "transfer-encoding", "content-length"):
+                self.send_header(name, value)
+        length = headers.get("Content-Length", len(content)) if self.command == "HEAD" else len(content)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else content)
+
+    def _reset(self) -> None:
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.rfile.close()
+        self.connection.close()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""

@@ -84,7 +84,7 @@ def _file_paths(limits: Limits) -> Json:
     ]
     content: Json = {"text/plain": {"schema": {"type": "string", "format": "binary"}}}
     tags = ["Accept-Ranges", "ETag", "Content-Disposition", *_RATE]
-    parts = {
+    parts: dict[int, Json] = {
         200: _answer("The bytes.", content, tags),
         206: _answer("A part.", content, [*tags, "Content-Range"]),
         302: {"description": "Where the bytes are, for some minutes; only where the operator has chosen so."},

@@ -25,7 +25,7 @@ from obstore.exceptions import (
     PermissionDeniedError,
     UnauthenticatedError,
 )
-from obstore.store import S3Store, from_url
+from obstore.store import AzureStore, GCSStore, S3Store, from_url
 
 from batchmill.blobs.ahead import ReadAhead
 from batchmill.blobs.blobs import BlobMissing, BlobsAway, Span, Written, check_key, is_key, merge, share_out
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
 T = TypeVar("T")
+_Store = S3Store | GCSStore | AzureStore
 
 _PART = 8 << 20  # bytes; S3 takes 10,000 parts, so 84 GB a key, and none but the last below 5 MiB
 _PARTS_AT_ONCE = 2
@@ -77,7 +78,7 @@ class BucketBlobs:
         """See `Blobs`. Up to some 40 MB are held in memory."""
         return BucketWriter(self, check_key(key))
 
-    def open(self, key: str) -> BinaryIO:
+    def open(self, key: str) -> io.BufferedReader:
         """See `Blobs`. Up to some 9 MB are held in memory. A key deleted meanwhile is `BlobMissing` in mid-read."""
         size = self._size(check_key(key))
         return io.BufferedReader(ReadAhead(fetch=partial(self._read, key), size=size), _BUFFER)
@@ -281,15 +282,14 @@ def _exactly(key: str, data: bytes, length: int) -> bytes:
     return data
 
 
-def _store(url: str, *, seconds: float, patience: float) -> S3Store:
-    """Open a bucket. The class is any of three, of which S3's stands for all: their calls are the same."""
+def _store(url: str, *, seconds: float, patience: float) -> _Store:
     client, retry = _client(seconds), _retry(patience)
     if url.startswith("s3:"):  # a key goes by DELETE: not every server that speaks S3 knows the call for many
         return S3Store.from_url(url, disable_bulk_delete=True, client_options=client, retry_config=retry)
-    return cast("S3Store", from_url(url, client_options=client, retry_config=retry))
+    return cast("_Store", from_url(url, client_options=client, retry_config=retry))
 
 
-def _requests(store: S3Store, patience: float) -> S3Requests | None:
+def _requests(store: _Store, patience: float) -> S3Requests | None:
     if not isinstance(store, S3Store):
         return None
     bucket = store.config["bucket"]

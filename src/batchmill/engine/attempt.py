@@ -38,7 +38,7 @@ class Attempts:
     """The attempts of one loop; `doing` is what it does with a batch: "validating", "finalizing".
 
     A failed attempt is the batch's own affair, and the loop goes on with the next one. Not so an I/O error or a
-    database that is away: those are raised, and end the worker. Bytes that are away are nobody's failure: the batch waits.
+    database that is away: those are raised, and end the worker. Where the bytes are away the batch waits, unblamed.
     """
 
     def __init__(self, *, doing: str, database: Database, room: Room, clock: Clock) -> None:

@@ -1,4 +1,4 @@
-"""What a full disk means to a Runner: sending stops, and a write that finds no space is no fault; nor are bytes away."""
+"""What a Runner outlives: a full disk, for which sending stops, and bytes that are away; neither is a fault."""
 
 import asyncio
 from collections.abc import Awaitable

@@ -68,7 +68,8 @@ class Segment:
 
 
 def insert_slices(tx: Transaction, slices: Iterable[Slice]) -> None:
-    """Add a batch's Slices, all open and unowned."""
+    """Add a batch's Slices, all open and unowned; of a large one they are many, so the transaction takes its time."""
+    tx.take_time()
     rows = [
         {
             "batch_id": s.batch_id,
