@@ -1,27 +1,27 @@
 """The storm: workers on one data directory are killed, stopped and drained while batches run, close and end."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from faults.__main__ import storm
-from faults.chaos import Plan, Verdict, run_enclosed
+from faults.chaos import Plan, run_enclosed
 from faults.launcher import WINDOW
 
 # A fault costs the lines in flight and those that wait for their group commit; measured: 5 to 17.
 _EXTRA_A_FAULT = 8 * WINDOW
 
 
-pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("namespaces")]
+pytestmark = pytest.mark.usefixtures("namespaces")
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(600)
-def test_a_storm_of_faults_loses_doubles_and_overwrites_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_storm_of_faults_loses_doubles_and_overwrites_nothing(tmp_path: Path, tell: Callable[[str], None]) -> None:
     """Over 600 kills, stops and drains in every state, outages and cancels break no promise, and each of them bit."""
     verdict = run_enclosed(storm(1), tmp_path)
-    _tell(verdict, capsys)
+    tell(verdict.report())
     figures = verdict.figures
     assert verdict.violations == {}, verdict.examples
     assert verdict.void == []
@@ -31,29 +31,24 @@ def test_a_storm_of_faults_loses_doubles_and_overwrites_nothing(
 
 @pytest.mark.timeout(300)
 def test_a_line_that_kills_its_workers_is_found_out_and_hurts_no_other(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
     """A line that fells its worker three times alone ends as `worker_crashed`; every other one gets its answer."""
     plan = Plan(seed=1, seconds=3, faults=0, outages=0, workers=2, most_lines=12, planted="poison")
     verdict = run_enclosed(plan, tmp_path)
-    _tell(verdict, capsys)
+    tell(verdict.report())
     assert verdict.violations == {}, verdict.examples
     assert verdict.figures["completed"] == verdict.figures["batches"] >= 3
     assert verdict.figures["ended by itself with 9"] >= 3 * verdict.figures["batches"]
 
 
 @pytest.mark.timeout(300)
-def test_without_faults_nothing_is_sent_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_faults_nothing_is_sent_twice(tmp_path: Path, tell: Callable[[str], None]) -> None:
     """Where nothing fails, each line is executed once, though four workers share one data directory.
 
     With the default lease: on a busy machine a worker may well be kept waiting for the harness' one second.
     """
     verdict = run_enclosed(Plan(seed=1, seconds=10, faults=0, outages=0, lease=15.0), tmp_path)
-    _tell(verdict, capsys)
+    tell(verdict.report())
     assert verdict.violations == {}, verdict.examples
     assert verdict.figures["extra executions"] == 0
-
-
-def _tell(verdict: Verdict, capsys: pytest.CaptureFixture[str]) -> None:
-    with capsys.disabled():
-        print(f"\n{verdict.report()}")  # noqa: T201 - the measure of the promise

@@ -12,7 +12,7 @@ from faults.planted import BUGS, is_found
 CHOSEN = ("no_fence", "cancel_drops_open_lines", "outage_costs_attempts")
 
 
-pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("namespaces")]
+pytestmark = pytest.mark.usefixtures("namespaces")
 
 
 @pytest.mark.timeout(300)
