@@ -30,7 +30,7 @@ _USAGE = [
     ),
     (["--backend", "echo:", "--database", "sqlite:///rows"], "SQLite's file lies under --data"),
     (["--backend", "echo:", "--no-worker"], "worker: one cannot be apart from SQLite"),
-    (["--backend", "echo:", "--blobs", "s3://bucket/prefix"], "buckets are not supported yet"),
+    (["--backend", "echo:", "--blobs", "ftp://bucket/prefix"], "blobs: is no URL of the form s3://bucket/prefix"),
     (["--settings", "no-such-file.toml"], "settings: there is no file no-such-file.toml"),
 ]
 
