@@ -324,7 +324,7 @@ def build_worker(
                 _IDLE_SECONDS,
             ),
             (
-                Sweeper(database=database, blobs=blobs, room=room, router=router, clock=clock),
+                Sweeper(database=database, blobs=blobs, room=room, router=router, clock=clock, worker_id=worker_id),
                 Bell(clock=clock),
                 _SWEEP_SECONDS,
             ),

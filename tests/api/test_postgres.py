@@ -15,7 +15,7 @@ from batchmill.api.app import create_app
 from batchmill.api.gate import App, Message
 from batchmill.blobs.disk import DiskBlobs
 from batchmill.blobs.space import Boundless
-from batchmill.cli.keys import make_first_key, make_key
+from batchmill.cli.keys import make_key
 from batchmill.spec.limits import KIMI
 from batchmill.store.audit import missing_blobs, wrong_refs, wrong_sizes
 from batchmill.store.database import Transaction
@@ -237,12 +237,12 @@ async def test_of_two_deletes_one_finds_the_file(start: Start, url: str, cluster
     assert [tuple(state) for state in states] == [("doomed", 0)]
 
 
-async def test_of_several_first_starts_one_makes_a_key(url: str, cluster: Cluster) -> None:
-    """Two processes that start at once on an empty database make one organisation and one key: one of them tells."""
+async def test_two_that_make_the_same_organisation_make_one(url: str, cluster: Cluster) -> None:
+    """Two keys made at once for an organisation that is not there yet belong to the same one."""
     databases = [PostgresDatabase(url=url) for _ in range(2)]
-    calls = [database.write(lambda tx: make_first_key(tx, now=1.0)) for database in databases]
-    made = await cluster.behind(url, "LOCK TABLE organisation IN EXCLUSIVE MODE", *calls)
-    assert sum(key is not None for key in made) == 1
-    assert len(await databases[0].read(list_keys)) == 1
+    calls = [database.write(lambda tx: make_key(tx, org="default", now=1.0)) for database in databases]
+    await cluster.behind(url, "LOCK TABLE organisation IN EXCLUSIVE MODE", *calls)
+    keys = await databases[0].read(list_keys)
+    assert (len(keys), len({key.organisation_id for key in keys})) == (2, 1)
     for database in databases:
         await database.close()
