@@ -40,6 +40,8 @@ _TCP = MappingProxyType({"tcp_user_timeout": "5s", "tcp_keepalives_idle": "5", "
 _SET = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _SESSION.items())
 _OPEN_WRITE = f"SELECT pg_current_xact_id()::text, {_SET}"
 _OPEN_READ = f"SELECT {_SET}"
+# A standby may not have heard of it yet.
+_OUTCOME = "SELECT CASE WHEN pg_is_in_recovery() THEN 'in progress' ELSE pg_xact_status('{xid}'::xid8) END"
 _RING = f"SELECT pg_notify('{CHANNEL}', '')"
 
 _CONNECT_SECONDS = 5.0
@@ -56,7 +58,7 @@ _COLLISIONS = 3  # that many in one write were no race
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Doubt(Generic[T]):
-    """A transaction whose COMMIT was sent and not answered, and what its statements returned."""
+    """A transaction whose COMMIT was sent, and what its statements returned."""
 
     xid: int
     result: T
@@ -143,11 +145,8 @@ class PostgresDatabase:
                 )
                 if bell.rung:
                     await connection.exec_driver_sql(_RING)
-                try:
-                    await connection.commit()
-                except (DBAPIError, *CLIENT_FAULTS):
-                    doubt = _Doubt(xid=int(xid), result=result)
-                    raise
+                doubt = _Doubt(xid=int(xid), result=result)  # whatever happens from here on
+                await connection.commit()
             return result
 
         async def in_order() -> T:
@@ -186,7 +185,7 @@ class PostgresDatabase:
                 if not isinstance(means, Again):
                     raise means from fault
                 if loop.time() + pause >= until:
-                    raise DatabaseAway(str(means)) from fault
+                    raise DatabaseAway(f"{means} (tried for {self._patience:g} s)") from fault
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - so that two do not meet again
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
@@ -194,7 +193,7 @@ class PostgresDatabase:
         """Say what became of a transaction whose COMMIT was sent and not answered."""
         async with self._connection(self._reader, until) as (connection, _):
             try:
-                status = (await connection.exec_driver_sql(f"SELECT pg_xact_status('{xid}'::xid8)")).scalar_one()
+                status = (await connection.exec_driver_sql(_OUTCOME.format(xid=xid))).scalar_one()
             except DBAPIError as fault:
                 if getattr(fault.orig, "sqlstate", None) == _FUTURE:
                     return False
