@@ -117,6 +117,15 @@ class Cluster:
         self.halt()
         shutil.rmtree(self._folder)
 
+    def make_certificate(self) -> Path:
+        """Make a key and a certificate for 127.0.0.1 and return the latter; `ssl="on"` takes them from then on."""
+        key, certificate = (self._folder / "data" / name for name in ("server.key", "server.crt"))
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        command += ["-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+        command += ["-keyout", str(key), "-out", str(certificate)]
+        subprocess.run([*self._as_user, *command], capture_output=True, check=True, cwd="/")
+        return certificate
+
     async def new_database(self, *, migrated: bool = True) -> str:
         """Make a database, empty or with all tables and no row, and return its URL."""
         if not migrated:

@@ -5,6 +5,7 @@ import logging
 import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -316,6 +317,23 @@ async def test_tls_is_asked_for_as_psql_asks(open_at: Open, url: str) -> None:
     database = open_at(f"{url}?sslmode=require", patience=0.2)
     with pytest.raises(DatabaseAway, match="SSL"):
         await database.read(list_models)
+
+
+async def test_tls_is_verified_as_psql_verifies_it(open_at: Open, url: str, cluster: Cluster, tmp_path: Path) -> None:
+    """With `verify-full` and the authority's certificate the session is encrypted; another authority is refused."""
+    ours, other = tmp_path / "ours.crt", tmp_path / "other.crt"
+    other.write_bytes(cluster.make_certificate().read_bytes())
+    ours.write_bytes(cluster.make_certificate().read_bytes())
+    cluster.restart(ssl="on")
+    try:
+        query = text("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+        database = open_at(f"{url}?sslmode=verify-full&sslrootcert={ours}")
+        assert await database.read(lambda tx: tx.connection.scalar(query)) is True
+        database = open_at(f"{url}?sslmode=verify-full&sslrootcert={other}", patience=0.2)
+        with pytest.raises(DatabaseAway, match="certificate verify failed"):
+            await database.read(list_models)
+    finally:
+        cluster.restart(ssl="off")
 
 
 async def test_a_pooler_may_give_each_transaction_another_session(open_at: Open, url: str, bouncer: Bouncer) -> None:

@@ -48,7 +48,7 @@ class DatabaseAway(Exception):  # noqa: N818 - it states what is so
 
 
 class DiskFull(OSError):  # noqa: N818 - it states what is so
-    """SQLite had no room for a transaction, and nothing of it is written: ENOSPC, as a blob's writer says it."""
+    """The database had no room for a transaction, and nothing of it is written: ENOSPC, as a blob's writer says it."""
 
     def __init__(self) -> None:
         super().__init__(errno.ENOSPC, os.strerror(errno.ENOSPC))

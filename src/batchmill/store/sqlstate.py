@@ -64,4 +64,4 @@ def meaning(fault: Exception, *, connecting: bool = False, writes: bool = True) 
 def _reason(cause: BaseException) -> str:
     """Return a fault in one line: what the server or the kernel said, which holds no password."""
     told = str(cause.args[0]) if cause.args and not isinstance(cause, OSError) else str(cause)
-    return told.splitlines()[0].removeprefix("<class ").strip() if told else type(cause).__name__
+    return told.splitlines()[0].strip() if told.strip() else type(cause).__name__
