@@ -8,7 +8,7 @@ from sqlalchemy import Row, select, update
 from batchmill.schedule.forecast import UNKNOWN
 from batchmill.spec.objects import Usage
 from batchmill.spec.states import Status
-from batchmill.store.batch import record_progress, set_waiting, unstick
+from batchmill.store.batch import pass_over, record_progress, set_waiting
 from batchmill.store.database import Database, Transaction
 from batchmill.store.forecast import with_forecasts
 from batchmill.store.tables import batch
@@ -105,7 +105,7 @@ async def test_time_in_which_a_batch_could_not_run_counts_in_no_rate(database: D
             told.append(course(tx))
             set_waiting(tx, batch_id="batch_1", waiting=None, now=NOW)
         else:
-            unstick(tx)
+            pass_over(tx)
         told.append(course(tx))
         commit(tx, after=3600)
         return [*told, sums(tx) == before, course(tx)]

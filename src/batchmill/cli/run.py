@@ -35,7 +35,7 @@ from batchmill.schedule.forecast import UNKNOWN
 from batchmill.settings import BadSettings, Settings
 from batchmill.spec.lines import likely_endpoint, read_lines
 from batchmill.spec.states import FINAL, Status
-from batchmill.store.batch import Batch, batches_by_id, unstick
+from batchmill.store.batch import Batch, batches_by_id, pass_over, unstick
 from batchmill.store.blob import doomed_keys
 from batchmill.store.database import Transaction
 from batchmill.store.forecast import with_forecasts
@@ -190,6 +190,7 @@ class _Run:
         try:
             await storage.database.write(migrate)
             await storage.database.write(unstick)
+            await storage.database.write(pass_over)
         except NewerDatabase as fault:
             raise Stop(f"{self._files.state} was used by a newer Batchmill: {fault}.", RunExit.USAGE) from fault
         known = await storage.database.read(find_run)

@@ -17,9 +17,10 @@ from batchmill.cli.process import Order
 from batchmill.cli.rows import in_rows
 from batchmill.cli.supervisor import Child, Supervisor, python_module
 from batchmill.settings import BadSettings, Settings
-from batchmill.store.batch import unstick
+from batchmill.store.batch import pass_over, unstick
 from batchmill.store.database import Transaction
 from batchmill.store.organisation import has_keys
+from batchmill.store.worker import has_live_worker
 from batchmill.telemetry import set_up_logs
 
 _READY_SECONDS = 5.0  # all parts together; then the address is printed all the same
@@ -152,6 +153,8 @@ def _prepare_store(settings: Settings) -> str | None:
 
     def statements(tx: Transaction) -> str | None:
         unstick(tx)
+        if settings.is_embedded or not has_live_worker(tx):  # else others have worked all the time
+            pass_over(tx)
         if has_keys(tx):
             return None
         return make_key(tx, org="default", now=now).key if settings.is_embedded else ""

@@ -1,4 +1,4 @@
-"""`batchmill verify`: checks all rows and bytes of a data directory, with or without a running server."""
+"""`batchmill verify`: checks all rows and bytes, with or without a running server."""
 
 import asyncio
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 from sqlalchemy.exc import DatabaseError
 
 from batchmill.assemble import Storage, build_clock
+from batchmill.blobs.blobs import BlobsAway
 from batchmill.blobs.in_place import FileChanged, OutsideFile, measure
 from batchmill.cli.exit import Exit, Stop
 from batchmill.cli.rows import open_store
@@ -17,6 +18,7 @@ from batchmill.cli.run_state import find_run
 from batchmill.ledger.audit import Audit
 from batchmill.ledger.finding import Finding
 from batchmill.settings import Settings
+from batchmill.store.database import DatabaseAway
 from batchmill.store.migrate import is_current
 
 
@@ -24,10 +26,13 @@ def run_verify(settings: Settings, *, source: Path | None, as_json: bool, say: C
     """Check a data directory and tell what is found; return whether it is sound. `source` is the input of a `run`.
 
     Raises:
-        Stop: there is nothing to check, or it is another version's.
+        Stop: there is nothing to check, it is another version's, or it went away.
     """
     storage = open_store(settings)
-    return asyncio.run(_verify(storage, source=source, as_json=as_json, say=say))
+    try:
+        return asyncio.run(_verify(storage, source=source, as_json=as_json, say=say))
+    except (DatabaseAway, BlobsAway) as fault:
+        raise Stop(f"The check is not finished: {fault}.", Exit.DATA_UNUSABLE) from fault
 
 
 async def _verify(storage: Storage, *, source: Path | None, as_json: bool, say: Callable[[str], None]) -> bool:

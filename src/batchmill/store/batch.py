@@ -199,13 +199,14 @@ def hold_back(tx: Transaction, *, batch_id: str, seconds: float) -> None:
 
 
 def unstick(tx: Transaction) -> None:
-    """Give every batch all its tries again, at once: the operator has started Batchmill anew.
-
-    The time that it did not run counts in no rate.
-    """
+    """Give every batch all its tries again, at once: the operator has started Batchmill anew."""
     failed = or_(batch.c.crashes > 0, batch.c.retry_at.is_not(None))
     fresh = {"crashes": 0, "retry_at": None, "waiting": None, "waiting_since": None}
     tx.connection.execute(update(batch).where(failed).values(fresh))
+
+
+def pass_over(tx: Transaction) -> None:
+    """Let the time since the last commits count in no rate: nobody has worked."""
     running = update(batch).where(batch.c.status == Status.IN_PROGRESS.value, batch.c.counted_at.is_not(None))
     tx.connection.execute(running.values(counted_at=None))
 

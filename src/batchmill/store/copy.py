@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from batchmill.store.batch import unstick
+from batchmill.store.batch import pass_over, unstick
 from batchmill.store.blob import doom_stale
 from batchmill.store.database import Transaction
 from batchmill.store.tables import blob
@@ -43,4 +43,5 @@ def settle_copy(tx: Transaction) -> None:
     """
     void_leases(tx, worker_id="")
     unstick(tx)
+    pass_over(tx)
     doom_stale(tx, created_before=_ALWAYS)
