@@ -25,6 +25,7 @@ class Bucket:
     """The prompt tokens of one Backend. Not shared between threads."""
 
     def __init__(self) -> None:
+        self._part = 1.0  # of what the Backend gets; the rest is other workers'
         self._rate = FIRST_RATE
         self._credit = BURST
         self._counted_at = -inf  # when the credit was last counted
@@ -64,17 +65,22 @@ class Bucket:
             self._turn_to(FACTOR * self._answered_rate, now)
             self._measured_at, self._answered, self._slowest = now, 0, 0.0
 
+    def share(self, part: float) -> None:
+        """Take this part of what is given without being asked, (0, 1]: all workers together begin as gently as one."""
+        self._part = part
+
     def restart(self) -> None:
         """Begin gently: nothing is being prefilled, and what is known may be old."""
-        self._rate = max(FIRST_RATE, self._answered_rate)
+        self._rate = max(FIRST_RATE * self._part, self._answered_rate)
         self._measured_at = None
 
     def _turn_to(self, rate: float, now: float) -> None:
         self._credit, self._counted_at = self._credit_at(now), now
-        self._rate = max(FIRST_RATE, rate)
+        self._rate = max(FIRST_RATE * self._part, rate)
 
     def _credit_at(self, now: float) -> float:
+        burst = BURST * self._part
         if self._counted_at == -inf:
-            return self._credit
-        most = max(BURST, LUMP * self._rate) if self._is_quick else BURST
+            return min(burst, self._credit)
+        most = max(burst, LUMP * self._rate) if self._is_quick else burst
         return min(most, self._credit + (now - self._counted_at) * self._rate)

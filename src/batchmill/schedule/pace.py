@@ -7,6 +7,9 @@
 A doubt is a failure that the line or the backend may have caused. While other lines succeed it is the line's; when
 nothing but doubts comes back, the lines are suspects and go one by one, as the trials of a half-open circuit.
 
+Where several workers send to a Backend, each has a Pace of its own for it, with a part of one window (`share`): what it
+has to tell is `part` and `judged`, and `hear` is how it learns its part. Circuits stay each worker's own.
+
 Times are seconds of any one clock that does not step back; they are passed in, so that tests and simulators own them.
 """
 
@@ -14,7 +17,8 @@ from enum import StrEnum
 
 from batchmill.schedule.bucket import Bucket
 from batchmill.schedule.retry import Done, Later, Verdict
-from batchmill.schedule.window import Gauges, Window
+from batchmill.schedule.share import Heard, Part
+from batchmill.schedule.window import HALVING_PAUSE, Gauges, Window
 
 WINDOW = 8  # requests in flight, to begin with
 MOST = 2048  # where the window is found: more than any engine runs at once
@@ -37,11 +41,20 @@ class Pace:
         window: The requests in flight at the start.
         most: The most that a better window is sought within; without it `window` is the most, and nothing is sought.
         polite: Leave more of the engine to others than the batch needs to lose nothing.
+        alone: No other worker sends to this Backend. Otherwise one request at a time goes until it has heard its part.
     """
 
-    def __init__(self, *, window: int = WINDOW, most: int | None = None, polite: bool = False) -> None:
+    def __init__(
+        self, *, window: int = WINDOW, most: int | None = None, polite: bool = False, alone: bool = True
+    ) -> None:
         self._most = window if most is None else most
         self._window = Window(most=self._most, start=window, polite=polite)
+        self._share: int | None = None if alone else 0  # of the window; None where all of it is this worker's
+        self._leads = alone
+        self._beside: dict[str, Part] = {}  # what the others told last
+        self._pressed = 0
+        self._halved_at = float("-inf")
+        self._halved: tuple[int, int] | None = None  # the round in which a 429 halved the share, and to how much
         self._bucket = Bucket()
         self._in_flight = 0
         self._side_by_side = 1
@@ -64,12 +77,12 @@ class Pace:
         One, unless what runs beside each other in the engine finds nothing in each other's cache: then each beginning
         is to be computed by one of them, not by all.
         """
-        return self._side_by_side
+        return self._side_by_side if self._share is None else min(self._side_by_side, self.window)
 
     @property
     def window(self) -> int:
         """The most requests in flight now."""
-        return min(self._window.size, self._slots)
+        return min(self._window.size if self._share is None else max(1, self._share), self._slots)
 
     @property
     def most(self) -> int:
@@ -161,7 +174,7 @@ class Pace:
                 if self._circuit is _Circuit.WELL:  # and stays so: nearly every answer ends here
                     return
         elif isinstance(verdict, Later) and verdict.pressure:
-            self._window.pressed(now)
+            self._press(now)
         if self._circuit is _Circuit.OPEN or self._is_old(sent_at):
             return
         if self._fells(verdict):
@@ -177,7 +190,81 @@ class Pace:
             self._side_by_side = max(self._side_by_side, int(gauges.running))
             # What waits in the engine takes the first slot that is free, not the one that has its beginning.
             self._slots = self._side_by_side if gauges.waiting else self._slots
-        self._window.gauged(gauges, now, self._in_flight)
+        in_flight = self._in_flight + sum(part.in_flight for part in self._beside.values())
+        # Who wanted more than it had when it told may have it by now.
+        is_growing = any(part.wanted > part.in_flight for part in self._beside.values())
+        self._window.gauged(gauges, now, in_flight, at_most=self._window.size if is_growing else 0)
+
+    def part(self, now: float, *, waiting: int) -> Part:
+        """Return what to tell the others: `waiting` more requests could be sent than are in flight."""
+        self._window.moved(now, self._in_flight)
+        return Part(
+            in_flight=self._in_flight,
+            wanted=min(self._in_flight + waiting, self._most),
+            round=self._window.round,
+            pressed=self._pressed,
+            measure=self._window.measure(now),
+        )
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether requests are out: its own, or those of others for whom it judges."""
+        return self._in_flight > 0 or (self._leads and any(part.in_flight for part in self._beside.values()))
+
+    @property
+    def judged(self) -> tuple[int, int] | None:
+        """The window of all workers, and its round; None where another says it."""
+        return (min(self._window.size, self._slots), self._window.round) if self._leads else None
+
+    @property
+    def start(self) -> int:
+        """The window to begin with where nobody has said one."""
+        return min(self._window.size, self._slots)
+
+    def hear(self, heard: Heard, now: float) -> bool:
+        """Learn one's part of the window, and, where one leads, judge it; say whether there is something new to tell."""
+        total, beside = heard.total, self._beside
+        self._beside = dict(heard.others)
+        is_new = heard.leads != self._leads
+        self._leads = heard.leads
+        self._window.joint(bool(heard.others) or not heard.leads, now)
+        if not heard.leads:
+            if total[1:] != (self._window.size, self._window.round):
+                self._window.follow(total.total, total.round, now)
+        elif is_new:
+            self._window.lead(total.total, total.round, now)
+        elif heard.others:
+            if any(part.pressed > beside.get(worker, Part()).pressed for worker, part in heard.others.items()):
+                self._window.pressed(now)
+            self._judge(now)
+        self._take(heard)
+        return self._leads and bool(heard.others) and total[1:] != self.judged
+
+    def _judge(self, now: float) -> None:
+        """Judge what all have measured, once all that are busy have heard of the present round."""
+        told = [part for part in self._beside.values() if part.is_busy]
+        if all(part.round == self._window.round for part in told):
+            self._window.moved(now, self._in_flight)
+            self._window.judge([self._window.measure(now), *(part.measure for part in told)], now)
+
+    def _take(self, heard: Heard) -> None:
+        """Take one's part of the window; what a 429 has halved stays so until it is judged anew."""
+        self._share = None
+        if heard.others or not heard.leads:
+            is_halved = self._halved is not None and self._halved[0] == heard.total.round
+            self._share = min(heard.held, self._halved[1]) if self._halved and is_halved else heard.held
+        whole = max(1, heard.total.total)
+        self._bucket.share(1.0 if self._share is None else max(1, self._share) / whole)
+
+    def _press(self, now: float) -> None:
+        """Send half at once; who leads says so to all, the others tell who leads."""
+        self._pressed += 1
+        if self._share is not None and now - self._halved_at >= HALVING_PAUSE:
+            self._halved_at = now
+            self._share = max(1, self._share // 2)
+            self._halved = (self._window.round, self._share)
+        if self._leads:
+            self._window.pressed(now)
 
     def _is_old(self, sent_at: float | None) -> bool:
         return sent_at is not None and sent_at < self._turned_at

@@ -16,13 +16,18 @@ Where the engine shows its gauges they lead. An engine that is ours alone is fil
 One that others use, too, is judged by gain, in smaller steps, and nothing is to wait in it. Without gauges it is gain
 that decides, and a window that is too large costs no throughput while one that is too small does: so it is the former.
 
+Several workers may share one window. Then each of them only measures, in rounds: a round is what was sent since the
+window was last judged. One of them judges the sum of the measures of the present round; the others follow it.
+
 The figures are from bench/makespan.py. Times are seconds of any one clock that does not step back.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from enum import Enum, auto
 from math import inf
 from typing import NamedTuple
+
+from batchmill.schedule.measure import Measure, Meter, sum_up
 
 FULL = 0.9  # of the size in flight on average: below, something else is the limit
 NEARLY_FULL = 0.6  # the same, for a clear gain: the step may still be on its way
@@ -74,30 +79,6 @@ class _Phase(Enum):
     CAREFUL = auto()
 
 
-@dataclass(slots=True)
-class _Measure:
-    """What came of the requests sent since a moment."""
-
-    began_at: float
-    moved_at: float
-    answers: int = 0
-    work: float = 0.0
-    seconds: float = 0.0  # that they took, together
-    arrived: float = 0.0  # work, also of what was sent before
-    area: float = 0.0  # requests in flight x seconds
-    looks: int = 0  # at the gauges
-    waiting: float = inf  # the least that waited inside the engine
-    kv: float = 0.0
-
-    def throughput(self, now: float) -> float:
-        """Return the work delivered a second: by Little's law, or as it arrived where that was less.
-
-        While a queue builds up the former is too high, while the window fills up the latter is too low.
-        """
-        elapsed = max(now - self.began_at, 1e-9)
-        return min(self.area / elapsed * self.work / max(self.seconds, 1e-9), self.arrived / elapsed)
-
-
 class Window:
     """The window of one Backend. Not shared between threads.
 
@@ -113,7 +94,9 @@ class Window:
         self._polite = polite
         self._phase = _Phase.GROW if start < most else _Phase.CAREFUL
         self._is_sought = start < most
-        self._measure: _Measure | None = None
+        self._meter: Meter | None = None
+        self.round = 0  # counts the measures that were begun
+        self._is_joint = self._follows = False
         self._before = self.size  # the size that a step or a probe is measured against
         self._throughput = 0.0  # at that size; 0 while unknown
         self._gained = inf  # times the throughput before, that the last step brought
@@ -128,46 +111,84 @@ class Window:
 
     def moved(self, now: float, in_flight: int) -> None:
         """Learn that so many were in flight until now."""
-        measure = self._measure or self._begin(now)
-        measure.area += (now - measure.moved_at) * in_flight
-        measure.moved_at = now
+        meter = self._meter or self._begin(now)
+        meter.area += (now - meter.moved_at) * in_flight
+        meter.moved_at = now
 
     def answered(self, *, sent_at: float, now: float, work: float) -> None:
         """Learn from a success, after `moved`; `work` in any one unit (tokens, bytes, else 1)."""
-        if self._phase is _Phase.CAREFUL:
-            self._grow_carefully()
+        if self._phase is _Phase.CAREFUL and not self._is_joint:
+            self._successes += 1
+            if self._successes >= self.size:
+                self._grow_carefully()
             return
-        measure = self._measure or self._begin(now)
-        measure.arrived += work
-        if sent_at < measure.began_at:
+        meter = self._meter or self._begin(now)
+        meter.arrived += work
+        if sent_at < meter.began_at:
             return
-        measure.answers += 1
-        measure.work += work
-        measure.seconds += now - sent_at
-        hasty = self._phase is _Phase.GROW and not self._is_again
-        enough = (
-            max(self.size // 2, LEAST_ANSWERS)
-            if hasty
-            else max(self.size * (2 if self._polite else 1), 2 * LEAST_ANSWERS)
-        )
-        if measure.answers >= enough and (self._others is None or measure.looks):
-            self._judge(measure, now)
+        meter.answers += 1
+        meter.work += work
+        meter.seconds += now - sent_at
+        if not self._is_joint and meter.answers >= self._enough and (self._others is None or meter.looks):
+            self._judge(meter, [meter.read(now)])
             self._begin(now)
 
-    def gauged(self, gauges: Gauges | None, now: float, in_flight: int) -> None:
-        """Learn what the engine says of itself, or that it says nothing; `in_flight` is ours in the same moment."""
+    def joint(self, is_joint: bool, now: float) -> None:
+        """Be shared with other workers from now on, or with none: whoever is alone judges each answer at once."""
+        if is_joint != self._is_joint:
+            self._is_joint = is_joint
+            self._begin(now)
+
+    def follow(self, size: int, round_: int, now: float) -> None:
+        """Be as large as another worker says, and measure for it what is sent in this round."""
+        self._follows = True
+        self._meter = Meter(now, now)
+        self._hold(size, 0.0)
+        if not self._is_sought:
+            self._phase = _Phase.CAREFUL
+        self.size = max(1, size)  # of which this worker has a part, so it may be more than is allowed here
+        self.round = round_
+
+    def lead(self, size: int, round_: int, now: float) -> None:
+        """Judge for all from now on, beginning with the size that the last one said."""
+        if self._follows or size != self.size:
+            self.follow(size, round_, now)
+            self._follows = False
+        self.round = round_
+
+    def measure(self, now: float) -> Measure:
+        """Return what has come of the present round here, after `moved`."""
+        return Measure() if self._meter is None else self._meter.read(now)
+
+    def judge(self, measures: Sequence[Measure], now: float) -> None:
+        """Learn what has come of the present round at all workers that share this window, one's own included."""
+        meter = self._meter or self._begin(now)
+        answers = sum(each.answers for each in measures)
+        if self._phase is _Phase.CAREFUL:
+            if answers >= self.size < self._most:
+                self._grow_carefully()
+                self._begin(now)
+        elif answers >= self._enough and (self._others is None or meter.looks):
+            self._judge(meter, measures)
+            self._begin(now)
+
+    def gauged(self, gauges: Gauges | None, now: float, in_flight: int, *, at_most: int = 0) -> None:
+        """Learn what the engine says of itself, or that it says nothing; `in_flight` is ours in the same moment.
+
+        Where others told theirs a while ago, as many as `at_most` may be ours by now.
+        """
         if gauges is None:
             self._others = None
             self._probe_every = PROBE_EVERY
             return
-        others = max(0.0, gauges.waiting + gauges.running - in_flight)
+        others = max(0.0, gauges.waiting + gauges.running - max(in_flight, at_most))
         self._others = others if self._others is None else 0.8 * self._others + 0.2 * others
-        if not self._is_sought:
+        if not self._is_sought or self._follows:
             return
-        measure = self._measure or self._begin(now)
-        measure.looks += 1
-        measure.waiting = min(measure.waiting, gauges.waiting)
-        measure.kv = max(measure.kv, gauges.kv)
+        meter = self._meter or self._begin(now)
+        meter.looks += 1
+        meter.waiting = min(meter.waiting, gauges.waiting)
+        meter.kv = max(meter.kv, gauges.kv)
         self._queued = self._queued + 1 if gauges.waiting >= 1 else 0
         if gauges.kv >= KV_FULL and gauges.waiting >= 1 and not self._is_shared:
             self._hold(round(KV_RELIEF * min(in_flight, self.size)), 0.0)
@@ -208,20 +229,25 @@ class Window:
     def _gain(self) -> float:
         return POLITE_GAIN if self._polite else GAIN
 
-    def _begin(self, now: float) -> _Measure:
+    @property
+    def _enough(self) -> int:
+        """How many answers it takes to judge."""
+        if self._phase is _Phase.GROW and not self._is_again:
+            return max(self.size // 2, LEAST_ANSWERS)
+        return max(self.size * (2 if self._polite else 1), 2 * LEAST_ANSWERS)
+
+    def _begin(self, now: float) -> Meter:
         """Measure anew, only by what is sent from now on."""
-        self._measure = _Measure(now, now)
-        return self._measure
+        self._meter = Meter(now, now)
+        self.round += 1
+        return self._meter
 
     def _grow_carefully(self) -> None:
-        self._successes += 1
-        if self._successes >= self.size and self.size < self._most:
-            self._successes = 0
-            self._resize(self.size + max(1, self.size // 16))
+        self._successes = 0
+        self._resize(self.size + max(1, self.size // 16))
 
-    def _judge(self, measure: _Measure, now: float) -> None:
-        in_flight = measure.area / max(now - measure.began_at, 1e-9)
-        throughput = measure.throughput(now)
+    def _judge(self, meter: Meter, measures: Sequence[Measure]) -> None:
+        in_flight, throughput = sum_up(measures)
         if self._phase is _Phase.GROW and self._is_shared and not self._is_again and not self._polite:
             if in_flight >= NEARLY_FULL * self.size:
                 self._weigh_first(throughput)
@@ -229,7 +255,7 @@ class Window:
             if self._is_shared:
                 self._weigh(throughput)
             else:
-                self._fill(measure, in_flight)
+                self._fill(meter, in_flight)
 
     def _weigh_first(self, throughput: float) -> None:
         if throughput >= CLEAR_GAIN * self._throughput:
@@ -237,13 +263,13 @@ class Window:
         else:
             self._is_again = True
 
-    def _fill(self, measure: _Measure, in_flight: float) -> None:
+    def _fill(self, meter: Meter, in_flight: float) -> None:
         """Fill an engine that is ours alone until a few requests wait in it."""
         least, most = QUEUE
         target = min(max(self.size // 16, least), most)
-        if measure.waiting > 2 * target:
-            self._hold(round(in_flight - measure.waiting) + target, 0.0)
-        elif measure.waiting >= 1 or measure.kv >= KV_ROOM:
+        if meter.waiting > 2 * target:
+            self._hold(round(in_flight - meter.waiting) + target, 0.0)
+        elif meter.waiting >= 1 or meter.kv >= KV_ROOM:
             self._hold(self.size, 0.0)
         else:
             self._hold(self.size + max(1, self.size // 4), 0.0)
