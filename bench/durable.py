@@ -32,6 +32,7 @@ from batchmill.backends.router import Router
 from batchmill.backends.wire import WireTransport
 from batchmill.blobs.space import Boundless
 from batchmill.cli.process import spare_garbage_collection
+from batchmill.engine.feed import Feed
 from batchmill.engine.group import GroupBounds
 from batchmill.engine.lanes import Lane, Lanes
 from batchmill.engine.lease import Lease
@@ -90,6 +91,7 @@ async def drain(made: Made, batch_id: str, url: str, in_flight: int, bounds: Gro
         blobs=made.blobs,
         room=Boundless(),
         lanes=Lanes(lanes=[Lane(backend=backend, pace=_Unpaced(window=in_flight))], router=router),
+        feed=Feed(),
         sender=Sender(clock=clock, draw=random.random, once=False, unwell=Bell(clock=clock), metrics=metrics),
         lease=Lease(clock=clock, seconds=_LEASE),
         clock=clock,

@@ -137,7 +137,7 @@ class Ordered:
 def ordered(name: str, engines: int, *, gauges: bool, seed: int, in_file_order: bool = False) -> Ordered:
     """Run a suite on so many engines; `in_file_order` instead of the product's order and placement."""
     lines, profile = suite(name, seed=seed), engine_for(name)
-    placement: Placement[Taken] = Placement(backends=engines)
+    placement: Placement[Taken] = Placement()
     if in_file_order:
         for line in lines:
             placement.add((line, line.prompt), 0)

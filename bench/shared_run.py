@@ -1,6 +1,6 @@
 """Several workers that share one simulated engine's window, in virtual time: their Paces, and the rows between them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -33,7 +33,6 @@ class Hand:
     dies: bool = False
     has_lines: Callable[[float], bool] = lambda _now: True
     beat_at: float = 0.0
-    lines: list[Line] = field(default_factory=list)  # handed back, to be sent again
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,50 +72,64 @@ class SharedRun:
     _total: Total = field(default_factory=Total)
     _rows: dict[int, Part] = field(default_factory=dict)
     _died_at: dict[int, float] = field(default_factory=dict)
+    _rest: Iterator[Line] = field(default_factory=lambda: iter(()))
+    _back: list[Line] = field(default_factory=list)  # of those who died: to be sent again
+    _dry: bool = False
     _sent: dict[model.Sequence, tuple[int, Line, float]] = field(default_factory=dict)
 
     def run(self) -> "SharedRun":
         """Run until nothing is left."""
-        rest, changes = iter(self.lines), list(self.changes)
-        back: list[Line] = []
+        self._rest = iter(self.lines)
+        changes = list(self.changes)
         for number, hand in enumerate(self.hands):
             hand.beat_at = hand.comes + BEAT * number / len(self.hands)
-        poll, finished, dry = POLL if self.shows_gauges else inf, [], False
-        while not dry or self._sent or back:
+        poll = POLL if self.shows_gauges else inf
+        finished: list[model.Sequence] = []
+        while not self._dry or self._sent or self._back:
             now = self.engine.clock
             self._answer(finished, now)
-            self._leave(now, back)
+            self._leave(now)
             for number, hand in self._here(now):
                 if now >= hand.beat_at:
-                    hand.beat_at = now + (0.005 if self._beat(number, hand, now, waits=not dry) else BEAT)
-                while hand.has_lines(now) and hand.pace.may_send(now):
-                    line = back.pop() if back else next(rest, None)
-                    dry = line is None
-                    if line is None:
-                        break
-                    self._send(number, hand, line, now)
+                    hand.beat_at = now + (0.005 if self._beat(number, hand, now) else BEAT)
+                self._fill(number, hand, now)
             if now >= poll:
                 poll = now + POLL
-                told = self.engine.gauges()
-                for _, hand in self._here(now):
-                    if hand.pace.is_busy:
-                        hand.pace.gauged(Gauges(told.waiting, told.running, told.kv), now)
+                self._look(now)
             if changes and now >= changes[0].at:
                 self.engine.resize(changes.pop(0).profile)
             due = [poll, now + _AWAKE, *(hand.beat_at for _, hand in self._here(now))]
             finished = self.engine.run(max(min(due), now + 1e-4))
         return self
 
+    def _fill(self, number: int, hand: Hand, now: float) -> None:
+        """Send what a worker's pace allows."""
+        while hand.has_lines(now) and hand.pace.may_send(now):
+            line = self._back.pop() if self._back else next(self._rest, None)
+            if line is None:
+                self._dry = True
+                return
+            hand.pace.sent(now, prefill=line.prompt)
+            sequence = line.sequence()
+            self._sent[sequence] = (number, line, now)
+            self.engine.submit(sequence, now + TURNAROUND)
+
+    def _look(self, now: float) -> None:
+        told = self.engine.gauges()
+        for _, hand in self._here(now):
+            if hand.pace.is_busy:
+                hand.pace.gauged(Gauges(told.waiting, told.running, told.kv), now)
+
     def _here(self, now: float) -> list[tuple[int, Hand]]:
         return [(n, hand) for n, hand in enumerate(self.hands) if hand.comes <= now and n not in self._died_at]
 
-    def _beat(self, number: int, hand: Hand, now: float, *, waits: bool) -> bool:
+    def _beat(self, number: int, hand: Hand, now: float) -> bool:
         """Do what a worker's transaction does; say whether there is more to tell at once."""
         gone = [other for other, at in self._died_at.items() if now >= at + LEASE or not self.hands[other].dies]
         for other in gone:
             self._rows.pop(other, None)
         others = {str(other): part for other, part in self._rows.items() if other != number}
-        waiting = 1000 if waits and hand.has_lines(now) else 0
+        waiting = 1000 if not self._dry and hand.has_lines(now) else 0
         self._total, self._rows[number], heard = settle(
             self._total,
             worker=str(number),
@@ -138,12 +151,6 @@ class SharedRun:
         )
         return again
 
-    def _send(self, number: int, hand: Hand, line: Line, now: float) -> None:
-        hand.pace.sent(now, prefill=line.prompt)
-        sequence = line.sequence()
-        self._sent[sequence] = (number, line, now)
-        self.engine.submit(sequence, now + TURNAROUND)
-
     def _answer(self, finished: Sequence[model.Sequence], now: float) -> None:
         for sequence in finished:
             number, line, sent_at = self._sent.pop(sequence, (-1, None, 0.0))
@@ -158,11 +165,11 @@ class SharedRun:
                 pace.sent(now)
                 pace.answered(_REFUSED, now, now)
 
-    def _leave(self, now: float, back: list[Line]) -> None:
+    def _leave(self, now: float) -> None:
         for number, hand in self._here(now):
             if now >= hand.goes and (hand.dies or not hand.pace.in_flight):
                 self._died_at[number] = now
-                back += [line for owner, line, _ in self._sent.values() if owner == number]
+                self._back += [line for owner, line, _ in self._sent.values() if owner == number]
                 self._sent = {sent: entry for sent, entry in self._sent.items() if entry[0] != number}
             elif now >= hand.goes:
                 hand.has_lines = lambda _now: False

@@ -17,7 +17,7 @@ from batchmill.backends.aiohttp_transport import AiohttpTransport
 from batchmill.backends.backend import Backend
 from batchmill.backends.builtin import BUILTIN_KV_TOKENS, BUILTIN_MODEL, BUILTIN_SLOTS
 from batchmill.backends.echo import EchoBackend
-from batchmill.backends.http import HttpBackend
+from batchmill.backends.http import HttpBackend, name_of
 from batchmill.backends.packing import PackingBackend
 from batchmill.backends.router import Router
 from batchmill.backends.wire import WireTransport
@@ -26,15 +26,18 @@ from batchmill.blobs.disk import DiskBlobs
 from batchmill.blobs.in_place import InPlaceBlobs, OutsideFile
 from batchmill.blobs.space import Space
 from batchmill.clock import Clock, SystemClock
+from batchmill.engine.feed import Feed
 from batchmill.engine.finalizer import Finalizer
 from batchmill.engine.gauging import Gauging
 from batchmill.engine.group import GroupBounds
 from batchmill.engine.lanes import Lane, Lanes
 from batchmill.engine.lease import Lease
 from batchmill.engine.loop import Bell, Doorbell
+from batchmill.engine.roster import Roster
 from batchmill.engine.runner import Runner
 from batchmill.engine.scout import Scout
 from batchmill.engine.sender import Sender
+from batchmill.engine.sharing import Sharing
 from batchmill.engine.sweeper import Sweeper
 from batchmill.engine.validator import Validator
 from batchmill.engine.worker import Worker
@@ -46,6 +49,7 @@ from batchmill.settings import BackendSettings, BadSettings, Settings, limits_ov
 from batchmill.spec.ids import mint_id
 from batchmill.spec.limits import PROFILES, Limits
 from batchmill.store.database import Database, SqliteDatabase
+from batchmill.store.roster import Entry
 from batchmill.telemetry import Metrics
 
 _LOOK_SECONDS = 0.25  # how often somebody looks whether rows have changed, or a backend wants a probe
@@ -55,6 +59,8 @@ BUCKET_BOUNDS = GroupBounds(wait=1.0, gap=0.25)  # a bucket takes its time for a
 _OTHER_DESCRIPTORS = 128  # of a process, for files, rows and logs
 _GAUGE_SECONDS = 1.0
 _PATIENCE = 10.0  # seconds that a database which is away is waited for
+_SHARE_SECONDS = 1.0  # how often workers tell each other what they have in flight
+_ROSTER_SECONDS = 1.0
 _TRANSPORTS: dict[str, type[WireTransport] | type[AiohttpTransport]] = {
     "own": WireTransport,
     "aiohttp": AiohttpTransport,
@@ -207,8 +213,6 @@ def build_backends(
             backend = _backend(entry, clock=clock, settings=settings, environment=environment)
         except ValueError as fault:
             raise BadSettings(f"backend: {fault}") from fault
-        if settings.pack_embeddings:
-            backend = PackingBackend(backend=backend, clock=clock)
         backends.append((backend, entry.window or settings.window))
     names = [backend.name for backend, _ in backends]
     for name in names:
@@ -217,7 +221,19 @@ def build_backends(
     return backends
 
 
+def backend_name(url: str) -> str:
+    """Return what a backend with this URL is called, in rows, reasons and metrics."""
+    return "echo:" if url.startswith("echo:") else name_of(url)
+
+
 def _backend(entry: BackendSettings, *, clock: Clock, settings: Settings, environment: Mapping[str, str]) -> Backend:
+    backend = _bare_backend(entry, clock=clock, settings=settings, environment=environment)
+    return PackingBackend(backend=backend, clock=clock) if settings.pack_embeddings else backend
+
+
+def _bare_backend(
+    entry: BackendSettings, *, clock: Clock, settings: Settings, environment: Mapping[str, str]
+) -> Backend:
     if entry.url.startswith("echo:"):
         return EchoBackend.parse(f"{entry.url}#{','.join(entry.models)}", clock=clock)
     key = None
@@ -234,17 +250,40 @@ def _http(entry: BackendSettings, *, key: str | None, clock: Clock, settings: Se
     return HttpBackend(url=entry.url, transport=transport, deadline=entry.timeout, models=entry.models, key=key)
 
 
-def _pace(window: int | None, *, polite: bool, connections: int) -> Pace:
+def _pace(window: int | None, *, polite: bool, alone: bool, connections: int) -> Pace:
     """Return a pace with this window, or one that finds its own within so many connections."""
     if window is not None:
-        return Pace(window=window, polite=polite)
-    return Pace(window=min(WINDOW, connections), most=min(MOST, connections), polite=polite)
+        return Pace(window=window, polite=polite, alone=alone)
+    return Pace(window=min(WINDOW, connections), most=min(MOST, connections), polite=polite, alone=alone)
 
 
 def connections_of(backends: int) -> int:
     """Return how many connections each backend may have: a process has only so many descriptors."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST if descriptors == resource.RLIM_INFINITY else max(1, (descriptors - _OTHER_DESCRIPTORS) // backends)
+
+
+def _added(
+    entry: Entry, *, backends: list[tuple[Backend, int | None]], settings: Settings, alone: bool, clock: Clock
+) -> Lane:
+    """Return the lane of a backend that the operator has added, and note it among those to be closed at the end.
+
+    Raises:
+        ValueError: It cannot be made in this process, with the reason.
+    """
+    timeout = {} if entry.timeout is None else {"timeout": entry.timeout}
+    given = BackendSettings(
+        url=entry.url or "", models=entry.models, key_env=entry.key_env, window=entry.window, **timeout
+    )
+    backend = _backend(given, clock=clock, settings=settings, environment=os.environ)
+    backends.append((backend, entry.window or settings.window))
+    pace = _pace(
+        entry.window or settings.window,
+        polite=settings.polite,
+        alone=alone,
+        connections=connections_of(len(backends)),
+    )
+    return Lane(backend=backend, pace=pace)
 
 
 def build_worker(
@@ -256,25 +295,31 @@ def build_worker(
     alone: bool,
     metrics: Metrics,
 ) -> Worker:
-    """Build a worker with its loops; `alone` as in `Worker`."""
+    """Build a worker with its loops; `alone` as in `Worker`.
+
+    What the operator adds while it runs is added to `backends`: whoever closes those closes it, too.
+    """
     database, blobs, room = storage.database, storage.blobs, storage.room
     worker_id = mint_id("worker", clock.now())
     mine: dict[str, Any] = {"database": database, "clock": clock, "worker_id": worker_id, "lease": settings.lease}
     lease = Lease(clock=clock, seconds=settings.lease)
     connections = connections_of(max(1, len(backends)))
-    lanes = [
-        Lane(backend=backend, pace=_pace(window, polite=settings.polite, connections=connections))
+    given = [
+        Lane(backend=backend, pace=_pace(window, polite=settings.polite, alone=alone, connections=connections))
         for backend, window in backends
     ]
     once = settings.on_unknown_outcome == "fail"
-    router = Router([lane.backend for lane in lanes])
-    validate, run, finalize, scout = (Bell(clock=clock) for _ in range(4))
+    router = Router([lane.backend for lane in given])
+    lanes, feed = Lanes(lanes=given, router=router), Feed()
+    sharing = Sharing(database=database, lanes=lanes, pending=feed.pending, worker_id=worker_id, clock=clock)
+    validate, run, finalize, scout, share = (Bell(clock=clock) for _ in range(5))
     runner = Runner(
         ledger=Ledger(blobs=blobs, metrics=metrics, **mine),
         database=database,
         blobs=blobs,
         room=storage.room,
-        lanes=Lanes(lanes=lanes, router=router),
+        lanes=lanes,
+        feed=feed,
         sender=Sender(
             clock=clock,
             draw=random.random,
@@ -332,15 +377,31 @@ def build_worker(
                 Scout(
                     database=database,
                     lanes=lanes,
+                    worker_id=worker_id,
                     router=router,
                     clock=clock,
-                    learned=(run, validate),
+                    learned=(run, validate, share),
                     metrics=metrics,
                 ),
                 scout,
                 _LOOK_SECONDS,
             ),
             (Gauging(lanes=lanes, clock=clock), Bell(clock=clock), _GAUGE_SECONDS),
+            *([] if alone else [(sharing, share, _SHARE_SECONDS)]),
+            (
+                Roster(
+                    database=database,
+                    lanes=lanes,
+                    feed=feed,
+                    make_lane=partial(_added, backends=backends, settings=settings, alone=alone, clock=clock),
+                    worker_id=worker_id,
+                    clock=clock,
+                    unknown=scout,
+                    metrics=metrics,
+                ),
+                Bell(clock=clock),
+                _ROSTER_SECONDS,
+            ),
             (
                 Doorbell(database=database, bells=(validate, run, finalize)),
                 Bell(clock=clock),

@@ -1,7 +1,7 @@
 """A whole engine in one process, on a clock that a test moves: every loop is driven by its one step."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,17 @@ from batchmill.backends.router import Router
 from batchmill.blobs.blobs import Blobs
 from batchmill.blobs.disk import DiskBlobs
 from batchmill.blobs.space import Boundless, Room
+from batchmill.engine.feed import Feed
 from batchmill.engine.finalizer import Finalizer
 from batchmill.engine.group import GroupBounds
 from batchmill.engine.lanes import Lane, Lanes
 from batchmill.engine.lease import Lease
 from batchmill.engine.loop import Bell
+from batchmill.engine.roster import Roster
 from batchmill.engine.runner import Runner
 from batchmill.engine.scout import Scout
 from batchmill.engine.sender import Sender
+from batchmill.engine.sharing import Sharing
 from batchmill.engine.sweeper import Sweeper
 from batchmill.engine.validator import Validator
 from batchmill.ledger.ledger import Ledger
@@ -37,6 +40,7 @@ from batchmill.store.file import File, find_file, insert_file
 from batchmill.store.migrate import migrate
 from batchmill.store.model import add_models
 from batchmill.store.organisation import find_organisation, insert_organisation
+from batchmill.store.roster import Entry
 from batchmill.store.worker import has_live_worker, renew_leases, void_leases
 from batchmill.telemetry import Metrics
 from fakeclock import FakeClock, settle
@@ -88,6 +92,10 @@ class Watched:
         """See `Backend`."""
 
 
+def _no_lane(entry: Entry) -> Lane:
+    raise ValueError(f"nothing is at {entry.url}")
+
+
 @dataclass(kw_only=True)
 class Hand:
     """One worker's loops."""
@@ -98,6 +106,8 @@ class Hand:
     finalizer: Finalizer
     scout: Scout
     lanes: Sequence[Lane]
+    sharing: Sharing
+    roster: Roster
     lease: Lease
     metrics: Metrics
     router: Router
@@ -138,6 +148,9 @@ class Mill:
         once: bool = False,
         retention: int | None = None,
         coalesce: bool = False,
+        most: int | None = None,
+        alone: bool = True,
+        make_lane: Callable[[Entry], Lane] | None = None,
     ) -> Hand:
         """Build a worker's loops over these backends."""
         worker_id = mint_id("worker", self.clock.now())
@@ -148,15 +161,17 @@ class Mill:
             "lease": LEASE,
             "blobs": self.blobs,
         }
-        lanes = [Lane(backend=backend, pace=Pace(window=window)) for backend in backends]
-        router = Router([lane.backend for lane in lanes])
+        given = [Lane(backend=each, pace=Pace(window=window, most=most, alone=alone)) for each in backends]
+        router = Router([lane.backend for lane in given])
+        lanes, feed = Lanes(lanes=given, router=router), Feed()
         bell, lease, metrics = Bell(clock=self.clock), Lease(clock=self.clock, seconds=LEASE), Metrics()
         runner = Runner(
             ledger=Ledger(metrics=metrics, **mine),
             database=self.database,
             blobs=self.blobs,
             room=self.room,
-            lanes=Lanes(lanes=lanes, router=router),
+            lanes=lanes,
+            feed=feed,
             sender=Sender(
                 clock=self.clock, draw=lambda: 0.5, once=once, unwell=bell, metrics=metrics, catalogue=self.catalogue
             ),
@@ -181,9 +196,28 @@ class Mill:
             ),
             finalizer=Finalizer(room=self.room, retention=retention, **mine),
             scout=Scout(
-                database=self.database, lanes=lanes, router=router, clock=self.clock, learned=(bell,), metrics=metrics
+                database=self.database,
+                lanes=lanes,
+                worker_id=worker_id,
+                router=router,
+                clock=self.clock,
+                learned=(bell,),
+                metrics=metrics,
             ),
-            lanes=lanes,
+            sharing=Sharing(
+                database=self.database, lanes=lanes, pending=feed.pending, worker_id=worker_id, clock=self.clock
+            ),
+            roster=Roster(
+                database=self.database,
+                lanes=lanes,
+                feed=feed,
+                make_lane=make_lane or _no_lane,
+                worker_id=worker_id,
+                clock=self.clock,
+                unknown=bell,
+                metrics=metrics,
+            ),
+            lanes=given,
             lease=lease,
             metrics=metrics,
             router=router,

@@ -16,6 +16,7 @@ from batchmill.backends.backend import Call
 from batchmill.backends.router import Router
 from batchmill.blobs.blobs import BlobMissing
 from batchmill.blobs.disk import DiskBlobs
+from batchmill.engine.feed import Feed
 from batchmill.engine.finalizer import Finalizer
 from batchmill.engine.group import GroupBounds
 from batchmill.engine.lanes import Lane, Lanes
@@ -231,6 +232,7 @@ class Simulation:
             blobs=blobs,
             room=room,
             lanes=Lanes(lanes=lanes, router=router),
+            feed=Feed(),
             sender=Sender(clock=self._clock, draw=self._rng.random, once=once, unwell=scout, metrics=metrics),
             lease=lease,
             clock=self._clock,
@@ -241,9 +243,7 @@ class Simulation:
         )
         sweeping = Sweeper(database=database, blobs=blobs, room=room, router=router, clock=self._clock)
         learned = (run, validate)
-        scouting = Scout(
-            database=database, lanes=lanes, router=router, clock=self._clock, learned=learned, metrics=metrics
-        )
+        scouting = Scout(lanes=lanes, router=router, learned=learned, metrics=metrics, **mine)
         return Worker(
             **mine,
             lease=lease,

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from batchmill.schedule.placement import Placement
 
 
-def placed(prefixes: list[int], backends: int) -> Placement[int]:
+def placed(prefixes: list[int]) -> Placement[int]:
     """Return lines numbered in their order, with these prefixes."""
-    placement: Placement[int] = Placement(backends=backends)
+    placement: Placement[int] = Placement()
     for line, prefix in enumerate(prefixes):
         placement.add(line, prefix)
     return placement
@@ -16,7 +16,7 @@ def placed(prefixes: list[int], backends: int) -> Placement[int]:
 
 def well_known(lines: int, answered: int, *, every: int) -> Placement[int]:
     """Return lines of two backends of which so many are answered, one in so many by the second one."""
-    placement = placed([0] * lines, 2)
+    placement = placed([0] * lines)
     for turn in range(answered):
         backend = int(turn % every == 0)
         assert placement.take(backend) is not None
@@ -26,7 +26,7 @@ def well_known(lines: int, answered: int, *, every: int) -> Placement[int]:
 
 def test_a_group_goes_to_one_backend() -> None:
     """Who took its first line gets the rest, and then the next group that nobody has."""
-    placement = placed([7, 7, 7, 8, 8, 9, 9], 2)
+    placement = placed([7, 7, 7, 8, 8, 9, 9])
     assert [placement.take(0), placement.take(1), placement.take(0), placement.take(1)] == [0, 3, 1, 4]
     assert [placement.take(1), placement.take(0), placement.take(1)] == [5, 2, 6]
     assert placement.take(0) is None
@@ -35,14 +35,14 @@ def test_a_group_goes_to_one_backend() -> None:
 
 def test_lines_that_share_nothing_go_to_whoever_has_room() -> None:
     """They are handed out one by one, in their order, between groups too."""
-    placement = placed([0, 0, 7, 7, 0], 2)
+    placement = placed([0, 0, 7, 7, 0])
     assert [placement.take(0), placement.take(1), placement.take(0)] == [0, 1, 2]
     assert [placement.take(1), placement.take(0), placement.take(0)] == [4, 3, None]
 
 
 def test_an_idle_backend_steals_from_the_far_end() -> None:
     """It takes half of what the largest group of another still has, the last lines, in their order."""
-    placement = placed([7] * 9 + [8] * 2, 3)
+    placement = placed([7] * 9 + [8] * 2)
     assert [placement.take(0), placement.take(1), placement.take(1)] == [0, 9, 10]
     assert [placement.take(2) for _ in range(4)] == [5, 6, 7, 8]
     assert [placement.take(0), placement.take(1), placement.take(1)] == [1, 3, 4]
@@ -50,7 +50,7 @@ def test_an_idle_backend_steals_from_the_far_end() -> None:
 
 def test_a_backend_that_takes_nothing_holds_nothing_up() -> None:
     """What an unwell one has begun is stolen by others to the last line."""
-    placement = placed([7] * 5, 2)
+    placement = placed([7] * 5)
     assert placement.take(0) == 0
     assert sorted(placement.take(1) or -1 for _ in range(4)) == [1, 2, 3, 4]
     assert placement.take(1) is None
@@ -58,7 +58,7 @@ def test_a_backend_that_takes_nothing_holds_nothing_up() -> None:
 
 def test_a_group_that_goes_on_goes_on() -> None:
     """Lines that are claimed later join their group, in front or in hand."""
-    placement = placed([7, 7, 8], 2)
+    placement = placed([7, 7, 8])
     placement.add(3, 8)
     assert [placement.take(0), placement.take(1), placement.take(0)] == [0, 2, 1]
     assert placement.take(1) == 3
@@ -78,7 +78,7 @@ def test_towards_the_end_nobody_hoards() -> None:
 
 def test_before_anybody_is_known_nobody_is_held_back() -> None:
     """While there are few answers a backend gets what it asks for, and an idle one gets a line in any case."""
-    placement = placed([0] * 300, 2)
+    placement = placed([0] * 300)
     assert all(placement.take(0) is not None for _ in range(130))
     for _ in range(129):
         placement.ended(0)
@@ -90,7 +90,7 @@ def test_before_anybody_is_known_nobody_is_held_back() -> None:
 @given(st.lists(st.integers(0, 3)), st.integers(1, 4), st.data())
 def test_every_line_is_taken_once(prefixes: list[int], backends: int, data: st.DataObject) -> None:
     """By whoever asks, in whatever turns."""
-    placement = placed(prefixes, backends)
+    placement = placed(prefixes)
     taken = []
     for left in range(len(prefixes), 0, -1):
         assert len(placement) == left
@@ -106,7 +106,7 @@ def test_who_is_away_holds_nobody_back() -> None:
 
 def test_a_line_that_is_taken_back_goes_first() -> None:
     """It goes to whoever has room, before the lines that have not been sent yet."""
-    placement = placed([7, 7, 8], 2)
+    placement = placed([7, 7, 8])
     assert placement.take(0) == 0
     placement.ended(0)
     placement.put_back(0)
@@ -116,7 +116,7 @@ def test_a_line_that_is_taken_back_goes_first() -> None:
 
 def test_slots_with_caches_of_their_own_get_a_group_each() -> None:
     """Lines of so many groups go side by side; the next one is of the group whose line has ended."""
-    placement = placed([7] * 3 + [8] * 3 + [9] * 3, 1)
+    placement = placed([7] * 3 + [8] * 3 + [9] * 3)
     assert [placement.take(0, side_by_side=2) for _ in range(2)] == [0, 3]
     placement.ended(0, 8)
     assert placement.take(0, side_by_side=2) == 4
@@ -130,7 +130,7 @@ def test_slots_with_caches_of_their_own_get_a_group_each() -> None:
 
 def test_a_group_side_by_side_is_not_stolen_for() -> None:
     """A Backend with lines of its own takes no other's to fill its slots."""
-    placement = placed([7] * 4 + [8] * 4, 2)
+    placement = placed([7] * 4 + [8] * 4)
     assert [placement.take(0), placement.take(1)] == [0, 4]
     assert [placement.take(1, side_by_side=4) for _ in range(3)] == [5, 6, 7]
     assert placement.take(1, side_by_side=4) == 2
@@ -138,7 +138,7 @@ def test_a_group_side_by_side_is_not_stolen_for() -> None:
 
 def test_a_line_of_its_own_goes_beside_a_group() -> None:
     """Where there is room for another group, a line that shares nothing takes it for one turn."""
-    placement = placed([7, 7, 0, 8], 1)
+    placement = placed([7, 7, 0, 8])
     assert [placement.take(0, side_by_side=2) for _ in range(4)] == [0, 2, 3, 1]
 
 
@@ -151,7 +151,7 @@ def test_before_the_end_nobody_is_held_back() -> None:
 
 def test_a_refusal_is_no_answer() -> None:
     """What a backend has not answered gives it no share of the rest."""
-    placement = placed([0] * 600, 2)
+    placement = placed([0] * 600)
     for _ in range(250):
         assert placement.take(0) is not None
         placement.ended(0, answered=False)
@@ -173,7 +173,7 @@ def test_who_hangs_restrains_nobody() -> None:
 
 def test_what_was_stolen_is_not_paid_back_twice() -> None:
     """The end of a line that went before its group was stolen counts in one group only."""
-    placement = placed([7] * 8, 2)
+    placement = placed([7] * 8)
     assert [placement.take(0), placement.take(1), placement.take(1)] == [0, 4, 5]
     placement.ended(1, 7)
     placement.ended(1, 7)

@@ -33,6 +33,12 @@ class _ModelList(msgspec.Struct):
     data: list[_Model] | None  # null from an Ollama without models
 
 
+def name_of(url: str) -> str:
+    """Return what the backend at this URL is called: the URL without user, password and query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
+
+
 class HttpBackend:
     """One server at one URL.
 
@@ -62,8 +68,7 @@ class HttpBackend:
             raise ValueError("A backend's key is printable ASCII without spaces.")
         if key is not None and parts.username is not None:
             raise ValueError("A backend has a key, or a user and password in its URL, not both.")
-        host = parts.netloc.rpartition("@")[2]
-        self.name: Final = f"{parts.scheme}://{host}{parts.path}".rstrip("/")
+        self.name: Final = name_of(url)
         self._query = f"?{parts.query}" if parts.query else ""
         self._transport = transport
         self._deadline = deadline

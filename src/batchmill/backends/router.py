@@ -18,11 +18,23 @@ class Router:
         """
         self._serves: dict[Backend, frozenset[str]] = {backend: frozenset() for backend in backends}
 
+    def add(self, backend: Backend) -> None:
+        """Begin with one more, whose models are not known yet."""
+        self._serves.setdefault(backend, frozenset())
+
+    def forget(self, backend: Backend) -> None:
+        """Go on without one; nothing is asked of it any more.
+
+        Raises:
+            KeyError: It is not known.
+        """
+        del self._serves[backend]
+
     def learn(self, backend: Backend, models: Sequence[str]) -> None:
         """Take what `backend` says now in place of what it said before.
 
         Raises:
-            KeyError: The router was not made with this backend.
+            KeyError: The router does not know this backend.
         """
         if backend not in self._serves:
             raise KeyError(backend.name)

@@ -2,7 +2,7 @@
 
 import heapq
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -21,16 +21,15 @@ class _Turn:
 
 
 class Feed:
-    """Hands out lines, batch by batch in turns, line by line; `lanes` is how many lanes there are, numbered from 0."""
+    """Hands out lines, batch by batch in turns, line by line, to whatever stands for a lane."""
 
-    def __init__(self, *, lanes: int) -> None:
-        self._lanes = lanes
+    def __init__(self) -> None:
         self._turns: dict[str, _Turn] = {}
         self._order: deque[str] = deque()
         self._later: list[tuple[float, int, Request]] = []
         self._number = count()
         self._has_news = False
-        self._places: dict[Request, tuple[Placement[Request], int]] = {}  # of lines that are out
+        self._places: dict[Request, tuple[Placement[Request], Hashable]] = {}  # of lines that are out
 
     def __iter__(self) -> Iterator[Work]:
         """Yield every Slice in hand."""
@@ -76,7 +75,7 @@ class Feed:
         turn = self._turns[work.batch_id]
         placement = turn.placements.get(work.model)
         if placement is None:
-            placement = turn.placements[work.model] = Placement(backends=self._lanes)
+            placement = turn.placements[work.model] = Placement()
         offered = work.offer()
         self._has_news = self._has_news or bool(offered)
         for request in offered:
@@ -111,7 +110,7 @@ class Feed:
                 self.offer(waited.work)
 
     def next(
-        self, lane: int, *, models: Collection[str], wall: float, last: Collection[str] = (), side_by_side: int = 1
+        self, lane: Hashable, *, models: Collection[str], wall: float, last: Collection[str] = (), side_by_side: int = 1
     ) -> Request | None:
         """Return a line for a lane that serves these models, or None: none is left, or none that it should have now.
 
@@ -131,6 +130,13 @@ class Feed:
                         return request
         return None
 
+    def leave(self, lane: Hashable) -> None:
+        """Give what stands ready for a lane to the others: it takes no more."""
+        self._has_news = True
+        for turn in self._turns.values():
+            for placement in turn.placements.values():
+                placement.leave(lane)
+
     def ended(self, request: Request, *, answered: bool = False) -> None:
         """Note that a line's call is over, and whether it brought the line's Result."""
         place = self._places.pop(request, None)  # one that went alone has none
@@ -148,7 +154,7 @@ class Feed:
         return self._later[0][0] if self._later else None
 
 
-def _take(placement: Placement[Request], lane: int, *, side_by_side: int, is_end: bool) -> Request | None:
+def _take(placement: Placement[Request], lane: Hashable, *, side_by_side: int, is_end: bool) -> Request | None:
     """Return the next line for a lane; what was withdrawn since it was offered goes."""
     while (request := placement.take(lane, side_by_side=side_by_side, is_end=is_end)) is not None:
         if request.is_offered:

@@ -1,6 +1,7 @@
-"""The Backends of one worker, each with its pace: which of them can take a line for a model now."""
+"""The Backends of one worker, each with its pace: which of them can take a line for a model now. They come and go."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from batchmill.backends.backend import Backend
@@ -9,32 +10,59 @@ from batchmill.schedule.pace import Pace
 from batchmill.telemetry import Metrics
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Lane:
-    """A Backend and how much it gets."""
+    """A Backend and how much it gets; a lane is equal to itself alone."""
 
     backend: Backend
     pace: Pace
 
 
 class Lanes:
-    """All lanes; `router` knows what each of them serves."""
+    """All lanes; `router` knows what each of them serves. One that is leaving gets no lines, but may have some out."""
 
-    def __init__(self, *, lanes: Sequence[Lane], router: Router) -> None:
-        self._lanes = lanes
+    def __init__(self, *, lanes: Iterable[Lane], router: Router) -> None:
+        self._lanes = list(lanes)
+        self._turns = deque(self._lanes)
+        self._leaving: list[Lane] = []
         self._router = router
 
-    def __len__(self) -> int:
-        """Return how many there are."""
-        return len(self._lanes)
-
     def __iter__(self) -> Iterator[Lane]:
-        """Yield every lane, in the order of the settings."""
-        return iter(self._lanes)
+        """Yield every lane, those that are leaving last."""
+        return iter([*self._lanes, *self._leaving])
+
+    @property
+    def leaving(self) -> Collection[Lane]:
+        """Those that get no more lines."""
+        return tuple(self._leaving)
+
+    def in_turns(self) -> Collection[Lane]:
+        """Return those that get lines, each time beginning with another."""
+        self._turns.rotate(-1)
+        return self._turns
+
+    def add(self, lane: Lane) -> None:
+        """Let a lane get lines, once it is known what it serves; one that was leaving stays."""
+        if lane in self._leaving:
+            self._leaving.remove(lane)
+        self._lanes.append(lane)
+        self._turns.append(lane)
+        self._router.add(lane.backend)
+
+    def drain(self, lane: Lane) -> None:
+        """Let a lane get no more lines."""
+        self._lanes.remove(lane)
+        self._turns.remove(lane)
+        self._leaving.append(lane)
+
+    def remove(self, lane: Lane) -> None:
+        """Forget a lane that is leaving and has nothing out."""
+        self._leaving.remove(lane)
+        self._router.forget(lane.backend)
 
     def tell(self, metrics: Metrics) -> None:
         """Show how much is in flight at each lane, and how much may be."""
-        for lane in self._lanes:
+        for lane in self:
             metrics.in_flight.labels(lane.backend.name).set(lane.pace.in_flight)
             metrics.window.labels(lane.backend.name).set(lane.pace.window)
 
@@ -60,7 +88,7 @@ class Lanes:
 
     def most(self, models: Collection[str]) -> int:
         """Return how many lines for one of these models may ever have been in flight together."""
-        return sum(lane.pace.most for lane in self._lanes if not self.served_by(lane).isdisjoint(models))
+        return sum(lane.pace.most for lane in self if not self.served_by(lane).isdisjoint(models))
 
     def opens_at(self, now: float) -> float | None:
         """Return when some lane's prompts may go on, where nothing else holds it up; None if none waits for that."""

@@ -1,7 +1,6 @@
 """Sends the lines of batches in progress, and makes what became of them durable in group commits."""
 
 import asyncio
-from collections import deque
 from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
@@ -56,6 +55,7 @@ class Runner:
         blobs: Blobs,
         room: Room,
         lanes: Lanes,
+        feed: Feed,
         sender: Sender,
         lease: Lease,
         clock: Clock,
@@ -74,8 +74,7 @@ class Runner:
         self._bell = bell
         self._metrics = metrics
         self._once = once
-        self._feed = Feed(lanes=len(lanes))
-        self._turns = deque(enumerate(lanes))
+        self._feed = feed
         self._group = Group(bounds=bounds)
         self._calls = Calls(ended=self._call_ended)
         self._fault: BaseException | None = None
@@ -270,11 +269,10 @@ class Runner:
         take = partial(self._feed.next, wall=wall, last=() if self._once else self._sated)
         while started:
             started = False
-            self._turns.rotate(-1)
-            for number, lane in self._turns:
+            for lane in self._lanes.in_turns():
                 if self._group.is_full or not lane.pace.may_send(now):
                     continue
-                request = take(number, models=self._lanes.served_by(lane), side_by_side=lane.pace.side_by_side)
+                request = take(lane, models=self._lanes.served_by(lane), side_by_side=lane.pace.side_by_side)
                 if request is not None:
                     started = True
                     if self._twins is None or not self._meets_twin(self._twins, request):

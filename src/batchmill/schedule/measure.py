@@ -1,4 +1,4 @@
-"""What came of the requests sent since a moment: measured by each worker, and summed up where several share a window."""
+"""What came of the requests sent since a moment: measured by each worker, summed up where several share a window."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

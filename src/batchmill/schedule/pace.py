@@ -222,7 +222,7 @@ class Pace:
         return min(self._window.size, self._slots)
 
     def hear(self, heard: Heard, now: float) -> bool:
-        """Learn one's part of the window, and, where one leads, judge it; say whether there is something new to tell."""
+        """Learn one's part of the window, and judge it where one leads; say whether there is something new to tell."""
         total, beside = heard.total, self._beside
         self._beside = dict(heard.others)
         is_new = heard.leads != self._leads

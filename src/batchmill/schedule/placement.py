@@ -13,7 +13,8 @@ far. Else one that was sent a thousand lines ends long after those that have run
 not answered for long, takes part in no share.
 """
 
-from collections import deque
+from collections import defaultdict, deque
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -31,15 +32,16 @@ class _Group(Generic[Item]):
 
 
 class Placement(Generic[Item]):
-    """The lines that no Backend has been sent yet, for Backends numbered from 0."""
+    """The lines that no Backend has been sent yet. Backends come as they take, named by anything; they may leave."""
 
-    def __init__(self, *, backends: int) -> None:
+    def __init__(self) -> None:
         self._front: deque[_Group[Item]] = deque()
-        self._held: list[list[_Group[Item]]] = [[] for _ in range(backends)]
+        self._held: defaultdict[Hashable, list[_Group[Item]]] = defaultdict(list)
         self._left = 0
-        self._out = [0] * backends
-        self._answered = [0] * backends
-        self._owed = [0.0] * backends  # answers that should have come since its last one, by what the others gave
+        self._out: defaultdict[Hashable, int] = defaultdict(int)
+        self._answered: defaultdict[Hashable, int] = defaultdict(int)
+        # Answers that should have come since its last one, by what the others gave.
+        self._owed: defaultdict[Hashable, float] = defaultdict(float)
 
     def __len__(self) -> int:
         """Return how many lines are left."""
@@ -48,7 +50,7 @@ class Placement(Generic[Item]):
     def add(self, item: Item, prefix: int) -> None:
         """Take in the next line of the Plan; lines in a row with the same prefix, not 0, are a group."""
         self._left += 1
-        groups = [self._front[-1]] if self._front else [group for held in self._held for group in held]
+        groups = [self._front[-1]] if self._front else [group for held in self._held.values() for group in held]
         for group in groups:
             if group.prefix == prefix and (prefix or self._front):
                 group.items.append(item)
@@ -60,13 +62,13 @@ class Placement(Generic[Item]):
         self._left += 1
         self._front.appendleft(_Group(0, deque([item])))
 
-    def take(self, backend: int, *, side_by_side: int = 1, is_end: bool = True) -> Item | None:
+    def take(self, backend: Hashable, *, side_by_side: int = 1, is_end: bool = True) -> Item | None:
         """Return the next line for a Backend; None when none is left, or none that it should have now.
 
         One that has nothing in flight always gets a line while some are left. Tell `ended` of each that was taken.
 
         Args:
-            backend: Its number.
+            backend: What stands for it.
             side_by_side: Of how many groups it gets lines in turns.
             is_end: What is left here is all that there is.
         """
@@ -85,12 +87,12 @@ class Placement(Generic[Item]):
         group.out += 1
         return group.items.popleft()
 
-    def ended(self, backend: int, prefix: int = 0, *, answered: bool = True) -> None:
+    def ended(self, backend: Hashable, prefix: int = 0, *, answered: bool = True) -> None:
         """Note that a line that a Backend took is out no more, and whether it was answered."""
         self._out[backend] -= 1
         if answered:
             self._answered[backend] += 1
-            for other, so_far in enumerate(self._answered):
+            for other, so_far in self._answered.items():
                 self._owed[other] += so_far / self._answered[backend]
             self._owed[backend] = 0.0
         for group in self._held[backend]:
@@ -98,16 +100,19 @@ class Placement(Generic[Item]):
                 group.out -= 1
                 break
 
-    def _hoards(self, backend: int) -> bool:
+    def leave(self, backend: Hashable) -> None:
+        """Give what a Backend holds to the others: it takes no more. What it has out ends as ever."""
+        self._front.extendleft(reversed([group for group in self._held.pop(backend, ()) if group.items]))
+
+    def _hoards(self, backend: Hashable) -> bool:
         if not self._out[backend] or len(self._out) == 1:
             return False
-        known = zip(self._answered, self._out, self._owed, strict=True)
-        beside = [answered for answered, out, owed in known if out and owed <= LATE * out]
+        beside = [self._answered[other] for other, out in self._out.items() if out and self._owed[other] <= LATE * out]
         answered = sum(beside)
         if answered < KNOWN * len(beside):
             return False
         share = self._answered[backend] / (answered or 1)
-        return self._out[backend] >= share * (self._left + sum(self._out))
+        return self._out[backend] >= share * (self._left + sum(self._out.values()))
 
     def _single(self) -> Item:
         """Return the first line in front, which shares nothing: such lines go to whoever has room."""
@@ -124,7 +129,7 @@ class Placement(Generic[Item]):
         return _Group(0, deque([self._single()]))
 
     def _steal(self) -> _Group[Item]:
-        robbed = max((group for held in self._held for group in held), key=lambda group: len(group.items))
+        robbed = max((group for held in self._held.values() for group in held), key=lambda group: len(group.items))
         stolen = deque(robbed.items.pop() for _ in range((len(robbed.items) + 1) // 2))
         stolen.reverse()
         return _Group(robbed.prefix, stolen)

@@ -14,7 +14,7 @@ from batchmill.schedule.measure import Measure
 
 
 class Total(NamedTuple):
-    """The window of a Backend: who leads, how many requests may be in flight at all workers, and how often it was judged.
+    """The window of a Backend: who leads, how many requests may be in flight at all workers, and its round.
 
     0 requests: nobody has said it yet.
     """

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Table, delete, select
+from sqlalchemy import Table, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from batchmill.store.database import Transaction
@@ -39,11 +39,6 @@ def save_backend(tx: Transaction, state: BackendState) -> None:
     values = {"well": state.well, "reason": state.reason, "since": state.since}
     added = _insert(tx, backend).values(name=state.name, **values)
     tx.connection.execute(added.on_conflict_do_update(index_elements=[backend.c.name], set_=values))
-
-
-def keep_backends(tx: Transaction, *, names: Iterable[str]) -> None:
-    """Forget every backend but these: the operator has taken the others out."""
-    tx.connection.execute(delete(backend).where(backend.c.name.not_in(list(names))))
 
 
 def list_backends(tx: Transaction) -> Sequence[BackendState]:

@@ -236,6 +236,47 @@ backend = Table(
     Column("well", Boolean, nullable=False),
     Column("reason", Text),
     Column("since", BigInteger, nullable=False),
+    # The window that all workers share (`schedule.share`); its leader leads as long as the worker's lease holds.
+    Column("leader", String),
+    Column("total", BigInteger, nullable=False, server_default="0"),  # 0: nobody has said it
+    Column("round", BigInteger, nullable=False, server_default="0"),
+)
+
+# What one worker has to do with one backend; it counts while the worker's lease holds.
+lane = Table(
+    "lane",
+    metadata,
+    Column("worker_id", String, nullable=False),
+    Column("backend", String, nullable=False),
+    Column("well", Boolean),  # null: it has not been asked
+    Column("reason", Text),
+    Column("in_flight", BigInteger, nullable=False, server_default="0"),
+    Column("wanted", BigInteger, nullable=False, server_default="0"),
+    Column("held", BigInteger, nullable=False, server_default="0"),  # of the total
+    Column("round", BigInteger, nullable=False, server_default="0"),  # that the measure is of
+    Column("pressed", BigInteger, nullable=False, server_default="0"),  # refusals for pressure (429)
+    Column("elapsed", Float, nullable=False, server_default="0"),  # the measure
+    Column("area", Float, nullable=False, server_default="0"),
+    Column("answers", BigInteger, nullable=False, server_default="0"),
+    Column("work", Float, nullable=False, server_default="0"),
+    Column("seconds", Float, nullable=False, server_default="0"),
+    Column("arrived", Float, nullable=False, server_default="0"),
+    PrimaryKeyConstraint("worker_id", "backend"),
+    Index("ix_lane_backend", "backend"),
+)
+
+# What the operator has said of backends since the workers started: those added, and those that are to get no lines.
+roster = Table(
+    "roster",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("url", String),  # null: one of the settings' own
+    Column("models", Text, nullable=False),  # one a line; none: it tells them itself
+    Column("key_env", String),  # the name of the variable that holds its key, never the key
+    Column("window", BigInteger),
+    Column("timeout", Float),
+    Column("draining", Boolean, nullable=False),
+    Column("since", BigInteger, nullable=False),
 )
 
 worker = Table(

@@ -4,7 +4,7 @@ from sqlalchemy import delete, exists, insert, select, update
 
 from batchmill.store.database import Transaction
 from batchmill.store.slice import lock_slices, void_slices
-from batchmill.store.tables import batch, slice_, worker
+from batchmill.store.tables import batch, lane, slice_, worker
 
 _FORGOTTEN_SECONDS = 3600  # after its lease, the row of a worker that died tells nobody anything
 
@@ -35,6 +35,7 @@ def void_leases(tx: Transaction, *, worker_id: str) -> int:
     # A new boot's lease clock begins anew: what waits for a moment of the old one would wait for ever.
     tx.connection.execute(update(batch).where(batch.c.retry_at.is_not(None)).values(retry_at=None))
     tx.connection.execute(delete(worker).where(worker.c.id != worker_id))
+    tx.connection.execute(delete(lane).where(lane.c.worker_id != worker_id))
     return batches + void_slices(tx, worker_id=worker_id)
 
 
@@ -49,6 +50,7 @@ def release_leases(tx: Transaction, *, worker_id: str) -> None:
 def delete_worker(tx: Transaction, *, worker_id: str) -> None:
     """Forget a worker that has ended in good order."""
     tx.connection.execute(delete(worker).where(worker.c.id == worker_id))
+    tx.connection.execute(delete(lane).where(lane.c.worker_id == worker_id))
 
 
 def forget_dead(tx: Transaction) -> None:
