@@ -179,3 +179,14 @@ def test_what_was_stolen_is_not_paid_back_twice() -> None:
     placement.ended(1, 7)
     placement.ended(0, 7)
     assert sorted(placement.take(number % 2, side_by_side=2) or -1 for number in range(5)) == [1, 2, 3, 6, 7]
+
+
+def test_what_one_that_leaves_holds_goes_to_the_others() -> None:
+    """In the order of the Plan, before all that nobody has begun; what it has out ends as ever."""
+    placement = placed([7, 7, 7, 8, 8, 9])
+    assert [placement.take(0), placement.take(1)] == [0, 3]
+    placement.leave(0)
+    placement.leave(2)
+    placement.ended(0, 7)
+    assert [placement.take(1) for _ in range(4)] == [4, 1, 2, 5]
+    assert len(placement) == 0

@@ -197,13 +197,12 @@ class Pace:
 
     def part(self, now: float, *, waiting: int) -> Part:
         """Return what to tell the others: `waiting` more requests could be sent than are in flight."""
-        self._window.moved(now, self._in_flight)
         return Part(
             in_flight=self._in_flight,
             wanted=min(self._in_flight + waiting, self._most),
             round=self._window.round,
             pressed=self._pressed,
-            measure=self._window.measure(now),
+            measure=self._window.measure(now, self._in_flight),
         )
 
     @property
@@ -244,8 +243,8 @@ class Pace:
         """Judge what all have measured, once all that are busy have heard of the present round."""
         told = [part for part in self._beside.values() if part.is_busy]
         if all(part.round == self._window.round for part in told):
-            self._window.moved(now, self._in_flight)
-            self._window.judge([self._window.measure(now), *(part.measure for part in told)], now)
+            mine = self._window.measure(now, self._in_flight)
+            self._window.judge([mine, *(part.measure for part in told)], now)
 
     def _take(self, heard: Heard) -> None:
         """Take one's part of the window; what a 429 has halved stays so until it is judged anew."""

@@ -156,9 +156,12 @@ class Window:
             self._follows = False
         self.round = round_
 
-    def measure(self, now: float) -> Measure:
-        """Return what has come of the present round here, after `moved`."""
-        return Measure() if self._meter is None else self._meter.read(now)
+    def measure(self, now: float, in_flight: int) -> Measure:
+        """Return what has come of the present round here; so many were in flight until now."""
+        if self._meter is None:  # nothing was ever sent
+            return Measure()
+        self.moved(now, in_flight)
+        return self._meter.read(now)
 
     def judge(self, measures: Sequence[Measure], now: float) -> None:
         """Learn what has come of the present round at all workers that share this window, one's own included."""
