@@ -47,3 +47,18 @@ def test_a_strange_backend_is_an_error(backends: list[EchoBackend], clock: FakeC
     """Only the backends that it was made with can be learnt about."""
     with pytest.raises(KeyError, match="echo:"):
         Router(backends).learn(EchoBackend(clock=clock), ["a"])
+
+
+def test_backends_come_and_go(clock: FakeClock) -> None:
+    """One that comes is asked like the others; of one that has gone nothing is known."""
+    first, second = EchoBackend(clock=clock), EchoBackend(clock=clock)
+    router = Router([first])
+    router.learn(first, ["a"])
+    router.add(second)
+    router.add(first)
+    router.learn(second, ["a", "b"])
+    assert router.serving("a") == (first, second)
+    router.forget(first)
+    assert (router.serving("a"), router.models()) == ((second,), frozenset("ab"))
+    with pytest.raises(KeyError):
+        router.forget(first)

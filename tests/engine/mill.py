@@ -111,6 +111,17 @@ class Hand:
     lease: Lease
     metrics: Metrics
     router: Router
+    all_lanes: Lanes
+
+    @property
+    def present(self) -> list[Lane]:
+        """The lanes that there are now."""
+        return list(self.all_lanes)
+
+    @property
+    def open_models(self) -> frozenset[str]:
+        """The models that lines are sent for now."""
+        return self.all_lanes.open_models()
 
     async def accept(self) -> None:
         """Ask the backends what they serve, and validate every batch that waits."""
@@ -221,6 +232,7 @@ class Mill:
             lease=lease,
             metrics=metrics,
             router=router,
+            all_lanes=lanes,
         )
 
     def echo(self, *, latency: float = 0.0, models: tuple[str, ...] = ("echo",), name: str = "echo:") -> Watched:

@@ -72,3 +72,20 @@ def test_a_lane_is_hungry_whatever_the_others_have(lanes: Lanes) -> None:
     assert lanes.window("c") == second.pace.window
     fell(second)
     assert lanes.hungry_models(pending) == frozenset()
+
+
+def test_a_lane_that_leaves_gets_nothing(lanes: Lanes) -> None:
+    """Its models, its window and its slots are not there, nor is its turn; it may still have lines out."""
+    first, second = lanes
+    lanes.drain(first)
+    assert (list(lanes), lanes.leaving) == ([second, first], (first,))
+    assert (lanes.open_models(), lanes.window("abc"), lanes.most("a")) == (frozenset("bc"), 3, 2)
+    assert [lanes.free_slots(model) for model in "abc"] == [0, 3, 3]
+    assert lanes.free_lane("a", 0.0) is None
+    assert [list(lanes.in_turns()) for _ in range(2)] == [[second], [second]]
+    lanes.add(first)
+    assert lanes.free_lane("a", 0.0) is first
+    assert [list(lanes.in_turns()) for _ in range(2)] == [[first, second], [second, first]]
+    lanes.drain(first)
+    lanes.remove(first)
+    assert (list(lanes), lanes.most("a")) == ([second], 0)

@@ -160,7 +160,7 @@ def test_a_worker_that_goes_leaves_its_part_to_the_others() -> None:
     row = Row(*many(3, window=8, most=64))
     now = row.settle(0.0)
     row.total = Total("a", 30, row.total.round + 1)
-    row.paces["a"].hear(Heard(row.total, True, 10, {}), now)
+    row.paces["a"].hear(Heard(row.total, leads=True, held=10, others={}), now)
     for worker in "bc":
         row.tell(worker, now)
     row.leave("a")
@@ -210,7 +210,7 @@ def test_what_was_measured_in_another_round_is_not_judged() -> None:
     pace = row.paces["a"]
     fill(pace, now)
     for part in (late, idle):
-        pace.hear(Heard(row.total, True, 4, {"b": part}), now + 1)
+        pace.hear(Heard(row.total, leads=True, held=4, others={"b": part}), now + 1)
         assert pace.judged == (8, row.total.round)
 
 

@@ -3,7 +3,7 @@
 import asyncio
 
 from batchmill.store.database import Database, Transaction
-from batchmill.store.model import BackendState, add_models, keep_backends, list_backends, list_models, save_backend
+from batchmill.store.model import BackendState, add_models, list_backends, list_models, save_backend
 
 
 async def test_a_model_is_new_once(database: Database) -> None:
@@ -14,18 +14,12 @@ async def test_a_model_is_new_once(database: Database) -> None:
 
 
 async def test_a_backend_is_kept_as_it_is_now(database: Database) -> None:
-    """The last state that was saved stands; backends that the operator took out are forgotten."""
+    """The last state that was saved stands."""
     unwell = BackendState(name="x", well=False, reason="connection refused", since=1)
     well = BackendState(name="x", well=True, reason=None, since=2)
     await database.write(lambda tx: save_backend(tx, unwell))
     assert await database.read(list_backends) == [unwell]
-
-    def statements(tx: Transaction) -> None:
-        save_backend(tx, well)
-        save_backend(tx, BackendState(name="y", well=True, reason=None, since=2))
-        keep_backends(tx, names=["x"])
-
-    await database.write(statements)
+    await database.write(lambda tx: save_backend(tx, well))
     assert await database.read(list_backends) == [well]
 
 
