@@ -18,6 +18,7 @@ from time import process_time
 import engine_model as model
 from figure import Figure, arguments, report
 from policy_run import Change, PolicyRun, Run, Taken
+from shared_run import Hand, SharedRun
 from suites import Line, least_tokens, lower_bound, suite, visitors
 from suites import profile as engine_for
 
@@ -167,6 +168,7 @@ def figures(seeds: Sequence[int]) -> Iterator[Figure]:
     yield from _ordering_costs()
     yield from _orders(seeds)
     yield from _windows(seeds)
+    yield from _shared(seeds)
     yield from _beside_visitors(seeds)
 
 
@@ -232,6 +234,23 @@ def _windows(seeds: Sequence[int]) -> Iterator[Figure]:
         name = f"window {kind} {slots} slots, {'gauges' if gauges else 'blind'}" + (f", then x {step}" if step else "")
         worst = max(window_found(kind, slots, step=step, gauges=gauges, seed=seed) for seed in seeds)
         yield Figure(group=WINDOW, name=name, value=worst, goal=1.05)
+
+
+def found_by(workers: int, slots: int, *, gauges: bool, seed: int) -> float:
+    """Return makespan of one worker that finds a window / that of several that find it together."""
+    took = []
+    for count in (1, workers):
+        hands = [Hand(pace=Pace(most=MOST, alone=count == 1)) for _ in range(count)]
+        lines, engine = suite("D", lines=SLOTS[slots], seed=seed), model.Engine(sized(slots))
+        took.append(SharedRun(lines=lines, hands=hands, engine=engine, shows_gauges=gauges).run().makespan)
+    return took[0] / took[1]
+
+
+def _shared(seeds: Sequence[int]) -> Iterator[Figure]:
+    for workers, gauges, slots in product((2, 4), (True, False), SLOTS):
+        name = f"{workers} workers' window / one's, {slots} slots, {'gauges' if gauges else 'blind'}: throughput"
+        least = min(found_by(workers, slots, gauges=gauges, seed=seed) for seed in seeds)
+        yield Figure(group=WINDOW, name=name, value=least, goal=0.95, at_least=True)
 
 
 def _beside_visitors(seeds: Sequence[int]) -> Iterator[Figure]:

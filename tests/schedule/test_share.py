@@ -271,6 +271,20 @@ def test_gauges_are_judged_by_the_leader_with_all_that_is_in_flight() -> None:
     assert not Pace().is_busy
 
 
+def test_a_worker_that_cannot_reach_the_backend_holds_nothing() -> None:
+    """Its circuit is open: whoever can reach it gets all of the window, until it can again."""
+    row = Row(*many(2))
+    now = row.settle(0.0)
+    pace = row.paces["b"]
+    pace.sent(now)
+    pace.answered(Later(after=1.0, unwell=True), now + 1)
+    now = row.settle(now + 1)
+    assert row.windows == [64, 1]
+    pace.probed(ok=True, now=now)
+    row.settle(now)
+    assert row.windows == [32, 32]
+
+
 def test_prompts_of_all_workers_are_paced_as_those_of_one() -> None:
     """At the start, of which nothing is known, each lets its part of the prompts go."""
     row = Row(*many(4))

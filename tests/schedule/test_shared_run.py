@@ -30,9 +30,9 @@ def ran(workers: list[Hand], *, slots: int = 64, lines: int | None = None, **mor
 
 
 @cache
-def by_one(slots: int, *, gauges: bool) -> float:
+def by_one(*, gauges: bool) -> float:
     """Return how long one worker takes that has nobody beside it."""
-    return ran(hands(1), slots=slots, shows_gauges=gauges).makespan
+    return ran(hands(1), shows_gauges=gauges).makespan
 
 
 @pytest.mark.parametrize("workers", [2, 4])
@@ -40,15 +40,14 @@ def by_one(slots: int, *, gauges: bool) -> float:
 @pytest.mark.parametrize("slots", SLOTS)
 def test_several_workers_find_what_one_finds(slots: int, gauges: bool, workers: int) -> None:
     """Cold start included, their throughput together is at least 0.95 of one worker's on the same engine."""
-    run = ran(hands(workers), slots=slots, shows_gauges=gauges)
-    assert by_one(slots, gauges=gauges) / run.makespan >= 0.95
+    assert makespan.found_by(workers, slots, gauges=gauges, seed=1) >= 0.95
 
 
 @pytest.mark.parametrize("gauges", [True, False])
 def test_one_that_could_have_others_beside_it_is_as_one_that_never_asks(gauges: bool) -> None:
     """A worker that is alone judges at once, though it tells and hears every second."""
     asks = Hand(pace=Pace(most=makespan.MOST, alone=False))
-    assert ran([asks], shows_gauges=gauges).makespan == pytest.approx(by_one(64, gauges=gauges), rel=0.01)
+    assert ran([asks], shows_gauges=gauges).makespan == pytest.approx(by_one(gauges=gauges), rel=0.01)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
@@ -98,7 +97,7 @@ def test_a_worker_that_goes_leaves_its_part(first: bool) -> None:
     assert 0.6 < (sum(after) / len(after)) / (sum(before) / len(before)) < 1.7
     assert len(windows_at(run, 55.0)) == 2
     assert sum(windows_at(run, 55.0)) >= 0.8 * after[0]
-    assert by_one(64, gauges=False) / run.makespan >= 0.93
+    assert by_one(gauges=False) / run.makespan >= 0.93
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -196,7 +196,11 @@ class Pace:
         self._window.gauged(gauges, now, in_flight, at_most=self._window.size if is_growing else 0)
 
     def part(self, now: float, *, waiting: int) -> Part:
-        """Return what to tell the others: `waiting` more requests could be sent than are in flight."""
+        """Return what to tell the others: `waiting` more requests are in hand than are in flight.
+
+        While the circuit is open none of them could be sent: the others may have this worker's part.
+        """
+        waiting = 0 if self.is_open else waiting
         return Part(
             in_flight=self._in_flight,
             wanted=min(self._in_flight + waiting, self._most),

@@ -189,9 +189,10 @@ class Window:
         if not self._is_sought or self._follows:
             return
         meter = self._meter or self._begin(now)
-        meter.looks += 1
-        meter.waiting = min(meter.waiting, gauges.waiting)
-        meter.kv = max(meter.kv, gauges.kv)
+        if not self._is_joint or in_flight >= FULL * self.size:  # the others take their parts one after the other
+            meter.looks += 1
+            meter.waiting = min(meter.waiting, gauges.waiting)
+            meter.kv = max(meter.kv, gauges.kv)
         self._queued = self._queued + 1 if gauges.waiting >= 1 else 0
         if gauges.kv >= KV_FULL and gauges.waiting >= 1 and not self._is_shared:
             self._hold(round(KV_RELIEF * min(in_flight, self.size)), 0.0)
@@ -274,6 +275,8 @@ class Window:
             self._hold(round(in_flight - meter.waiting) + target, 0.0)
         elif meter.waiting >= 1 or meter.kv >= KV_ROOM:
             self._hold(self.size, 0.0)
+        elif self._is_joint and self._phase is _Phase.GROW:  # what is known of the others is too old to fill it at once
+            self._resize(round(STEP * self.size))
         else:
             self._hold(self.size + max(1, self.size // 4), 0.0)
 
