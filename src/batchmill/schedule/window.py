@@ -275,8 +275,6 @@ class Window:
             self._hold(round(in_flight - meter.waiting) + target, 0.0)
         elif meter.waiting >= 1 or meter.kv >= KV_ROOM:
             self._hold(self.size, 0.0)
-        elif self._is_joint and self._phase is _Phase.GROW:  # what is known of the others is too old to fill it at once
-            self._resize(round(STEP * self.size))
         else:
             self._hold(self.size + max(1, self.size // 4), 0.0)
 
