@@ -25,6 +25,7 @@ from batchmill.engine.loop import Bell
 from batchmill.engine.runner import Runner
 from batchmill.engine.scout import Scout
 from batchmill.engine.sender import Sender
+from batchmill.engine.sharing import Sharing
 from batchmill.engine.sweeper import Sweeper
 from batchmill.engine.validator import Validator
 from batchmill.engine.worker import LeaseLost, Worker
@@ -222,8 +223,11 @@ class Simulation:
         mine: dict[str, Any] = {"database": database, "clock": self._clock, "worker_id": worker_id}
         held: dict[str, Any] = {"blobs": blobs, "lease": LEASE, **mine}
         lease, metrics = Lease(clock=self._clock, seconds=LEASE), Metrics()
-        lanes = [Lane(backend=SeamBackend(seam=seam, models=MODELS), pace=Pace(window=self._rng.choice((2, 4, 8))))]
-        router = Router([lane.backend for lane in lanes])
+        alone = self._workers == 1
+        pace = Pace(window=self._rng.choice((2, 4, 8)), alone=alone)
+        given = [Lane(backend=SeamBackend(seam=seam, models=MODELS), pace=pace)]
+        router = Router([lane.backend for lane in given])
+        lanes, feed = Lanes(lanes=given, router=router), Feed()
         validate, run, scout = (Bell(clock=self._clock) for _ in range(3))
         once = self._once
         runner = Runner(
@@ -231,8 +235,8 @@ class Simulation:
             database=database,
             blobs=blobs,
             room=room,
-            lanes=Lanes(lanes=lanes, router=router),
-            feed=Feed(),
+            lanes=lanes,
+            feed=feed,
             sender=Sender(clock=self._clock, draw=self._rng.random, once=once, unwell=scout, metrics=metrics),
             lease=lease,
             clock=self._clock,
@@ -244,10 +248,11 @@ class Simulation:
         sweeping = Sweeper(database=database, blobs=blobs, room=room, router=router, clock=self._clock)
         learned = (run, validate)
         scouting = Scout(lanes=lanes, router=router, learned=learned, metrics=metrics, **mine)
+        sharing = Sharing(lanes=lanes, pending=feed.pending, **mine)
         return Worker(
             **mine,
             lease=lease,
-            alone=self._workers == 1,
+            alone=alone,
             metrics=metrics,
             runner=runner,
             loops=(
@@ -255,6 +260,7 @@ class Simulation:
                 (Finalizer(room=room, **held), Bell(clock=self._clock), 1.5),
                 (sweeping, Bell(clock=self._clock), 4.0),
                 (scouting, scout, 1.5),
+                *([] if alone else [(sharing, Bell(clock=self._clock), 1.0)]),
             ),
         )
 
