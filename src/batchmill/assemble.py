@@ -277,12 +277,8 @@ def _added(
     )
     backend = _backend(given, clock=clock, settings=settings, environment=os.environ)
     backends.append((backend, entry.window or settings.window))
-    pace = _pace(
-        entry.window or settings.window,
-        polite=settings.polite,
-        alone=alone,
-        connections=connections_of(len(backends)),
-    )
+    window, connections = entry.window or settings.window, connections_of(len(backends))
+    pace = _pace(window, polite=settings.polite, alone=alone, connections=connections)
     return Lane(backend=backend, pace=pace)
 
 
@@ -301,7 +297,8 @@ def build_worker(
     """
     database, blobs, room = storage.database, storage.blobs, storage.room
     worker_id = mint_id("worker", clock.now())
-    mine: dict[str, Any] = {"database": database, "clock": clock, "worker_id": worker_id, "lease": settings.lease}
+    here: dict[str, Any] = {"database": database, "clock": clock, "worker_id": worker_id}
+    mine = here | {"lease": settings.lease}
     lease = Lease(clock=clock, seconds=settings.lease)
     connections = connections_of(max(1, len(backends)))
     given = [
@@ -311,7 +308,8 @@ def build_worker(
     once = settings.on_unknown_outcome == "fail"
     router = Router([lane.backend for lane in given])
     lanes, feed = Lanes(lanes=given, router=router), Feed()
-    sharing = Sharing(database=database, lanes=lanes, pending=feed.pending, worker_id=worker_id, clock=clock)
+    sharing = Sharing(lanes=lanes, pending=feed.pending, **here)
+    make_lane = partial(_added, backends=backends, settings=settings, alone=alone, clock=clock)
     validate, run, finalize, scout, share = (Bell(clock=clock) for _ in range(5))
     runner = Runner(
         ledger=Ledger(blobs=blobs, metrics=metrics, **mine),
@@ -374,31 +372,14 @@ def build_worker(
                 _SWEEP_SECONDS,
             ),
             (
-                Scout(
-                    database=database,
-                    lanes=lanes,
-                    worker_id=worker_id,
-                    router=router,
-                    clock=clock,
-                    learned=(run, validate, share),
-                    metrics=metrics,
-                ),
+                Scout(lanes=lanes, router=router, learned=(run, validate, share), metrics=metrics, **here),
                 scout,
                 _LOOK_SECONDS,
             ),
             (Gauging(lanes=lanes, clock=clock), Bell(clock=clock), _GAUGE_SECONDS),
             *([] if alone else [(sharing, share, _SHARE_SECONDS)]),
             (
-                Roster(
-                    database=database,
-                    lanes=lanes,
-                    feed=feed,
-                    make_lane=partial(_added, backends=backends, settings=settings, alone=alone, clock=clock),
-                    worker_id=worker_id,
-                    clock=clock,
-                    unknown=scout,
-                    metrics=metrics,
-                ),
+                Roster(lanes=lanes, feed=feed, make_lane=make_lane, unknown=scout, metrics=metrics, **here),
                 Bell(clock=clock),
                 _ROSTER_SECONDS,
             ),
