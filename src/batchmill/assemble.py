@@ -3,6 +3,7 @@
 import os
 import random
 import resource
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -338,6 +339,7 @@ def build_worker(
         database=database,
         clock=clock,
         worker_id=worker_id,
+        place=f"{socket.gethostname()}:{os.getpid()}",
         lease=lease,
         alone=alone,
         metrics=metrics,

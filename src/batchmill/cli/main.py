@@ -31,11 +31,13 @@ from batchmill.cli.option import (
     say,
     settings_of,
 )
+from batchmill.cli.steer import backends_app
 
 app = typer.Typer(name="batchmill", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 models_app = typer.Typer(no_args_is_help=True, help="The built-in model.")
 app.add_typer(keys_app, name="keys")
 app.add_typer(orgs_app, name="orgs")
+app.add_typer(backends_app, name="backends")
 app.add_typer(models_app, name="models")
 
 

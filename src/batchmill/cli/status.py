@@ -14,6 +14,8 @@ from batchmill.cli.verify import refuse_other_version
 from batchmill.settings import Settings
 from batchmill.store.backlog import Backlog, read_backlog
 from batchmill.store.database import DatabaseAway, Transaction
+from batchmill.store.lane import Standing as Window
+from batchmill.store.lane import list_windows
 from batchmill.store.model import BackendState, list_backends
 from batchmill.store.overview import WorkerState, list_workers
 from batchmill.store.standing import Standing, list_standings
@@ -29,6 +31,7 @@ class Overview:
     backlog: Backlog
     waiting: Sequence[Standing]
     backends: Sequence[BackendState]
+    windows: Mapping[str, Window]  # by the backends' names
 
 
 def look(settings: Settings) -> Overview:
@@ -52,6 +55,7 @@ async def _look(storage: Storage) -> Overview:
             backlog=read_backlog(tx),
             waiting=[standing for standing in standings if standing.waiting is not None][:_WAITING],
             backends=list_backends(tx),
+            windows={window.name: window for window in list_windows(tx)},
         )
 
     try:
@@ -70,7 +74,7 @@ def as_json(overview: Overview) -> Mapping[str, object]:
         "stuck": backlog.stuck,
         "lines_open": backlog.open_lines,
         "waiting": [{"batch": each.batch_id, "reason": each.waiting} for each in overview.waiting],
-        "backends": [asdict(backend) for backend in overview.backends],
+        "backends": [asdict(backend) | _window(overview, backend.name) for backend in overview.backends],
     }
 
 
@@ -81,7 +85,7 @@ def as_text(overview: Overview) -> Iterator[str]:
     for worker in overview.workers:
         lease = f"lease {worker.lease_left:.0f} s" if worker.lease_left > 0 else "its lease has lapsed"
         held = f"{worker.slices} Slices, {worker.batches} batches in hand"
-        yield f"  {worker.id}  for {_span(now - worker.started_at)}, {lease}, {held}"
+        yield f"  {worker.id}  {worker.place or '-'}  for {_span(now - worker.started_at)}, {lease}, {held}"
     counts = ", ".join(f"{count} {status.value}" for status, count in backlog.batches.items() if count)
     stuck = f"; {backlog.stuck} stuck" if backlog.stuck else ""
     yield f"Batches: {counts or 'none'}{stuck}; {backlog.open_lines:,} lines open"
@@ -90,7 +94,17 @@ def as_text(overview: Overview) -> Iterator[str]:
     yield f"Backends: {len(overview.backends) or 'none'}"
     for backend in overview.backends:
         how = "well" if backend.well else f"unwell for {_span(now - backend.since)}: {backend.reason}"
-        yield f"  {backend.name}  {how}"
+        told = _window(overview, backend.name)
+        shared = f"; {told['in_flight']} in flight of {told['window']}" if told["window"] else ""
+        yield f"  {backend.name}  {how}{shared}"
+
+
+def _window(overview: Overview, name: str) -> dict[str, int | None]:
+    """Return the window that workers share; none is told by a worker that is alone."""
+    window = overview.windows.get(name)
+    if window is None or not window.total:
+        return {"window": None, "in_flight": None}
+    return {"window": window.total, "in_flight": window.in_flight}
 
 
 def _span(seconds: float) -> str:

@@ -24,7 +24,8 @@ class LeaseLost(Exception):  # noqa: N818 - it states what happened
 class Worker:
     """Runs the loops until it is told to stop, and drains then.
 
-    `alone`: this worker knows that no other is alive (it holds an embedded data directory), so every other lease ends.
+    `place` tells people where it runs. `alone`: this worker knows that no other is alive (it holds an embedded data
+    directory), so every other lease ends.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Worker:
         worker_id: str,
         lease: Lease,
         alone: bool,
+        place: str | None = None,
         metrics: Metrics,
         runner: Runner,
         loops: Sequence[tuple[Step, Bell, float]],
@@ -44,6 +46,7 @@ class Worker:
         self._worker_id = worker_id
         self._lease = lease
         self._alone = alone
+        self._place = place
         self._metrics = metrics
         self._runner = runner
         self._loops = loops
@@ -76,7 +79,13 @@ class Worker:
 
     async def _begin(self) -> None:
         def statements(tx: Transaction) -> int:
-            insert_worker(tx, worker_id=self._worker_id, lease=self._lease.seconds, now=int(self._clock.now()))
+            insert_worker(
+                tx,
+                worker_id=self._worker_id,
+                lease=self._lease.seconds,
+                now=int(self._clock.now()),
+                place=self._place,
+            )
             return void_leases(tx, worker_id=self._worker_id) if self._alone else 0
 
         began = self._clock.boot()

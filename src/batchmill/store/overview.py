@@ -11,12 +11,13 @@ from batchmill.store.tables import batch, slice_, worker
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerState:
-    """A worker: since when it runs (Unix seconds), how long its lease still lasts, and what it holds.
+    """A worker: where and since when it runs (Unix seconds), how long its lease still lasts, and what it holds.
 
     With fewer than no seconds left it is dead, and what it holds is about to be taken over.
     """
 
     id: str
+    place: str | None
     started_at: int
     lease_left: float
     slices: int
@@ -31,6 +32,7 @@ def list_workers(tx: Transaction) -> Sequence[WorkerState]:
     }
     query = select(
         worker.c.id,
+        worker.c.place,
         worker.c.started_at,
         (worker.c.lease_until - tx.lease_now).label("lease_left"),
         held[slice_].label("slices"),

@@ -285,4 +285,5 @@ worker = Table(
     Column("id", String, primary_key=True),
     Column("started_at", BigInteger, nullable=False),
     Column("lease_until", Float, nullable=False),
+    Column("place", String),  # its machine and process, for people
 )

@@ -9,9 +9,11 @@ from batchmill.store.tables import batch, lane, slice_, worker
 _FORGOTTEN_SECONDS = 3600  # after its lease, the row of a worker that died tells nobody anything
 
 
-def insert_worker(tx: Transaction, *, worker_id: str, lease: float, now: int) -> None:
-    """Announce a worker; its lease lasts `lease` seconds from now on."""
-    tx.connection.execute(insert(worker).values(id=worker_id, started_at=now, lease_until=tx.lease_now + lease))
+def insert_worker(tx: Transaction, *, worker_id: str, lease: float, now: int, place: str | None = None) -> None:
+    """Announce a worker; its lease lasts `lease` seconds from now on. `place` tells people where it runs."""
+    tx.connection.execute(
+        insert(worker).values(id=worker_id, started_at=now, lease_until=tx.lease_now + lease, place=place)
+    )
 
 
 def renew_leases(tx: Transaction, *, worker_id: str, lease: float) -> bool:
