@@ -1,0 +1,1 @@
+"""Workers on a cluster: placed, started again and scaled by somebody else."""
