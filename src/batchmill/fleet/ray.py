@@ -10,6 +10,7 @@ Orders go to actors as arguments, never as an environment of Ray's: that one is 
 
 import asyncio
 import os
+import socket
 import threading
 import time
 from asyncio import AbstractEventLoop
@@ -28,6 +29,7 @@ _SCALER = "batchmill-scaler"
 _WORKER = "batchmill-worker-"
 _SHORT_LIFE = 5.0  # seconds: a worker that failed sooner is started again only after as many more
 _POLL_SECONDS = 0.2
+_CONNECT_SECONDS = 5.0
 _GRACE_BESIDE = 10.0  # seconds that a drain may take beside the grace of its worker
 
 
@@ -156,6 +158,36 @@ class ScalerActor:
             await _end(name, self._namespace, self._order.grace)
         finally:
             del self._draining[name]
+
+
+class NoCluster(Exception):  # noqa: N818 - it states what is so
+    """There is no Ray cluster at that address; the text says so in a sentence."""
+
+
+def connect(address: str | None) -> bool:
+    """Join a cluster: that of the address, of RAY_ADDRESS, or one of this machine.
+
+    Returns:
+        Whether there is none, so that this process has started one, which ends with it.
+
+    Raises:
+        NoCluster: nobody listens at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing of this goes to Ray's makers
+    address = address or os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    if address is not None:
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        try:  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+        except (OSError, ValueError) as fault:
+            raise NoCluster(f"There is no Ray cluster at {address}: {fault}.") from fault
+    try:
+        ray.init(address=address or "auto", **quiet)
+    except ConnectionError:
+        ray.init(address="local", include_dashboard=False, **quiet)
+        return True
+    return False
 
 
 class Fleet:
