@@ -1,22 +1,49 @@
-"""Work for actors that says what happens to it in files; it stands in for a worker."""
-import asyncio, os, json
+"""Work for actors that writes down what becomes of it: a stand-in for a worker, importable where actors run."""
+
+import asyncio
+import os
 from asyncio import AbstractEventLoop
 from dataclasses import dataclass
 from pathlib import Path
+
 import uvloop
+
 from batchmill.schedule.scale import Left
-@dataclass(frozen=True)
-class FileWork:
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotedWork:
+    """Writes `on` to a file named after its process while it works, and `drained` when it has drained.
+
+    While there is a file `fault`, it takes that away and fails; while there is a file `deaf`, it never drains.
+    """
+
     folder: Path
-    def loop(self) -> AbstractEventLoop: return uvloop.new_event_loop()
+
+    def loop(self) -> AbstractEventLoop:
+        """See `Work`."""
+        return uvloop.new_event_loop()
+
     async def run(self, stopping: asyncio.Event) -> None:
-        f=self.folder/f"w{os.getpid()}"
-        f.write_text("on")
+        """See `Work`."""
+        note = self.folder / f"pid-{os.getpid()}"
+        note.write_text("on")
+        if (self.folder / "fault").exists():
+            (self.folder / "fault").unlink()
+            raise RuntimeError("as the test wants it")
         await stopping.wait()
-        f.write_text("drained")
-@dataclass(frozen=True)
-class FileLook:
-    file: Path
+        while (self.folder / "deaf").exists():
+            await asyncio.sleep(0.05)
+        note.write_text("drained")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotedLook:
+    """Reads the open lines from a file; while it holds no number, the Store is away."""
+
+    folder: Path
+
     async def __call__(self) -> Left:
-        n=int(self.file.read_text())
-        return Left(lines=n,batches=min(n,1))
+        """See `Order`."""
+        lines = int((self.folder / "lines").read_text())
+        return Left(lines=lines, batches=min(lines, 1))
