@@ -4,6 +4,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from itertools import count
@@ -13,9 +14,19 @@ from typing import Any
 import pytest
 import ray
 
+from batchmill.blobs.disk import DiskBlobs
+from batchmill.cli.fleet import FleetLook, FleetWork
 from batchmill.fleet.ray import Fleet, NoCluster, Order, Seen, connect, worker_names
-from batchmill.schedule.scale import Scale
+from batchmill.schedule.scale import Left, Scale
+from batchmill.settings import Settings
+from batchmill.spec.states import FINAL, Status
+from batchmill.store.database import PostgresDatabase
+from engine.mill import Mill, lines
+from fakeclock import FakeClock
 from fleet.works import NotedLook, NotedWork
+from postgres import cluster_of
+
+pytestmark = pytest.mark.usefixtures("nodes")
 
 _NUMBERS = count()
 _SECONDS = 30.0
@@ -47,7 +58,7 @@ class Watched:
     async def until(self, condition: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever the condition returns
         """Return what the condition returns as soon as that is true."""
         async with asyncio.timeout(_SECONDS):
-            while not (found := condition()):
+            while not (found := condition()):  # noqa: ASYNC110 - other processes ring no bell
                 await asyncio.sleep(0.05)
         return found
 
@@ -64,13 +75,13 @@ class Watched:
     async def until_seen(self, condition: Callable[[Seen], bool]) -> Seen:
         """Return what the scaler saw as soon as that is as it should be."""
         async with asyncio.timeout(_SECONDS):
-            while (seen := await self.fleet.seen()) is None or not condition(seen):
+            while (seen := await self.fleet.seen()) is None or not condition(seen):  # noqa: ASYNC110 - as above
                 await asyncio.sleep(0.05)
         return seen
 
 
 @pytest.fixture
-async def watched(cluster: object, tmp_path: Path) -> AsyncIterator[Watched]:
+async def watched(tmp_path: Path) -> AsyncIterator[Watched]:
     """A fleet of one to four workers, a hundred lines each, that lets go after half a second."""
     namespace = f"fleet-{next(_NUMBERS)}"
     order = Order(
@@ -144,13 +155,13 @@ async def test_a_worker_that_does_not_drain_is_let_go(watched: Watched) -> None:
     assert "drained" not in watched.notes().values()
 
 
-async def test_the_workers_of_a_lost_node_go_elsewhere(cluster: Any, watched: Watched) -> None:  # noqa: ANN401 - Ray's own
+async def test_the_workers_of_a_lost_node_go_elsewhere(nodes: Any, watched: Watched) -> None:  # noqa: ANN401 - Ray's own
     """When the processes of a node are killed, its workers are started on a node that has places for them."""
-    node = cluster.add_node(num_cpus=4, node_ip_address="127.0.0.1")
+    node = nodes.add_node(num_cpus=4, node_ip_address="127.0.0.1")
     watched.leave(350)
     await watched.fleet.follow(watched.order)
     before = await watched.until_working(4)  # Ray fills half of a node before it takes another
-    cluster.remove_node(node, allow_graceful=False)
+    nodes.remove_node(node, allow_graceful=False)
     after = await watched.until(
         lambda: watched.working() - before and len(watched.working()) == 4 and watched.working()
     )
@@ -169,12 +180,12 @@ asyncio.run(main())
 """
 
 
-async def test_a_fleet_outlives_its_driver(cluster: Any, watched: Watched) -> None:  # noqa: ANN401 - Ray's own
+async def test_a_fleet_outlives_its_driver(nodes: Any, watched: Watched) -> None:  # noqa: ANN401 - Ray's own
     """A killed driver takes nobody along, scaling goes on without it, and another driver comes back to the fleet."""
     (watched.folder / "order").write_bytes(pickle.dumps(watched.order))
     watched.leave(150)
-    command = [sys.executable, "-c", _DRIVER, cluster.address, watched.namespace, str(watched.folder / "order")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as driver:
+    command = [sys.executable, "-c", _DRIVER, nodes.address, watched.namespace, str(watched.folder / "order")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as driver:  # noqa: ASYNC220 - the loop has nothing else to do
         working = await watched.until_working(2)
         driver.kill()
     watched.leave(250)
@@ -193,3 +204,51 @@ def test_an_address_without_a_cluster_is_told_at_once(address: str) -> None:
     """Nobody waits for minutes, as Ray itself does."""
     with pytest.raises(NoCluster, match=f"There is no Ray cluster at {address}"):
         connect(address)
+
+
+def _process_of(name: str) -> int | None:
+    """Return the process of an actor; None while it has none."""
+    for actor in ray._private.state.actors().values():  # its public way needs the dashboard
+        if (actor["Name"], actor["State"]) == (name, "ALIVE"):
+            return int(actor["Pid"])
+    return None
+
+
+@pytest.mark.timeout(90)
+async def test_a_batch_outlives_the_actors_that_work_on_it(
+    nodes: Any,  # noqa: ANN401 - Ray's own
+    watched: Watched,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Real workers are killed in the middle of a batch: each line stands once in the output, no secret in a log."""
+    url = (await cluster_of(request.config).new_database()).replace("batchmill@", "batchmill:secret-of-the-rows@")
+    data = watched.folder / "data"
+    settings = Settings(data=data, database=url, backend="echo:?latency_ms=50", window=4, lease="2s", drain="2s")
+    work = FleetWork(settings=settings.model_dump_json(), environment={"PGAPPNAME": "secret-of-the-environment"})
+    database = PostgresDatabase(url=url)
+    clock = FakeClock(now=time.time())
+    mill = Mill(folder=watched.folder, database=database, blobs=DiskBlobs(folder=data / "blobs"), clock=clock)
+    batch_id = await mill.batch(lines(700))
+    look = FleetLook(work=work)
+    assert await look() == Left(lines=0, batches=1)
+    await watched.fleet.follow(
+        replace(watched.order, work=work, look=look, scale=replace(watched.order.scale, least=3))
+    )
+    killed: set[int] = set()
+    while (batch := (await mill.look(batch_id)).object).status not in FINAL:
+        for name in worker_names(watched.namespace):
+            pid = _process_of(name)
+            if len(killed) < 3 and batch.counts.completed > 150 * len(killed) and pid is not None:
+                killed.add(pid)
+                os.kill(pid, signal.SIGKILL)
+                break
+        await asyncio.sleep(0.1)
+    assert batch.status == Status.COMPLETED
+    assert len(killed) == 3
+    assert [result["custom_id"] for result in await mill.results(batch_id)] == [f"r-{n}" for n in range(700)]
+    assert await look() == Left(lines=0, batches=0)
+    await watched.fleet.end(grace=5.0)
+    await database.close()
+    logs = [path for path in nodes.folder.rglob("*") if path.is_file() and "logs" in path.parts]
+    assert any(b"worker started" in path.read_bytes() for path in logs)
+    assert [path for path in logs if b"secret-of-the-" in path.read_bytes()] == []

@@ -174,16 +174,16 @@ def connect(address: str | None) -> bool:
         NoCluster: nobody listens at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing of this goes to Ray's makers
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = address or os.environ.get("RAY_ADDRESS") or "auto"
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
-    if address is not None:
+    if address != "auto":
         host, _, port = address.removeprefix("ray://").rpartition(":")
         try:  # Ray itself would try for minutes
             socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
         except (OSError, ValueError) as fault:
             raise NoCluster(f"There is no Ray cluster at {address}: {fault}.") from fault
     try:
-        ray.init(address=address or "auto", **quiet)
+        ray.init(address=address, **quiet)
     except ConnectionError:
         ray.init(address="local", include_dashboard=False, **quiet)
         return True
