@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
-from typing import Literal
 
 import structlog
 import uvloop
@@ -36,13 +35,12 @@ from batchmill.spec.states import FINAL
 from batchmill.store.backlog import read_backlog
 from batchmill.telemetry import set_up_logs
 
-Engine = Literal["builtin", "vllm"]
-
 _KEY = "BATCHMILL_ENGINE_KEY"
 _HANDED_ON = ("AWS_", "AZURE_", "GOOGLE_", "PG")  # what a cloud's or a database's own library looks up
 _LOOK_SECONDS = 5.0
 _PATIENCE = 60.0  # seconds for which fewer workers must have done before some are let go
-_LINES: Mapping[Engine | None, int] = {None: 50_000, "builtin": 200, "vllm": 10_000}
+_ENDING = 10.0  # seconds that a worker's end may take beside its drain
+_LINES: Mapping[str | None, int] = {None: 50_000, "builtin": 200, "vllm": 10_000}
 """Open lines for each worker: a minute or more of its work, so that it pays to start one."""
 
 
@@ -56,7 +54,7 @@ class FleetWork:
 
     settings: str = field(repr=False)
     environment: Mapping[str, str] = field(repr=False)
-    engine: Engine | None = None
+    engine: str | None = None
     gpus: int = 1
     options: Sequence[str] = ()
 
@@ -168,7 +166,7 @@ def run_fleet(
     address: str | None = None,
     least: int = 1,
     most: int = 4,
-    engine: Engine | None = None,
+    engine: str | None = None,
     gpus: int = 1,
     options: Sequence[str] = (),
 ) -> None:
@@ -180,11 +178,9 @@ def run_fleet(
     Raises:
         Stop: what is needed is not there, or makes no sense together.
     """
-    _refuse(settings, engine)
+    _refuse(settings, engine, most)
     try:
-        scale = Scale(
-            least=min(least, most) if most == 0 else least, most=most, lines=_LINES[engine], patience=_PATIENCE
-        )
+        scale = Scale(least=least if most else 0, most=most, lines=_LINES[engine], patience=_PATIENCE)
     except ValueError as fault:
         raise Stop(f"--min and --max: {fault}.", Exit.USAGE) from fault
     set_up_logs(process="fleet", json=settings.log_format == "json")
@@ -202,7 +198,7 @@ def run_fleet(
         scale=scale,
         cpus=1.0,
         gpus=float(gpus) if engine == "vllm" else 0.0,
-        grace=settings.drain,
+        grace=settings.drain + _ENDING,
         every=_LOOK_SECONDS,
     )
     try:
@@ -248,15 +244,17 @@ async def _tell(fleet: Fleet, stop: asyncio.Event) -> None:
             await asyncio.wait_for(stop.wait(), timeout=_LOOK_SECONDS)
 
 
-def _refuse(settings: Settings, engine: Engine | None) -> None:
+def _refuse(settings: Settings, engine: str | None, most: int) -> None:
     """Refuse what cannot work on several machines, before anything is started on them."""
-    if settings.database is None or settings.blobs is None:
+    if settings.database is None or (most and settings.blobs is None):
         raise Stop(
             "Workers on a cluster share their rows and bytes: name a PostgreSQL server with --database and a bucket"
             " with --blobs.",
             Exit.USAGE,
         )
-    if (engine is None) == (not settings.backend):
+    if engine not in _LINES:
+        raise Stop(f"--engine is builtin or vllm, not {engine}.", Exit.USAGE)
+    if most and (engine is None) == (not settings.backend):
         raise Stop("Say where requests go: either --backend URL, or --engine builtin or vllm.", Exit.USAGE)
     if engine == "vllm" and settings.model is None:
         raise Stop("--engine vllm needs --model: a name of the Hugging Face hub, or a folder of the nodes.", Exit.USAGE)

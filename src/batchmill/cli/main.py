@@ -133,6 +133,22 @@ def worker(
     lease: LeaseOption = None,
     model: ModelOption = None,
     log_format: LogOption = None,
+    on_ray: Annotated[
+        bool, typer.Option("--ray", help="Workers as actors on a Ray cluster, as many as needed.")
+    ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(help="With --ray: the cluster's HOST:PORT. [default: one on this machine, or a new one]"),
+    ] = None,
+    least: Annotated[int, typer.Option("--min", min=0, help="With --ray: the fewest workers.")] = 1,
+    most: Annotated[int, typer.Option("--max", min=0, help="With --ray: the most workers; 0 ends them all.")] = 4,
+    engine: Annotated[
+        str | None, typer.Option(help="With --ray: builtin or vllm, an engine beside each worker. [default: none]")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="With --engine vllm: GPUs for each worker.")] = 1,
+    engine_option: Annotated[
+        list[str] | None, typer.Option(help="With --engine vllm: an option of vLLM's own. Repeatable.")
+    ] = None,
 ) -> None:
     """Work on the batches of servers elsewhere: one of any number of workers around one PostgreSQL and one bucket."""
     flags: dict[str, Any] = {
@@ -155,6 +171,21 @@ def worker(
         "model": model,
         "log_format": log_format,
     }
+    if on_ray:
+        try:
+            from batchmill.cli.fleet import run_fleet  # noqa: PLC0415 - as above
+        except ModuleNotFoundError as missing:
+            raise Stop("--ray needs an extra: pip install 'batchmill[ray]'", Exit.USAGE) from missing
+        run_fleet(
+            settings_of(flags),
+            address=address,
+            least=least,
+            most=most,
+            engine=engine,
+            gpus=gpus,
+            options=engine_option or (),
+        )
+        return
     from batchmill.cli.serve import run_worker  # noqa: PLC0415 - as above
 
     run_worker(settings_of(flags))
