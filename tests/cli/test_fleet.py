@@ -17,7 +17,7 @@ from batchmill.cli.exit import Exit, Stop
 from batchmill.cli.fleet import FleetWork, _environment, namespace_of, run_fleet
 from batchmill.settings import Settings
 from batchmill.spec.states import FINAL, Status
-from batchmill.store.database import PostgresDatabase
+from batchmill.store.postgres import PostgresDatabase
 from engine.mill import Mill, lines
 from fakeclock import FakeClock
 from postgres import cluster_of
@@ -102,7 +102,12 @@ async def test_a_worker_has_its_engine_beside_it(
     stub.write_text(_VLLM.format(python=sys.executable, told=tmp_path / "told", witness=_WITNESS))
     stub.chmod(stat.S_IRWXU)
     url = await cluster_of(request.config).new_database()
-    settings = Settings(data=tmp_path / "data", database=url, model=Path("witness") if engine == "vllm" else None)
+    settings = Settings(
+        data=tmp_path / "data",
+        database=url,
+        allow_unsafe_database=True,
+        model=Path("witness") if engine == "vllm" else None,
+    )
     (tmp_path / "settings").write_text(settings.model_dump_json())
     clock, database = FakeClock(now=time.time()), PostgresDatabase(url=url)
     mill = Mill(folder=tmp_path, database=database, blobs=DiskBlobs(folder=tmp_path / "data" / "blobs"), clock=clock)

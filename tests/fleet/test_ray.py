@@ -20,7 +20,7 @@ from batchmill.fleet.ray import Fleet, NoCluster, Order, Seen, connect, worker_n
 from batchmill.schedule.scale import Left, Scale
 from batchmill.settings import Settings
 from batchmill.spec.states import FINAL, Status
-from batchmill.store.database import PostgresDatabase
+from batchmill.store.postgres import PostgresDatabase
 from engine.mill import Mill, lines
 from fakeclock import FakeClock
 from fleet.works import NotedLook, NotedWork
@@ -223,7 +223,15 @@ async def test_a_batch_outlives_the_actors_that_work_on_it(
     """Real workers are killed in the middle of a batch: each line stands once in the output, no secret in a log."""
     url = (await cluster_of(request.config).new_database()).replace("batchmill@", "batchmill:secret-of-the-rows@")
     data = watched.folder / "data"
-    settings = Settings(data=data, database=url, backend="echo:?latency_ms=50", window=4, lease="2s", drain="2s")
+    settings = Settings(
+        data=data,
+        database=url,
+        allow_unsafe_database=True,
+        backend="echo:?latency_ms=50",
+        window=4,
+        lease="2s",
+        drain="2s",
+    )
     work = FleetWork(settings=settings.model_dump_json(), environment={"PGAPPNAME": "secret-of-the-environment"})
     database = PostgresDatabase(url=url)
     clock = FakeClock(now=time.time())

@@ -12,10 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
+from urllib.parse import parse_qs, urlsplit
 
 import structlog
 import uvloop
-from sqlalchemy import make_url
 
 from batchmill.assemble import Storage, build_backends, build_clock
 from batchmill.backends.builtin import EXIT_CANNOT
@@ -33,6 +33,7 @@ from batchmill.schedule.scale import Left, Scale
 from batchmill.settings import BackendSettings, BadSettings, Settings
 from batchmill.spec.states import FINAL
 from batchmill.store.backlog import read_backlog
+from batchmill.store.dsn import read_dsn
 from batchmill.telemetry import set_up_logs
 
 _KEY = "BATCHMILL_ENGINE_KEY"
@@ -151,7 +152,7 @@ class FleetLook:
 
     async def __call__(self) -> Left:
         """Ask the Store."""
-        database = Storage(settings=self.work.settle(), clock=build_clock()).database
+        database = Storage(settings=self.work.settle(), clock=build_clock(), role="fleet").database
         try:
             backlog = await database.read(read_backlog)
         finally:
@@ -272,6 +273,7 @@ def _environment(settings: Settings, environment: Mapping[str, str]) -> dict[str
 
 def namespace_of(settings: Settings) -> str:
     """Return the name of the database's fleet: the same for who may spell its user or password otherwise."""
-    url = make_url(settings.database or "")
-    place = f"{url.host or url.query.get('host')}:{url.port or 5432}/{url.database}"
+    parts = urlsplit(read_dsn(settings.database or "")["dsn"])
+    hosts = [host if ":" in host else f"{host}:5432" for host in parts.netloc.split(",")]
+    place = f"{','.join(hosts)}{parts.path}?{parse_qs(parts.query).get('host')}"
     return f"batchmill-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
