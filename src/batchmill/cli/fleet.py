@@ -232,10 +232,10 @@ async def _follow(order: FleetOrder, namespace: str, *, is_ours: bool) -> None:
 
 async def _tell(fleet: Fleet, stop: asyncio.Event) -> None:
     """Say what changes, until `stop` is set."""
-    told: Seen | None = None
+    told = Seen()  # as a scaler that has seen nothing yet
     while not stop.is_set():
         seen = await fleet.seen()
-        if seen is not None and seen != told:
+        if seen not in (None, told):
             left = {} if seen.left is None else {"lines": seen.left.lines, "batches": seen.left.batches}
             structlog.get_logger("fleet").info(
                 "fleet", workers=seen.workers, wanted=seen.wanted, draining=seen.draining, **left
