@@ -228,7 +228,7 @@ async def test_a_batch_outlives_the_actors_that_work_on_it(
         database=url,
         allow_unsafe_database=True,
         backend="echo:?latency_ms=50",
-        window=4,
+        window=12,
         lease="2s",
         drain="2s",
     )
