@@ -82,6 +82,7 @@ class Served:
         catalogue: Catalogue = NOTHING_CONFIGURED,
         trusted_proxies: Sequence[str] = (),
         redirect: bool = False,
+        apart: bool = False,
     ) -> None:
         self.clock = FakeClock()
         self.broken = threading.Event()
@@ -100,6 +101,7 @@ class Served:
             broken=self.broken.set,
             retention=retention,
             redirect=redirect,
+            apart=apart,
             catalogue=catalogue,
         )
         self._server = uvicorn.Server(server_config(app, limits=limits, trusted_proxies=trusted_proxies))

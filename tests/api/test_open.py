@@ -130,6 +130,13 @@ def test_readiness_names_what_is_missing(serve: Callable[..., Served]) -> None:
     assert reasons()[0]
 
 
+def test_an_api_apart_is_ready_without_workers(serve: Callable[..., Served]) -> None:
+    """Where the workers are elsewhere `/readyz` tells how they and the backends are, and asks for neither."""
+    facts = serve(apart=True).call("GET", "/readyz")
+    assert (facts.status, facts.json["ready"]) == (200, True)
+    assert {name for name, check in facts.json["checks"].items() if check["reason"]} == {"worker", "backends"}
+
+
 def test_a_database_without_tables_is_not_ready(serve: Callable[..., Served]) -> None:
     """`/readyz` says so instead of failing."""
     facts = serve(migrated=False).call("GET", "/readyz").json

@@ -41,6 +41,7 @@ def create_app(
     retention: int | None = None,
     redirect: bool = False,
     catalogue: Catalogue = NOTHING_CONFIGURED,
+    apart: bool = False,
 ) -> App:
     """Build the API: the contract's routes, models, and health; `broken` as in `Gate`, `retention` in seconds.
 
@@ -59,7 +60,7 @@ def create_app(
     app.include_router(file_routes(blobs=blobs, retention=retention, redirect=redirect, **shared))
     app.include_router(batch_routes(**shared))
     app.include_router(model_routes(database=database, catalogue=catalogue))
-    app.include_router(health_routes(database=database, blobs=blobs, clock=clock))
+    app.include_router(health_routes(database=database, blobs=blobs, clock=clock, apart=apart))
     document = openapi(version=version, limits=limits)
     app.openapi = lambda: document  # type: ignore[method-assign] # the framework's own way to bring a document
     app.add_exception_handler(HTTPException, _routing_answer)

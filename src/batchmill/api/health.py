@@ -19,8 +19,12 @@ from batchmill.store.worker import has_live_worker
 _ROWS_SECONDS = 2.0  # who asks whether the service is ready waits no longer than that
 
 
-def health_routes(*, database: Database, blobs: Blobs, clock: Clock) -> APIRouter:
-    """Return `/healthz` and `/readyz`; both answer without a key, and to HEAD, which many a balancer sends."""
+def health_routes(*, database: Database, blobs: Blobs, clock: Clock, apart: bool = False) -> APIRouter:
+    """Return `/healthz` and `/readyz`; both answer without a key, and to HEAD, which many a balancer sends.
+
+    `apart`: the workers are elsewhere, and uploads go on without any: worker and backends are told, not judged.
+    """
+    judged = {"database", "blobs"} if apart else {"database", "blobs", "worker", "backends"}
     router = APIRouter(tags=["health"])
     log = structlog.get_logger("health")
 
@@ -33,7 +37,7 @@ def health_routes(*, database: Database, blobs: Blobs, clock: Clock) -> APIRoute
     @router.head("/readyz")
     @router.get("/readyz")
     async def readyz() -> Response:
-        """Say for each part whether it is ready, with a reason where it is not: 200 if all are, else 503."""
+        """Say for each part whether it is ready, with a reason where it is not: 200 if those judged are, else 503."""
         try:
             worker, backends = await asyncio.wait_for(database.read(_facts), timeout=_ROWS_SECONDS)
             reasons = {
@@ -45,7 +49,7 @@ def health_routes(*, database: Database, blobs: Blobs, clock: Clock) -> APIRoute
         except (DatabaseAway, SQLAlchemyError, TimeoutError):
             log.exception("the database does not answer")
             reasons = {"database": "the database does not answer"}
-        ready = not any(reasons.values())
+        ready = not any(reasons.get(name) for name in judged)
         checks = {name: {"ready": reason is None, "reason": reason} for name, reason in reasons.items()}
         return json_answer({"ready": ready, "checks": checks}, status=200 if ready else 503)
 

@@ -1,0 +1,35 @@
+"""The API and its metrics, out of their parts."""
+
+from collections.abc import Callable
+from importlib.metadata import version
+
+from batchmill.api.app import create_app
+from batchmill.api.gate import App
+from batchmill.api.metrics import MetricsApp
+from batchmill.assemble.limits import limits_of, retention_of
+from batchmill.assemble.storage import Storage
+from batchmill.clock import Clock
+from batchmill.settings import Settings
+from batchmill.telemetry import Metrics
+
+
+def build_api(*, settings: Settings, storage: Storage, clock: Clock, broken: Callable[[], None]) -> App:
+    """Build the API; `broken` is called when the disk fails beneath it."""
+    return create_app(
+        database=storage.database,
+        blobs=storage.blobs,
+        room=storage.room,
+        clock=clock,
+        limits=limits_of(settings),
+        version=version("batchmill"),
+        broken=broken,
+        retention=retention_of(settings),
+        redirect=settings.download_redirect,
+        catalogue=settings.catalogue,
+        apart=not settings.worker,
+    )
+
+
+def build_metrics(*, metrics: Metrics, storage: Storage, clock: Clock) -> App:
+    """Build what answers `/metrics`."""
+    return MetricsApp(metrics=metrics, database=storage.database, clock=clock)
