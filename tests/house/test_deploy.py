@@ -210,7 +210,7 @@ def test_ports_agree() -> None:
             assert each["spec"]["template"]["metadata"]["annotations"]["prometheus.io/port"] == metrics
             probes = [probe for name, probe in container.items() if name.endswith("Probe")]
             assert {probe["httpGet"]["port"] for probe in probes} <= set(ports)
-            assert {probe["httpGet"]["path"] for probe in probes} == {"/healthz"}
+            assert {probe["httpGet"]["path"] for probe in probes} <= {"/healthz", "/readyz"}
     assert f"server api:{api} resolve;" in _compose()["configs"]["proxy"]["content"]
 
 

@@ -31,6 +31,7 @@ _PARAMETERS = frozenset(
         "user",
     }
 )
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _OURS = {
     "application_name",
     "connect_timeout",
@@ -74,6 +75,8 @@ def read_dsn(url: str) -> dict[str, Any]:
             f"the database's URL has a parameter that is not known here: {unknown[0]!r}; "
             f"there are {', '.join(sorted(_PARAMETERS))}"
         )
+    if (mode := query.get("sslmode")) is not None and mode not in _SSL_MODES:
+        raise BadDatabaseUrl(f"the database's URL: sslmode is one of {', '.join(_SSL_MODES)}, not {mode!r}")
     user, _, password = account.partition(":")
     said = {"user": unquote(user), "password": unquote(password)}
     dsn = f"postgresql://{hosts}{parts.path}" + (f"?{urlencode(query)}" if query else "")
