@@ -333,7 +333,7 @@ async def _databases(
     if request.param == "sqlite":
         path = folder / "rows.sqlite3"
         if migrated:
-            path.write_bytes(await _migrated_file(request.config, folder))
+            path.write_bytes(await migrated_file(request.config, folder))
         sqlite = SqliteDatabase(path=path, clock=clock)
         yield sqlite
         await sqlite.close()
@@ -350,7 +350,7 @@ async def _databases(
 _FILE = pytest.StashKey[bytes]()
 
 
-async def _migrated_file(config: pytest.Config, folder: Path) -> bytes:
+async def migrated_file(config: pytest.Config, folder: Path) -> bytes:
     """Return the bytes of a SQLite file with all tables, made once a session."""
     if _FILE not in config.stash:
         template = SqliteDatabase(path=folder / "template.sqlite3", clock=FakeClock())

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 from engine.mill import Mill
+from fakeclock import FakeClock
+from storage import STORAGES, storage_of
 
 
-@pytest.fixture
-async def mill(tmp_path: Path) -> AsyncIterator[Mill]:
-    """An empty mill on a real database and disk."""
-    made = await Mill.build(tmp_path)
-    yield made
-    await made.database.close()
+@pytest.fixture(params=STORAGES)
+async def mill(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Mill]:
+    """An empty mill on real storage."""
+    clock = FakeClock()
+    async with storage_of(request.param, request.config, tmp_path, clock) as storage:
+        yield Mill(folder=tmp_path, database=storage.database, blobs=storage.blobs, clock=clock)

@@ -35,7 +35,7 @@ from batchmill.spec.objects import BatchObject, FileObject
 from batchmill.spec.states import Event, Status
 from batchmill.store.batch import Batch, advance, batches_by_id, insert_batch
 from batchmill.store.blob import insert_writing, publish_blob, refer
-from batchmill.store.database import SqliteDatabase, Transaction
+from batchmill.store.database import Database, SqliteDatabase, Transaction
 from batchmill.store.file import File, find_file, insert_file
 from batchmill.store.migrate import migrate
 from batchmill.store.model import add_models
@@ -135,7 +135,7 @@ class Mill:
     """The rows, the bytes, the clock, and hands that work on them."""
 
     folder: Path
-    database: SqliteDatabase
+    database: Database
     blobs: Blobs
     clock: FakeClock
     room: Room = field(default_factory=Boundless)

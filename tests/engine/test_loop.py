@@ -7,6 +7,7 @@ import pytest
 from batchmill.engine.loop import Bell, Doorbell, run_steps
 from engine.mill import Mill
 from fakeclock import FakeClock, settle
+from storage import on_disk
 
 
 class _Counter:
@@ -54,6 +55,7 @@ async def test_a_fault_ends_a_loop() -> None:
         await run_steps(_Broken(), bell=Bell(clock=FakeClock()), idle=1.0)
 
 
+@on_disk  # PostgreSQL has no such number
 async def test_a_doorbell_rings_for_every_change(mill: Mill) -> None:
     """Whoever makes it, in this process or another; where nothing has changed it is still."""
     bell = Bell(clock=mill.clock)

@@ -3,16 +3,15 @@
 import asyncio
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from threading import Event
 
 import pytest
 
 from batchmill.backends.backend import Call, Reply
 from batchmill.backends.echo import EchoBackend
-from batchmill.blobs.blobs import Span
-from batchmill.blobs.disk import DiskBlobs
+from batchmill.blobs.blobs import Blobs, Span
 from batchmill.spec.states import Status
+from engine.faulty import FaultyBlobs
 from engine.mill import Mill, Watched, line, lines
 
 DOCUMENTS, QUESTIONS = 25, 8
@@ -91,11 +90,11 @@ async def test_lines_that_come_back_are_sent_again(mill: Mill) -> None:
     assert [result["custom_id"] for result in await mill.results(batch)] == every
 
 
-class Slow(DiskBlobs):
-    """A disk on which a batch's input is read when a test says so."""
+class Slow(FaultyBlobs):
+    """Blobs of which a batch's input is read when a test says so."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder=folder)
+    def __init__(self, blobs: Blobs) -> None:
+        super().__init__(blobs)
         self.begun, self.go_on = Event(), Event()
 
     def read_spans(self, key: str, spans: Sequence[Span]) -> list[bytes]:
@@ -109,7 +108,7 @@ class Slow(DiskBlobs):
 async def test_a_cancel_while_lines_are_read_is_a_cancel(mill: Mill) -> None:
     """A batch that closes while its bytes are on their way ends as any other, and its worker goes on."""
     batch = await mill.batch(lines(20))
-    blobs = mill.blobs = Slow(mill.folder / "blobs")
+    blobs = mill.blobs = Slow(mill.blobs)
     hand = mill.hand(mill.echo())
     await hand.accept()
     running = asyncio.create_task(hand.runner.run())

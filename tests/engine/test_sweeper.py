@@ -12,6 +12,7 @@ from batchmill.store.database import Transaction
 from batchmill.store.replay import Call, insert_answer, may_be_lost
 from engine.faulty import FaultyDatabase
 from engine.mill import Mill, lines
+from storage import on_disk
 
 
 async def test_a_window_that_passes_while_validating(mill: Mill) -> None:
@@ -64,6 +65,7 @@ async def test_an_answer_that_nobody_asks_for_again_goes(mill: Mill) -> None:
         assert await mill.database.read(lambda tx: may_be_lost(tx, caller="c", made_id=batch_id)) is is_there
 
 
+@on_disk  # no server's clock is a test's to move
 async def test_orphaned_bytes_go_after_an_hour(mill: Mill) -> None:
     """Bytes without a row are removed when they are an hour old, half-written ones too; younger ones stay."""
     for name in ("old", "young"):

@@ -1,26 +1,39 @@
 """What the tests of the ledger start with."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from batchmill.blobs.blobs import Blobs
-from batchmill.blobs.disk import DiskBlobs
 from batchmill.ledger.ledger import Ledger
 from batchmill.store.database import Database
 from batchmill.telemetry import Metrics
 from fakeclock import FakeClock
-from postgres import clock, database
+from postgres import clock
+from storage import STORAGES, Storage, storage_of
 from store.rows import LEASE
 
-__all__ = ["clock", "database"]
+__all__ = ["clock"]
+
+
+@pytest.fixture(params=STORAGES)
+async def storage(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> AsyncIterator[Storage]:
+    """Rows and bytes."""
+    async with storage_of(request.param, request.config, tmp_path, clock) as given:
+        yield given
 
 
 @pytest.fixture
-def blobs(tmp_path: Path) -> Blobs:
-    """Bytes on the disk."""
-    return DiskBlobs(folder=tmp_path / "blobs")
+def database(storage: Storage) -> Database:
+    """The rows."""
+    return storage.database
+
+
+@pytest.fixture
+def blobs(storage: Storage) -> Blobs:
+    """The bytes."""
+    return storage.blobs
 
 
 @pytest.fixture

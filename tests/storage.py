@@ -1,0 +1,62 @@
+"""Where one suite runs, reported by name: on SQLite with a disk, and on PostgreSQL with a bucket."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import ColumnElement, Float, literal
+
+from batchmill.blobs.blobs import Blobs
+from batchmill.blobs.disk import DiskBlobs
+from batchmill.clock import Clock
+from batchmill.store.database import Database, PostgresDatabase, SqliteDatabase
+from bucket import bucket_of
+from postgres import cluster_of, migrated_file
+
+STORAGES = ("sqlite+disk", "postgresql+s3")
+on_disk = pytest.mark.parametrize("mill", ["sqlite+disk"], indirect=True)  # a test that means nothing elsewhere
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """Rows and bytes, both empty."""
+
+    database: Database
+    blobs: Blobs
+
+
+class ClockedPostgres(PostgresDatabase):
+    """PostgreSQL that judges leases by a test's clock, as SQLite does: else no test could let one lapse at will."""
+
+    def __init__(self, *, clock: Clock, **rest: Any) -> None:  # noqa: ANN401 - whatever it takes
+        self._clock = clock
+        super().__init__(**rest)
+
+    @property
+    def _lease_now(self) -> ColumnElement[float]:
+        return literal(self._clock.boot(), Float)
+
+    @_lease_now.setter
+    def _lease_now(self, _: ColumnElement[float]) -> None:
+        """Take no other."""
+
+
+@asynccontextmanager
+async def storage_of(name: str, config: pytest.Config, folder: Path, clock: Clock) -> AsyncIterator[Storage]:
+    """Give a test the storage of this name; leases are judged by its clock."""
+    if name == "sqlite+disk":
+        path = folder / "rows.sqlite3"
+        path.write_bytes(await migrated_file(config, folder))
+        sqlite = SqliteDatabase(path=path, clock=clock)
+        yield Storage(database=sqlite, blobs=DiskBlobs(folder=folder / "blobs"))
+        await sqlite.close()
+        return
+    cluster = cluster_of(config)
+    url = await cluster.new_database()
+    postgres = ClockedPostgres(url=url, clock=clock)
+    yield Storage(database=postgres, blobs=bucket_of(config).blobs(folder))
+    await postgres.close()
+    await cluster.give_back(url)
