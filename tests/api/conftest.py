@@ -1,5 +1,6 @@
 """What the tests of the API start with."""
 
+import asyncio
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -11,13 +12,22 @@ from structlog.testing import capture_logs
 
 from api.served import Served, Tenant
 from batchmill.spec.limits import KIMI
+from bucket import bucket_of
+from postgres import cluster_of
+from storage import STORAGES
 
 
-@pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Run one API for all tests; each has an organisation of its own, and all have one address."""
-    limits = replace(KIMI, failed_auth_per_minute=None)
-    with closing(Served(tmp_path_factory.mktemp("api"), limits=limits)) as served:
+@pytest.fixture(scope="session", params=STORAGES)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Run one API on each storage for all tests; each has an organisation of its own, and all have one address."""
+    limits, folder = replace(KIMI, failed_auth_per_minute=None), tmp_path_factory.mktemp("api")
+    if request.param == "sqlite+disk":
+        with closing(Served(folder, limits=limits)) as served:
+            yield served
+        return
+    url = asyncio.run(cluster_of(request.config).new_database())
+    blobs = bucket_of(request.config).blobs(folder)
+    with closing(Served(folder, limits=limits, postgres=url, migrated=False, blobs=blobs)) as served:
         yield served
 
 

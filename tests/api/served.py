@@ -1,4 +1,4 @@
-"""The real API on a real server, with real SQLite and a real disk; and how a test talks to it."""
+"""The real API on a real server, on SQLite and a disk or on PostgreSQL and a bucket; and how a test talks to it."""
 
 import asyncio
 import http.client
@@ -7,7 +7,7 @@ import json
 import math
 import socket
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,11 +26,12 @@ from batchmill.engine.sweeper import Sweeper
 from batchmill.spec.ids import key_digest, mint_id, mint_key
 from batchmill.spec.limits import KIMI, Limits
 from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
-from batchmill.store.database import SqliteDatabase, Transaction
+from batchmill.store.database import Database, SqliteDatabase, Transaction
 from batchmill.store.migrate import migrate
 from batchmill.store.organisation import Allowance, insert_key, insert_organisation, save_allowance
 from batchmill.store.tables import blob
 from fakeclock import FakeClock
+from storage import ClockedPostgres
 
 T = TypeVar("T")
 
@@ -68,7 +69,7 @@ class Answer:
 
 
 class Served:
-    """A running API; `rows` runs statements on its database."""
+    """A running API, on the PostgreSQL of this URL if there is one; `rows` runs statements on its database."""
 
     def __init__(
         self,
@@ -83,10 +84,17 @@ class Served:
         trusted_proxies: Sequence[str] = (),
         redirect: bool = False,
         apart: bool = False,
+        postgres: str | None = None,
     ) -> None:
         self.clock = FakeClock()
         self.broken = threading.Event()
-        self.database = SqliteDatabase(path=folder / "batchmill.sqlite3", clock=self.clock)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self.database: Database = SqliteDatabase(path=folder / "batchmill.sqlite3", clock=self.clock)
+        if postgres is not None:
+            self.run(self.database.close())
+            self.database = ClockedPostgres(url=postgres, clock=self.clock)
         self.folder = folder / "blobs"
         self.blobs = blobs or DiskBlobs(folder=self.folder)
         if migrated:
@@ -109,28 +117,33 @@ class Served:
         self._listening = socket.socket(fileno=socket.create_server(("127.0.0.1", 0)).detach())
         self.port = self._listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
+        self._serving = asyncio.run_coroutine_threadsafe(self._server.serve(sockets=[self._listening]), self._loop)
+
+    def run(self, call: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the server's loop, to which connections to a database belong, and return its result."""
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
 
     def sweep(self) -> None:
         """Let the Sweeper do all that there is to do, as the worker would."""
         sweeper = Sweeper(
             database=self.database, blobs=self.blobs, room=Boundless(), router=Router([]), clock=self.clock
         )
-        while asyncio.run(sweeper.step()):
+        while self.run(sweeper.step()):
             pass
 
     def close(self) -> None:
         """Stop the server and wait for its end."""
         self._server.should_exit = True
+        self._serving.result()
+        self.run(self.database.close())
+        self.run(self._loop.shutdown_default_executor())
+        self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        asyncio.run(self.database.close())
 
     def rows(self, statements: Callable[[Transaction], T]) -> T:
         """Run statements in a transaction."""
-        return asyncio.run(self.database.write(statements))
+        return self.run(self.database.write(statements))
 
     def tenant(self, **allowance: Any) -> "Tenant":  # noqa: ANN401 - the fields of Allowance
         """Make an organisation, which may use so much, with a key."""
@@ -177,12 +190,7 @@ class Served:
             while tasks := set(self._server.server_state.tasks):
                 await asyncio.wait(tasks)
 
-        asyncio.run_coroutine_threadsafe(over(), self._loop).result()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._server.serve(sockets=[self._listening]))
-        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self.run(over())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

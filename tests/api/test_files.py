@@ -6,6 +6,7 @@ import pytest
 
 from api.served import LINE, Served, Tenant, file_part, text_part
 from batchmill.store.tables import blob
+from blobs.put import put
 
 NOT_FOUND = (404, "resource_not_found_error", None, "resource_not_found")
 
@@ -128,13 +129,14 @@ def test_a_version_header_means_nothing_elsewhere(tenant: Tenant) -> None:
 
 @pytest.fixture
 def damaged(tenant: Tenant) -> Iterator[Tenant]:
-    """Make an organisation with one file whose bytes on disk end early."""
+    """Make an organisation with one file whose bytes end early."""
     tenant.upload(LINE * 1000)
     [key] = tenant.blobs()
-    [path] = tenant.served.folder.rglob(key)
-    path.write_bytes(LINE)
+    blobs = tenant.served.blobs
+    blobs.delete(key)
+    put(blobs, key, LINE)
     yield tenant
-    path.unlink()
+    blobs.delete(key)
     tenant.served.rows(lambda tx: tx.connection.execute(blob.update().where(blob.c.key == key).values(state="doomed")))
 
 

@@ -183,6 +183,7 @@ async def test_a_transaction_that_fails_leaves_no_row(ledger: Ledger, database: 
     assert garbage not in await database.read(blobs_by_key)
 
 
+@pytest.mark.parametrize("storage", ["sqlite+disk"], indirect=True)  # a bucket has no disk to be full
 async def test_a_full_disk_leaves_neither_row_nor_bytes(ledger: Ledger, database: Database, blobs: Blobs) -> None:
     """If the blob of a group cannot be written the fault is raised before the transaction begins."""
     await add_work(database, blobs, slices=1)

@@ -1,10 +1,10 @@
 """What can be read of a batch's Results."""
 
+import fnmatch
 import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -14,6 +14,7 @@ from batchmill.ledger.merge import Rest, merge_results
 from batchmill.ledger.segment import DamagedSegment, Result
 from batchmill.store.database import Database
 from batchmill.store.slice import list_segments, list_slices
+from blobs.put import EVER, content, put
 from ledger.work import add_work, claim, portion, result, whole
 from store.rows import add_organisations, get_batch
 
@@ -47,10 +48,12 @@ async def merge(database: Database, blobs: Blobs, rest: Rest | None = None, **bo
     )
 
 
-def change(folder: Path, pattern: str, how: Callable[[bytes], bytes]) -> None:
-    """Spoil the one file of that name."""
-    (path,) = folder.rglob(pattern)
-    path.write_bytes(how(path.read_bytes()))
+def change(blobs: Blobs, pattern: str, how: Callable[[bytes], bytes]) -> None:
+    """Spoil the one blob whose key is like that."""
+    (key,) = fnmatch.filter(blobs.keys(before=EVER), pattern)
+    data = how(content(blobs, key))
+    blobs.delete(key)
+    put(blobs, key, data)
 
 
 async def test_results_are_read_in_input_order(ledger: Ledger, database: Database, blobs: Blobs) -> None:
@@ -171,25 +174,23 @@ async def test_a_result_beyond_the_slice_is_damage(ledger: Ledger, database: Dat
         await merge(database, blobs, REST)
 
 
-async def test_a_flipped_bit_in_a_stored_blob_is_damage(
-    ledger: Ledger, database: Database, blobs: Blobs, tmp_path: Path
-) -> None:
+async def test_a_flipped_bit_in_a_stored_blob_is_damage(ledger: Ledger, database: Database, blobs: Blobs) -> None:
     """Bytes that are not those that were committed are an error, never a wrong line."""
     await add_work(database, blobs, slices=1)
     await ledger.commit([whole(held) for held in await claim(ledger)])
-    change(tmp_path, "commit_*", lambda data: data[:20] + bytes([data[20] ^ 1]) + data[21:])
+    change(blobs, "commit_*", lambda data: data[:20] + bytes([data[20] ^ 1]) + data[21:])
     with pytest.raises(DamagedSegment, match="checksum"):
         await merge(database, blobs)
 
 
 @pytest.mark.parametrize("pattern", ["commit_*", "*-plan", "*-input"])
 async def test_bytes_that_were_cut_short_are_missing(
-    ledger: Ledger, database: Database, blobs: Blobs, tmp_path: Path, pattern: str
+    ledger: Ledger, database: Database, blobs: Blobs, pattern: str
 ) -> None:
     """If a Segment, the Plan or the input ends too early, that is an error, never a line without its custom_id."""
     await add_work(database, blobs, slices=2)
     (held,) = await claim(ledger, slices=1)
     await ledger.commit([whole(held)])
-    change(tmp_path, pattern, lambda data: data[:-7])
+    change(blobs, pattern, lambda data: data[:-7])
     with pytest.raises(BlobMissing):
         await merge(database, blobs, REST)
