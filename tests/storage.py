@@ -12,7 +12,8 @@ from sqlalchemy import ColumnElement, Float, literal
 from batchmill.blobs.blobs import Blobs
 from batchmill.blobs.disk import DiskBlobs
 from batchmill.clock import Clock
-from batchmill.store.database import Database, PostgresDatabase, SqliteDatabase
+from batchmill.store.database import Database, SqliteDatabase
+from batchmill.store.postgres import PostgresDatabase
 from bucket import bucket_of
 from postgres import cluster_of, migrated_file
 
@@ -56,7 +57,7 @@ async def storage_of(name: str, config: pytest.Config, folder: Path, clock: Cloc
         return
     cluster = cluster_of(config)
     url = await cluster.new_database()
-    postgres = ClockedPostgres(url=url, clock=clock)
+    postgres = ClockedPostgres(url=url, clock=clock, patience=60.0)  # of a busy machine
     yield Storage(database=postgres, blobs=bucket_of(config).blobs(folder))
     await postgres.close()
     await cluster.give_back(url)

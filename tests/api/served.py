@@ -94,7 +94,7 @@ class Served:
         self.database: Database = SqliteDatabase(path=folder / "batchmill.sqlite3", clock=self.clock)
         if postgres is not None:
             self.run(self.database.close())
-            self.database = ClockedPostgres(url=postgres, clock=self.clock)
+            self.database = ClockedPostgres(url=postgres, clock=self.clock, patience=60.0)
         self.folder = folder / "blobs"
         self.blobs = blobs or DiskBlobs(folder=self.folder)
         if migrated:
