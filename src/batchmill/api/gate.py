@@ -104,6 +104,8 @@ class Gate:
             scope.setdefault("state", {}).update(
                 organisation_id=caller.organisation_id, caller=caller.digest, allowance=caller.allowance
             )
+        if "\0" in scope["path"]:  # nothing has such an id, and PostgreSQL cannot even be asked for one
+            raise errors.not_found("object")
         headers: dict[bytes, bytes] = dict(scope["headers"])
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise errors.unsupported_media_type("Content-Encoding is not supported: send the body as it is.")
