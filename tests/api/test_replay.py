@@ -148,6 +148,7 @@ async def test_the_clients_own_retries_make_each_file_once(serve: Callable[..., 
     assert sorted(state for state, _ in blobs.values()) == ["doomed"] * UPLOADS + ["ready"] * UPLOADS
 
 
+@pytest.mark.parametrize("served", ["sqlite+disk"], indirect=True)  # its loop, its file or its full disk
 async def test_a_client_that_times_out_makes_one_batch(tenant: Tenant) -> None:
     """While a transaction is held up the client gives up twice; its third try makes the one batch there is."""
     file_id, free = (await asyncio.to_thread(tenant.upload))["id"], threading.Event()
@@ -165,6 +166,7 @@ async def test_a_client_that_times_out_makes_one_batch(tenant: Tenant) -> None:
     assert [batch["id"] for batch in listed.json["data"]] == [made.id]
 
 
+@pytest.mark.parametrize("served", ["sqlite+disk"], indirect=True)  # its loop, its file or its full disk
 async def test_a_call_whose_client_has_gone_makes_nothing(tenant: Tenant) -> None:
     """Nobody could hear of it, and the next try would make the same."""
     served = tenant.served
@@ -544,6 +546,7 @@ def test_a_read_goes_on_where_nothing_can_be_written(
     assert [entry["event"] for entry in logged] == ["an answer that arrived could not be noted"]
 
 
+@pytest.mark.parametrize("served", ["sqlite+disk"], indirect=True)  # its loop, its file or its full disk
 async def test_a_read_goes_on_where_the_disk_is_full(tenant: Tenant, logged: list[MutableMapping[str, Any]]) -> None:
     """The same where there is no room for it."""
     file_id = (await asyncio.to_thread(upload, tenant, retries=0)).json["id"]
