@@ -30,8 +30,8 @@ check: .venv/test ## Lint, types and walls; a part of `make test`.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-faults: .venv/test ## Storms of faults with fresh seeds, then planted bugs: SEED=… MINUTES=… (see tests/faults).
-	PYTHONPATH=tests $(BIN)/python -m faults --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+faults: .venv/test ## Storms of faults with fresh seeds, then planted bugs: SEED=… MINUTES=… GROUND=… (see tests/faults).
+	PYTHONPATH=tests $(BIN)/python -m faults --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) $(if $(GROUND),--ground $(GROUND))
 
 faults-crashpoints: .venv/test .venv/faults ## Every crash point on ext4 and XFS: a quarter of an hour.
 	PYTHONPATH=tests $(BIN)/python -m faults.crashpoints --enter --filesystem ext4 xfs --mode kill power eio

@@ -1,6 +1,6 @@
 """One run: processes, clients and a storm of faults in a machine of their own; then the checker, and a verdict.
 
-    PYTHONPATH=src:tests unshare -m -p -n -f --mount-proc --kill-child python -m faults.chaos --seed 1 --seconds 30 …
+    PYTHONPATH=src:tests unshare -m -p -n -f --mount-proc --kill-child python -m faults.chaos --folder F --plan '{"seed": 1, …}'
 
 This is the first process of its namespaces: a signal can reach only what it has started, and all of it ends with it.
 The verdict is one line of JSON on the standard output: `Verdict`.
@@ -11,12 +11,11 @@ import asyncio
 import contextlib
 import json
 import socket
-import sqlite3
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,9 +31,12 @@ from faults.checker import LEFTOVERS, check
 from faults.clients import Client
 from faults.evidence import Evidence, read_sends
 from faults.fleet import API, Backend, Fleet, Slot
+from faults.ground import DataDirectory, Ground
 from faults.journal import Journal
 from faults.launcher import LEASE, STALE_SECONDS, Launcher, Site
 from faults.nemesis import WORKER_FAULTS, Fault, Kind, Nemesis, make_schedule
+from faults.remote import Remote
+from faults.weather import LOST_COMMITS
 from faults.sandbox import enter, loopback
 from faults.trail import Trail, lay_trail, read_trail
 
@@ -46,6 +48,7 @@ PADDING = 400
 # seconds a probe, in turns with those of the other batches.
 PATIENCE = 60.0
 _QUIET_SECONDS = 180.0  # after the storm, until all batches are final
+GROUNDS: Mapping[str, type[DataDirectory] | type[Remote]] = {each.name: each for each in (DataDirectory, Remote)}
 _STATES = ("validating", "in_progress", "finalizing", "cancelling")
 
 
@@ -60,6 +63,8 @@ class Plan:
     stale: int = 0  # stops in the middle of a group commit, beside the faults
     workers: int = 4
     most_lines: int = 1500
+    ground: str = DataDirectory.name
+    troubles: Sequence[str] = ()  # of the ground; each once
     planted: str = ""
     lease: float = LEASE
     patience: float = PATIENCE
@@ -67,7 +72,13 @@ class Plan:
     def schedule(self) -> list[Fault]:
         """Return what is inflicted, in order."""
         return make_schedule(
-            self.seed, seconds=self.seconds, faults=self.faults, outages=self.outages, stale=self.stale
+            self.seed,
+            seconds=self.seconds,
+            faults=self.faults,
+            outages=self.outages,
+            stale=self.stale,
+            lease=self.lease,
+            troubles={name: GROUNDS[self.ground].troubles[name] for name in self.troubles},
         )
 
 
@@ -94,7 +105,7 @@ class Run:
     """The parts of a run, as long as it lasts."""
 
     plan: Plan
-    folder: Path
+    ground: Ground
     site: Site
     backend: Backend
     fleet: Fleet
@@ -103,11 +114,6 @@ class Run:
     clients: Sequence[Client]
     ending: threading.Event
     unstuck: int = 0
-
-    @property
-    def database(self) -> Path:
-        """SQLite's file."""
-        return self.folder / "data" / "batchmill.sqlite3"
 
     def quiesce(self) -> bool:
         """Wait without faults until every client has seen its batches end; False if nothing moves any more."""
@@ -144,30 +150,26 @@ class Run:
     def evidence(self) -> Evidence:
         """Return all that there is to look at."""
         return Evidence(
-            data=self.folder / "data",
+            ground=self.ground,
             padding=PADDING,
             orders={name: order for client in self.clients for name, order in client.orders.items()},
             facts=list(self.journal.facts()),
-            trail=read_trail(self.database),
+            trail=read_trail(self.ground),
             sends=read_sends(self.backend.log),
             inflicted=self.nemesis.inflicted,
             clients=[client.api() for client in self.clients],
         )
 
     def _progress(self) -> tuple[int | None, ...]:
-        with self._rows() as rows:
+        with closing(self.ground.rows()) as rows:
             sql = "SELECT (SELECT max(id) FROM trail_status), (SELECT max(id) FROM trail_done)"
-            return tuple(rows.execute(sql).fetchone())
+            return rows.all(sql)[0]
 
     def _leftovers(self) -> list[str]:
-        with self._rows() as rows:
-            left = [what for what, sql in LEFTOVERS.items() if rows.execute(sql).fetchone()]
-            known = {key for (key,) in rows.execute("SELECT key FROM blob")}
-        stored = {path.name for path in (self.folder / "data" / "blobs").glob("*/*")}
-        return left + sorted(stored - known)
-
-    def _rows(self) -> closing[sqlite3.Connection]:
-        return closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=30))
+        with closing(self.ground.rows()) as rows:
+            left = [what for what, sql in LEFTOVERS.items() if rows.all(sql)]
+            known = {key for (key,) in rows.all("SELECT key FROM blob")}
+        return left + sorted(self.ground.keys() - known)
 
 
 def run(plan: Plan, folder: Path) -> Verdict:
@@ -198,25 +200,34 @@ def run(plan: Plan, folder: Path) -> Verdict:
 @contextlib.contextmanager
 def _built(plan: Plan, folder: Path) -> Iterator[Run]:
     """Build everything: what is forked first, then what has threads."""
-    data, log = folder / "data", folder / "processes.log"
-    data.mkdir()
+    log = folder / "processes.log"
     log.touch()
     listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
     backend = Backend(log=folder / "witness.log", padding=PADDING, latency_ms=4)
+    launcher = Launcher()
+    with closing(GROUNDS[plan.ground](folder / "data")) as ground:
+        yield _running(plan, log, listening, backend, launcher, ground)
+
+
+def _running(
+    plan: Plan, log: Path, listening: socket.socket, backend: Backend, launcher: Launcher, ground: Ground
+) -> Run:
+    """Start the product and its clients on a ground that is there."""
     site = Site(
-        data=str(data),
+        ground=ground.settings,
+        environment=ground.environment,
         log=str(log),
         backend=backend.url,
         listening=listening.fileno(),
         planted=plan.planted,
         lease=plan.lease,
     )
-    launcher = Launcher(site)
     keys = asyncio.run(_write(site, _make))
-    lay_trail(data / "batchmill.sqlite3")
-    fleet = Fleet(launcher, log, [Slot(role="worker") for _ in range(plan.workers)] + [Slot(role=API)])
+    ground.prepare()
+    lay_trail(ground)
+    fleet = Fleet(launcher, site, log, [Slot(role="worker") for _ in range(plan.workers)] + [Slot(role=API)])
     fleet.keep()
-    journal, ending = Journal(folder / "journal"), threading.Event()
+    journal, ending = Journal(log.with_name("journal")), threading.Event()
     url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
     clients = [
         Client(
@@ -231,13 +242,13 @@ def _built(plan: Plan, folder: Path) -> Iterator[Run]:
         )
         for place, (name, key) in enumerate(keys.items())
     ]
-    yield Run(
+    return Run(
         plan=plan,
-        folder=folder,
+        ground=ground,
         site=site,
         backend=backend,
         fleet=fleet,
-        nemesis=Nemesis(fleet, backend, data / "batchmill.sqlite3"),
+        nemesis=Nemesis(fleet, backend, ground),
         journal=journal,
         clients=clients,
         ending=ending,
@@ -285,6 +296,10 @@ def _figures(running: Run, trail: Trail, events: Counter[str]) -> dict[str, floa
         for each in inflicted
         if each.kind is Kind.OUTAGE and each.until is not None
     )
+    for trouble, times in running.ground.bites.items():
+        figures[f"met {trouble}"] = times
+    figures["commits in doubt"] = events["a commit was in doubt"]
+    figures["waits for the bytes"] = events["the bytes are away"]
     figures["drains that took too long"] = running.nemesis.unled
     for status, times in running.fleet.own_ends.items():
         figures[f"ended by itself with {status}"] = times
@@ -309,6 +324,13 @@ def _what_did_not_bite(running: Run, figures: dict[str, float]) -> Iterator[str]
         yield "not every outage was survived"
     if not figures.get("cancelled") or not figures.get("expired") or not figures.get("completed"):
         yield "no batch was completed, or cancelled, or expired"
+    for trouble in running.plan.troubles:
+        if not figures.get(f"met {trouble}"):
+            yield f"{trouble} met nobody"
+    if LOST_COMMITS in running.plan.troubles and not figures["commits in doubt"]:
+        yield "no commit was in doubt"
+    if running.plan.troubles and not figures.get("answers 503"):
+        yield "the API never had to answer 503"
     if not any(send.wish in ("429", "500", "rst", "garbage") for send in read_sends(running.backend.log)):
         yield "no line was tried again"
 
@@ -319,8 +341,7 @@ def run_enclosed(plan: Plan, folder: Path) -> Verdict:
     Raises:
         RuntimeError: it broke down, with what it said.
     """
-    words = [word for name, value in asdict(plan).items() for word in (f"--{name.replace('_', '-')}", value)]
-    done = enter("faults.chaos", "--folder", folder, *words)
+    done = enter("faults.chaos", "--folder", folder, "--plan", json.dumps(asdict(plan)))
     if done.returncode:
         raise RuntimeError(done.stderr[-8000:])
     said = json.loads(done.stdout)
@@ -330,20 +351,10 @@ def run_enclosed(plan: Plan, folder: Path) -> Verdict:
 def _main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--folder", type=Path, required=True)
-    options.add_argument("--seed", type=int, required=True)
-    options.add_argument("--seconds", type=float, required=True)
-    options.add_argument("--faults", type=int, required=True)
-    options.add_argument("--outages", type=int, default=2)
-    options.add_argument("--stale", type=int, default=0)
-    options.add_argument("--workers", type=int, default=4)
-    options.add_argument("--most-lines", type=int, default=1500)
-    options.add_argument("--planted", default="")
-    options.add_argument("--lease", type=float, default=LEASE)
-    options.add_argument("--patience", type=float, default=PATIENCE)
-    given = vars(options.parse_args())
-    folder = given.pop("folder")
+    options.add_argument("--plan", required=True, help="JSON, as of `Plan`")
+    given = options.parse_args()
     loopback()
-    verdict = run(Plan(**given), folder)
+    verdict = run(Plan(**json.loads(given.plan)), given.folder)
     sys.stdout.write(json.dumps(asdict(verdict)) + "\n")
     sys.stdout.flush()
 

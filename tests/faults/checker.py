@@ -6,7 +6,6 @@ the API are held against the input, the rows' trail, the bytes on disk, the witn
 
 import bisect
 import hashlib
-import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -23,6 +22,11 @@ from faults.launcher import WINDOW
 from faults.nemesis import Kind
 from faults.outcome import BatchCheck
 from faults.trail import Trail, bits
+
+
+RESUME_SECONDS = 10.0
+_SIGNS = 3  # of progress: one may be a transaction that was under way when the trouble began
+_UNAVAILABLE = 503
 
 
 def check(evidence: Evidence) -> Finding:
@@ -54,6 +58,8 @@ def check(evidence: Evidence) -> Finding:
     _check_claims(evidence, finding, recorded)
     _check_moves(evidence.trail, finding)
     _check_journal(evidence, finding, ids)
+    _check_answers(evidence, finding)
+    _check_troubles(evidence, finding)
     _check_rows(evidence, finding)
     return finding
 
@@ -127,17 +133,12 @@ def _check_moves(trail: Trail, finding: Finding) -> None:
 def _check_counts(trail: Trail, finding: Finding) -> None:
     """Counts never fall (R2), and while a batch runs they are at every commit what its bitmaps say (R4)."""
     before: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
-    lines: Counter[str] = Counter()
-    at = 0
     for now in trail.counts:
-        for entry in trail.recorded[at : now.recorded]:
-            lines[entry.batch] += len(entry.lines())
-        at = max(at, now.recorded)
         grown = now.completed >= before[now.batch][0] and now.failed >= before[now.batch][1]
         sound = grown and now.completed + now.failed <= now.total
         finding.check(sound, "R2 counts never fall nor exceed the total", now)
-        same = now.status in {*FINAL} or now.completed + now.failed == lines[now.batch]
-        finding.check(same, "R4 results and counts change together", f"{now} {lines[now.batch]}")
+        same = now.status in {*FINAL} or now.completed + now.failed == now.recorded
+        finding.check(same, "R4 results and counts change together", now)
         before[now.batch] = (now.completed, now.failed)
 
 
@@ -172,6 +173,30 @@ def _check_journal(evidence: Evidence, finding: Finding, ids: Mapping[str, str])
             _check_upload(evidence, finding, client, fact)
 
 
+def _check_answers(evidence: Evidence, finding: Finding) -> None:
+    """Where rows or bytes are away the API says so, and when to come again (R12)."""
+    for fact in evidence.facts:
+        finding.figures["calls that timed out"] += fact.kind == "timed out"
+        if fact.kind == "refused":
+            finding.figures["answers 503"] += fact.said["status"] == _UNAVAILABLE
+            sound = fact.said["status"] == _UNAVAILABLE and fact.said["retry_after"] is not None
+            finding.check(sound, "R12 the API answers 503 with Retry-After, nothing else of the kind", fact)
+
+
+def _check_troubles(evidence: Evidence, finding: Finding) -> None:
+    """Once rows and bytes are there again, work goes on soon: lines are recorded and batches moved by workers (R12)."""
+    moves = (m.at for m in evidence.trail.moves if m.old is not None and m.new != Status.CANCELLING)
+    progress = sorted([*moves, *(entry.at for entry in evidence.trail.recorded)])
+    for trouble in evidence.inflicted:
+        if trouble.kind is Kind.TROUBLE and trouble.until is not None:
+            since = progress[bisect.bisect(progress, trouble.until) :][_SIGNS - 1 :]
+            took = since[0] - trouble.until if since else float("inf")
+            told = f"{trouble.mode}: {took:.1f} s"
+            finding.check(took <= RESUME_SECONDS, "R12 work goes on within ten seconds of a trouble's end", told)
+            name = f"seconds to go on after {trouble.mode}"
+            finding.figures[name] = max(finding.figures[name], round(took, 1))  # type: ignore[call-overload]
+
+
 def _is_gone(client: OpenAI, file_id: str) -> bool:
     try:
         client.files.retrieve(file_id)
@@ -189,32 +214,28 @@ def _check_upload(evidence: Evidence, finding: Finding, client: OpenAI, fact: Fa
 
 def _check_rows(evidence: Evidence, finding: Finding) -> None:
     """Rows and bytes agree both ways, and nothing is left of what was only needed on the way (R7, R17)."""
-    with closing(sqlite3.connect(f"file:{evidence.data / 'batchmill.sqlite3'}?mode=ro", uri=True, timeout=30)) as rows:
-
-        def all_of(sql: str) -> list[tuple[object, ...]]:
-            return rows.execute(sql).fetchall()
-
-        finding.check(all_of("PRAGMA integrity_check") == [("ok",)], "the database is sound")
-        finding.check(all_of("PRAGMA foreign_key_check") == [], "the database is sound")
+    wrong = evidence.ground.unsound()
+    finding.check(not wrong, "the database is sound", wrong[:5])
+    with closing(evidence.ground.rows()) as rows:
         for what, sql in LEFTOVERS.items():
-            left = all_of(sql)
+            left = rows.all(sql)
             finding.check(not left, f"R17 nothing is left behind: {what}", left[:5])
-        ready = dict(rows.execute("SELECT key, sha256 FROM blob WHERE state = 'ready'").fetchall())
-        files = [key for (key,) in rows.execute("SELECT blob_key FROM file")]
+        ready = {key: sha256 for key, sha256 in rows.all("SELECT key, sha256 FROM blob WHERE state = 'ready'")}
+        files = [key for (key,) in rows.all("SELECT blob_key FROM file")]
         results = [
             file_id
-            for pair in rows.execute("SELECT output_file_id, error_file_id FROM batch")
+            for pair in rows.all("SELECT output_file_id, error_file_id FROM batch")
             for file_id in pair
             if file_id is not None
         ]
-        published = {i for (i,) in rows.execute("SELECT id FROM file WHERE purpose = 'batch_output'")}
+        published = {i for (i,) in rows.all("SELECT id FROM file WHERE purpose = 'batch_output'")}
     finding.check(sorted(files) == sorted(ready), "R17 every ready blob is a File's, once", set(files) ^ set(ready))
     finding.check(sorted(results) == sorted(published), "R15 every result file is a batch's", set(results) ^ published)
-    stored = {path.name: path for path in (evidence.data / "blobs").glob("*/*")}
-    finding.check(stored.keys() == ready.keys(), "R17 rows and bytes agree", sorted(stored.keys() ^ ready.keys())[:5])
+    stored = evidence.ground.keys()
+    finding.check(stored == ready.keys(), "R17 rows and bytes agree", sorted(stored ^ ready.keys())[:5])
     for key, sha256 in ready.items():
         if key in stored and sha256 is not None:
-            same = hashlib.sha256(stored[key].read_bytes()).hexdigest() == sha256
+            same = hashlib.sha256(evidence.ground.read(key)).hexdigest() == sha256
             finding.check(same, "R19 the bytes are those of the row", key)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from openai import APIConnectionError, APIStatusError, InternalServerError, OpenAI
+from openai import APIConnectionError, APIStatusError, APITimeoutError, InternalServerError, OpenAI
 from openai.types import Batch
 
 from faults.input import Fate, Order, make_order
@@ -62,6 +62,30 @@ class Client:
         """Return the official client, which tries nothing twice by itself."""
         return OpenAI(base_url=self.url, api_key=self.key, max_retries=0, timeout=20.0)
 
+    def _insist(self, call: Callable[[], T]) -> T:
+        """Call until there is an answer: the API is killed now and then, and says it when rows or bytes are away."""
+        end = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return call()
+            except APITimeoutError:
+                self.journal.keep("timed out", self.name)
+                if time.monotonic() > end:
+                    raise
+            except APIConnectionError:
+                if time.monotonic() > end:
+                    raise
+            except InternalServerError as answer:
+                self.journal.keep(
+                    "refused",
+                    self.name,
+                    status=answer.status_code,
+                    retry_after=answer.response.headers.get("retry-after"),
+                )
+                if time.monotonic() > end:
+                    raise
+            time.sleep(0.05)
+
     def _run(self) -> None:
         draw = random.Random(self.seed)  # noqa: S311 - it must be the same again
         try:
@@ -79,7 +103,7 @@ class Client:
 
     def _place(self, api: OpenAI, order: Order) -> None:
         content = order.content
-        file = _insist(lambda: api.files.create(file=(f"{order.name}.jsonl", content), purpose="batch"))
+        file = self._insist(lambda: api.files.create(file=(f"{order.name}.jsonl", content), purpose="batch"))
         self.journal.keep("uploaded", order.name, file=file.id, sha256=hashlib.sha256(content).hexdigest())
         metadata = {"order": order.name}
         if order.fate is Fate.EXPIRE:
@@ -98,14 +122,14 @@ class Client:
                 metadata=metadata,
             )
 
-        batch = _insist(create)
+        batch = self._insist(create)
         self.journal.keep("created", order.name, batch=batch.id, status=batch.status)
         self.placed[order.name] = Placed(order=order, batch_id=batch.id, file_id=file.id, since=time.monotonic())
 
     def _attend(self, api: OpenAI, placed: Placed) -> None:
         """Look at a batch, and do to it what is its fate."""
         order, age = placed.order, time.monotonic() - placed.since
-        batch = _insist(lambda: api.batches.retrieve(placed.batch_id))
+        batch = self._insist(lambda: api.batches.retrieve(placed.batch_id))
         self._saw(placed, batch)
         if order.fate is Fate.CANCEL and not placed.cancelled and age >= order.moment:
             placed.cancelled = True
@@ -116,7 +140,7 @@ class Client:
         if batch.status in FINAL:
             for kind, file_id in (("output", batch.output_file_id), ("error", batch.error_file_id)):
                 if file_id is not None:
-                    content = _insist(lambda file_id=file_id: api.files.content(file_id).content)  # type: ignore[misc]
+                    content = self._insist(lambda file_id=file_id: api.files.content(file_id).content)  # type: ignore[misc]
                     sha256 = hashlib.sha256(content).hexdigest()
                     self.journal.keep("published", order.name, what=kind, file=file_id, sha256=sha256)
             if order.fate is Fate.RUN:
@@ -143,7 +167,7 @@ class Client:
         name = placed.order.name
         self.journal.keep("cancelling", name)
         try:
-            batch = _insist(lambda: api.batches.cancel(placed.batch_id))
+            batch = self._insist(lambda: api.batches.cancel(placed.batch_id))
         except APIStatusError as refused:
             self.journal.keep("cancel refused", name, code=refused.status_code)
         else:
@@ -151,20 +175,8 @@ class Client:
 
     def _delete_input(self, api: OpenAI, placed: Placed) -> None:
         try:
-            _insist(lambda: api.files.delete(placed.file_id))
+            self._insist(lambda: api.files.delete(placed.file_id))
         except APIStatusError as refused:
             if refused.status_code != _GONE:  # the answer to a first try was lost
                 raise
         self.journal.keep("deleted", placed.order.name, file=placed.file_id)
-
-
-def _insist(call: Callable[[], T]) -> T:
-    """Call until there is an answer: the API is killed now and then."""
-    end = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            return call()
-        except (APIConnectionError, InternalServerError):
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.05)

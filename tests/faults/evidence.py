@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from openai import OpenAI
 
+from faults.ground import Ground
 from faults.input import Order
 from faults.journal import Fact
 from faults.nemesis import Inflicted
@@ -33,7 +34,7 @@ class Send(NamedTuple):
 class Evidence:
     """All that a run has left behind."""
 
-    data: Path
+    ground: Ground
     padding: int
     orders: Mapping[str, Order]
     facts: Sequence[Fact]
@@ -49,7 +50,7 @@ class Finding:
 
     violations: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
-    figures: Counter[str] = field(default_factory=Counter)
+    figures: Counter[str] = field(default_factory=Counter)  # seconds are no whole numbers
 
     def check(self, holds: bool, invariant: str, example: object = "") -> None:
         """Count a violation of an invariant unless it holds."""

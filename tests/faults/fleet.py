@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from faults.launcher import Death, Launcher
+from faults.launcher import Death, Launcher, Site
 
 _WITNESS = Path(__file__).parents[1] / "witness.py"
 _BREATH_SECONDS = 0.2  # before a process is started again that ended by itself: it may do so at once again
@@ -38,6 +38,7 @@ class Fleet:
     """Keeps one process in each slot. Not shared between threads."""
 
     launcher: Launcher
+    site: Site
     log: Path
     slots: list[Slot]
     own_ends: Counter[int] = field(default_factory=Counter)  # by exit status: those that nobody had told to end
@@ -77,7 +78,7 @@ class Fleet:
                 slot.started += 1
                 slot.name = f"{slot.role}{self.slots.index(slot)}.{slot.started}"
                 slot.sent, slot.stopped = None, False
-                slot.pid = self.launcher.start(slot.role, slot.name)
+                slot.pid = self.launcher.start(self.site, slot.role, slot.name)
 
     def end(self, slot: Slot, number: signal.Signals) -> None:
         """Send a signal that is to end the slot's process."""

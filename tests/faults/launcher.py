@@ -15,10 +15,9 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from queue import Queue
 from typing import Any, NoReturn
 
@@ -32,6 +31,7 @@ from batchmill.engine import finalizer, sweeper
 from batchmill.ledger import ledger
 from batchmill.settings import BackendSettings, Settings
 from batchmill.store.database import Transaction
+from batchmill.store.postgres import PostgresDatabase
 from batchmill.telemetry import Metrics, set_up_logs
 from faults.planted import plant
 
@@ -46,7 +46,8 @@ _GRACE_SECONDS = 1  # open answers of the API may end so long after SIGTERM
 class Site:
     """What every process of a run is told: where the rows and bytes are, whom to ask, and which bug is planted."""
 
-    data: str
+    ground: Mapping[str, Any]  # settings of the product
+    environment: Mapping[str, str]
     log: str
     backend: str
     listening: int  # the API's socket: it outlives any API process, so that nobody is refused
@@ -58,7 +59,7 @@ class Site:
     def settings(self) -> Settings:
         """Return the product's settings."""
         return Settings(
-            data=Path(self.data),
+            **self.ground,
             limits="open",
             lease=self.lease,
             window=WINDOW,
@@ -79,13 +80,13 @@ class Death:
 class Launcher:
     """Orders processes from the zygote. Make it before any thread exists in this process."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self) -> None:
         mine, theirs = socket.socketpair()
         if threading.active_count() != 1:
             raise RuntimeError("the zygote must be forked before there are threads")
         self.pid = os.fork()
         if self.pid == 0:
-            _close_after(lambda: _be_zygote(theirs, site), mine)
+            _close_after(lambda: _be_zygote(theirs), mine)
         theirs.close()
         self._socket = mine
         self._started: Queue[int] = Queue()
@@ -97,10 +98,11 @@ class Launcher:
         """Tell this function of each death from now on; it is called in a thread of its own."""
         self._on_death = on_death
 
-    def start(self, role: str, name: str) -> int:
+    def start(self, site: Site, role: str, name: str) -> int:
         """Start a `worker` or the `api` and return its pid."""
         with self._lock:
-            self._socket.sendall(json.dumps({"role": role, "name": name}).encode() + b"\n")
+            order = {"site": asdict(site), "role": role, "name": name}
+            self._socket.sendall(json.dumps(order).encode() + b"\n")
             return self._started.get(timeout=30)
 
     def _listen(self) -> None:
@@ -128,7 +130,7 @@ def _close_after(run: Callable[[], None], *unneeded: socket.socket) -> NoReturn:
         os._exit(code)
 
 
-def _be_zygote(orders: socket.socket, site: Site) -> None:
+def _be_zygote(orders: socket.socket) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     woken, wake = socket.socketpair()
     for each in (woken, wake):
@@ -153,7 +155,7 @@ def _be_zygote(orders: socket.socket, site: Site) -> None:
                     signal.set_wakeup_fd(-1)
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     order = json.loads(line)
-                    _close_after(lambda order=order: _be(site, **order), orders, woken, wake)  # type: ignore[misc]
+                    _close_after(lambda order=order: _be(**order), orders, woken, wake)  # type: ignore[misc]
                 _tell(orders, {"started": pid})
 
 
@@ -167,19 +169,22 @@ def _tell(orders: socket.socket, said: dict[str, Any]) -> None:
     orders.sendall(json.dumps(said).encode() + b"\n")
 
 
-def _be(site: Site, *, role: str, name: str) -> None:
+def _be(*, site: dict[str, Any], role: str, name: str) -> None:
     """Be that process until SIGTERM, with its log at the end of the run's one log."""
-    log = os.open(site.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    told = Site(**site)
+    os.environ.update(told.environment)
+    log = os.open(told.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, sys.stderr.fileno())
     random.seed()  # the zygote's state would be the same in all of them
     sweeper._STALE_SECONDS = STALE_SECONDS  # the run must see the janitor at work
     sweeper._ORPHAN_SECONDS = _ORPHAN_SECONDS
     set_up_logs(process=name, json=True)
     _tell_refusals()
-    plant(site.planted)
+    _name_sessions(name)
+    plant(told.planted)
     run = {"api": _api, "worker": _worker}[role]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run(site))
+        runner.run(run(told))
 
 
 def _tell_refusals() -> None:
@@ -197,6 +202,23 @@ def _tell_refusals() -> None:
 
     ledger.record_done = told(ledger.record_done, "fence refused a commit")  # type: ignore[attr-defined]
     finalizer.advance = told(finalizer.advance, "fence refused a seal")  # type: ignore[attr-defined]
+
+
+def _name_sessions(name: str) -> None:
+    """Tell PostgreSQL which process a session is of: one of them may be held; and log each commit that is in doubt."""
+    log = structlog.get_logger("harness")
+    make, ask = PostgresDatabase.__init__, PostgresDatabase._is_committed
+
+    def named(self: PostgresDatabase, **of: Any) -> None:  # noqa: ANN401 - whatever it takes
+        make(self, **{**of, "role": name})
+
+    async def told(self: PostgresDatabase, *of: Any) -> bool:  # noqa: ANN401 - the same
+        committed = await ask(self, *of)
+        log.info("a commit was in doubt", committed=committed)
+        return committed
+
+    PostgresDatabase.__init__ = named  # type: ignore[method-assign]
+    PostgresDatabase._is_committed = told  # type: ignore[method-assign]
 
 
 async def _api(site: Site) -> None:

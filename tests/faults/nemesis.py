@@ -3,15 +3,15 @@
 import heapq
 import random
 import signal
-import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from pathlib import Path
+from types import MappingProxyType
 
 from faults.fleet import Backend, Fleet, Slot
+from faults.ground import Ground, LetGo, Rows
 from faults.launcher import LEASE
 
 _STOP_LEASES = 1.6  # so long a stopped worker sleeps: its leases have lapsed when it wakes
@@ -32,7 +32,8 @@ class Kind(StrEnum):
     STOP = "stop"
     TERM = "term"
     API_KILL = "api kill"
-    OUTAGE = "outage"
+    OUTAGE = "outage"  # of the model server
+    TROUBLE = "trouble"  # of the rows or the bytes
 
 
 WORKER_FAULTS = (Kind.KILL, Kind.STOP, Kind.TERM)
@@ -51,8 +52,8 @@ class Fault:
     kind: Kind
     target: int = 0  # which of the workers that run then
     aim: str | None = None
-    mode: str = ""  # of an outage
-    seconds: float = 0.0  # that an outage or a stop lasts
+    mode: str = ""  # of an outage or a trouble
+    seconds: float = 0.0  # that it lasts, or a stop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +62,25 @@ class Inflicted:
 
     kind: Kind
     at: float
-    until: float | None = None  # when a stopped worker went on
+    until: float | None = None  # when a stopped worker went on, an outage or a trouble was over
+    mode: str = ""
     worker: str | None = None
     states: frozenset[str] = frozenset()  # of the batches that it held
 
 
-def make_schedule(seed: int, *, seconds: float, faults: int, outages: int, stale: int = 0) -> list[Fault]:
+def make_schedule(
+    seed: int,
+    *,
+    seconds: float,
+    faults: int,
+    outages: int,
+    stale: int = 0,
+    lease: float = LEASE,
+    troubles: Mapping[str, float] = MappingProxyType({}),
+) -> list[Fault]:
     """Return that many faults on workers, some on the API and that many outages, over this time, in order.
+
+    Each of the `troubles` comes once, for so many seconds, and none while another lasts.
 
     `stale` stops of workers in the middle of a group commit come on top; each goes on, with that write, as soon as a
     later owner has recorded something of the same Slice.
@@ -84,7 +97,7 @@ def make_schedule(seed: int, *, seconds: float, faults: int, outages: int, stale
                 kind=kind,
                 target=draw.randrange(1 << 16),
                 aim=aim,
-                seconds=leases * LEASE,
+                seconds=leases * lease,
             )
         )
     found += [Fault(at=draw.uniform(0, seconds), kind=Kind.API_KILL) for _ in range(max(1, round(seconds / 8)))]
@@ -95,7 +108,11 @@ def make_schedule(seed: int, *, seconds: float, faults: int, outages: int, stale
     for number in range(stale):
         at = (number + draw.random()) * seconds / stale  # one in each part: the database's lock is held for each
         target = draw.randrange(1 << 16)
-        found.append(Fault(at=at, kind=Kind.STOP, target=target, aim=RECORDING, seconds=_LONG_STOP_LEASES * LEASE))
+        found.append(Fault(at=at, kind=Kind.STOP, target=target, aim=RECORDING, seconds=_LONG_STOP_LEASES * lease))
+    names = draw.sample(sorted(troubles), len(troubles))
+    for number, name in enumerate(names):
+        at = (number + draw.uniform(0, 0.25)) * seconds / len(names)
+        found.append(Fault(at=at, kind=Kind.TROUBLE, mode=name, seconds=troubles[name]))
     if not outages:
         return sorted(found, key=lambda fault: fault.at)
     # The last one outlives the storm: nobody is started afresh any more, so each worker must find back by itself.
@@ -115,6 +132,7 @@ class _Stopped:
     until: float
     held: _Held
     place: int  # in the list of what was inflicted
+    let_go: LetGo | None  # what holds its writes back until it goes on
 
 
 @dataclass(slots=True)
@@ -123,7 +141,7 @@ class Nemesis:
 
     fleet: Fleet
     backend: Backend
-    database: Path
+    ground: Ground
     inflicted: list[Inflicted] = field(default_factory=list)
     unled: int = 0  # workers that did not end within their drain, and were killed
     _later: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
@@ -132,12 +150,14 @@ class Nemesis:
 
     def storm(self, schedule: Sequence[Fault], *, seconds: float) -> None:
         """Inflict all of it, over at least so long."""
-        begin = begun = time.monotonic()
+        begin = begun = last = time.monotonic()
         due = list(reversed(schedule))
-        with closing(self._connect()) as rows:
+        with closing(self.ground.rows()) as rows:
             while due or self._later or self._armed or time.monotonic() < begin + seconds:
                 now = time.monotonic()
-                if due and now >= begin + due[-1].at:
+                if self.ground.away:  # the storm's clock stands: all workers wait, and nobody can say what they hold
+                    begin, begun = begin + now - last, now
+                elif due and now >= begin + due[-1].at:
                     if len(self.fleet.begun) > 1:
                         self._begin(due.pop(), rows)
                         begun = now
@@ -147,24 +167,24 @@ class Nemesis:
                         raise RuntimeError("the workers do not begin: their log says why")
                 while self._later and now >= self._later[0][0]:
                     heapq.heappop(self._later)[2]()
-                if self._armed:
+                if self._armed and not self.ground.away:
                     self._aim(rows, now)
+                last = now
                 self.fleet.keep()
                 time.sleep(_STEP_SECONDS)
-
-    def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=30, isolation_level=None)
 
     def _at(self, at: float, call: Callable[[], None]) -> None:
         self._counted += 1
         heapq.heappush(self._later, (at, self._counted, call))
 
-    def _begin(self, fault: Fault, rows: sqlite3.Connection) -> None:
+    def _begin(self, fault: Fault, rows: Rows) -> None:
         now = time.monotonic()
         if fault.kind is Kind.OUTAGE:
             self.backend.tell(fault.mode)
             self._at(now + fault.seconds, lambda: self.backend.tell("ok"))
-            self.inflicted.append(Inflicted(kind=fault.kind, at=now, until=now + fault.seconds))
+            self.inflicted.append(Inflicted(kind=fault.kind, at=now, until=now + fault.seconds, mode=fault.mode))
+        elif fault.kind is Kind.TROUBLE:
+            self._trouble(fault)
         elif fault.kind is Kind.API_KILL:
             self.fleet.end(self.fleet.api, signal.SIGKILL)
             self.inflicted.append(Inflicted(kind=fault.kind, at=now))
@@ -175,11 +195,22 @@ class Nemesis:
         else:
             self._strike(fault, None, rows)
 
-    def _aim(self, rows: sqlite3.Connection, now: float) -> None:
+    def _trouble(self, fault: Fault) -> None:
+        at, place = time.monotonic(), len(self.inflicted)
+        end = self.ground.begin(fault.mode)
+        self.inflicted.append(Inflicted(kind=fault.kind, at=at, mode=fault.mode))
+
+        def over() -> None:
+            end()
+            self.inflicted[place] = replace(self.inflicted[place], until=time.monotonic())
+
+        self._at(at + fault.seconds, over)
+
+    def _aim(self, rows: Rows, now: float) -> None:
         """Strike the holder of a batch in the state that a fault waits for, or anyone once it has waited enough."""
         # Five deaths in a row would make a batch wait for the next start: that is not what an aim is for.
         sql = f"SELECT status, owner FROM batch WHERE owner IS NOT NULL AND crashes < {_DEATHS}"  # noqa: S608 - a number
-        held = rows.execute(sql).fetchall()
+        held = rows.all(sql)
         for entry in list(self._armed):
             until, fault = entry
             slot = next((s for state, o in held if state == fault.aim and (s := self.fleet.slot_of(o))), None)
@@ -187,32 +218,32 @@ class Nemesis:
                 self._armed.remove(entry)
                 (self._hold_up if fault.kind is Kind.STOP else self._strike)(fault, slot, rows)
 
-    def _hold_up(self, fault: Fault, slot: Slot | None, rows: sqlite3.Connection) -> None:
-        """Let every write wait for the database's lock for a while, then strike; without a slot one that has Slices."""
-        lock = sqlite3.connect(self.database, timeout=0, isolation_level=None)
-        try:
-            lock.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError:  # a stopped worker has it, perhaps, and only we let that go on
-            lock.close()
-            self._at(time.monotonic() + _STEP_SECONDS, lambda: self._hold_up(fault, slot, rows))
+    def _hold_up(self, fault: Fault, slot: Slot | None, rows: Rows) -> None:
+        """Let a worker's writes wait for a while, then strike; without a slot those of one that has Slices."""
+        if (
+            self.ground.away
+            or (target := slot or self._holder(fault, rows) or next(iter(self.fleet.begun), None)) is None
+        ):
+            let_go = None
+        else:
+            let_go = self.ground.hold(target.name)
+        if let_go is None:
+            self._at(time.monotonic() + _LOOK_SECONDS, lambda: self._hold_up(fault, slot, rows))
             return
+        self._at(time.monotonic() + _LOCK_SECONDS, lambda: self._strike(fault, target, rows, let_go))
 
-        def let_go() -> None:
-            self._strike(fault, slot or self._holder(fault, rows), rows)
-            lock.execute("ROLLBACK")
-            lock.close()
-
-        self._at(time.monotonic() + _LOCK_SECONDS, let_go)
-
-    def _holder(self, fault: Fault, rows: sqlite3.Connection) -> Slot | None:
+    def _holder(self, fault: Fault, rows: Rows) -> Slot | None:
         sql = "SELECT DISTINCT slice.owner FROM slice JOIN batch ON id = batch_id WHERE status = 'in_progress'"
-        slots = [slot for (owner,) in rows.execute(sql) if owner and (slot := self.fleet.slot_of(owner))]
+        slots = [slot for (owner,) in rows.all(sql) if owner and (slot := self.fleet.slot_of(owner))]
         return slots[fault.target % len(slots)] if slots else None
 
-    def _strike(self, fault: Fault, slot: Slot | None, rows: sqlite3.Connection) -> None:
+    def _strike(self, fault: Fault, slot: Slot | None, rows: Rows, let_go: LetGo | None = None) -> None:
         running = self.fleet.begun
         if slot is None or slot not in running:
-            if not running:
+            if let_go is not None:  # the one that is held has ended: another is as good
+                let_go()
+                let_go = None
+            if not running or self.ground.away:
                 self._at(time.monotonic() + _STEP_SECONDS, lambda: self._strike(fault, None, rows))
                 return
             slot = running[fault.target % len(running)]
@@ -222,7 +253,17 @@ class Nemesis:
             held = _held(rows, worker) if fault.aim == RECORDING else {}
             self.fleet.signal(slot, signal.SIGSTOP)
             slot.stopped = True
-            stopped = _Stopped(slot=slot, pid=slot.pid, until=now + fault.seconds, held=held, place=len(self.inflicted))
+            if let_go is not None and not self.ground.holds_on:
+                let_go()
+                let_go = None
+            stopped = _Stopped(
+                slot=slot,
+                pid=slot.pid,
+                until=now + fault.seconds,
+                held=held,
+                place=len(self.inflicted),
+                let_go=let_go,
+            )
             self._at(now, lambda: self._wait(stopped, rows))
         elif fault.kind is Kind.TERM:
             self.fleet.end(slot, signal.SIGTERM)
@@ -236,18 +277,27 @@ class Nemesis:
         if fault.kind is not Kind.STOP:
             slot.stopped = True  # no target any more
 
-    def _wait(self, stopped: _Stopped, rows: sqlite3.Connection) -> None:
+    def _wait(self, stopped: _Stopped, rows: Rows) -> None:
         """Let a stopped worker go on at its time, or once someone else has recorded something of what it held."""
         now, slot = time.monotonic(), stopped.slot
-        if slot.pid != stopped.pid:
-            return
-        if now < stopped.until and not _is_overtaken(rows, stopped.held):
+        if slot.pid == stopped.pid and now < stopped.until and not self._is_overtaken(rows, stopped.held):
             at = now + _LOOK_SECONDS if stopped.held else stopped.until
             self._at(min(at, stopped.until), lambda: self._wait(stopped, rows))
+            return
+        if stopped.let_go is not None:
+            stopped.let_go()
+        if slot.pid != stopped.pid:
             return
         self.inflicted[stopped.place] = replace(self.inflicted[stopped.place], until=now)
         slot.stopped = False
         self.fleet.signal(slot, signal.SIGCONT)
+
+    def _is_overtaken(self, rows: Rows, held: _Held) -> bool:
+        """Say whether a later claim of one of these Slices has recorded something."""
+        sql = "SELECT 1 FROM slice WHERE batch_id = :batch AND ordinal = :at AND epoch > :epoch AND done != :done"
+        return not self.ground.away and any(
+            rows.all(sql, batch=batch, at=at, epoch=epoch, done=done) for (batch, at), (epoch, done) in held.items()
+        )
 
     def _give_up(self, slot: Slot, pid: int | None) -> None:
         if slot.pid == pid and pid is not None:
@@ -255,23 +305,17 @@ class Nemesis:
             self.fleet.end(slot, signal.SIGKILL)
 
 
-def _states(rows: sqlite3.Connection, worker: str | None) -> frozenset[str]:
+def _states(rows: Rows, worker: str | None) -> frozenset[str]:
     """Return the states of the batches that a worker holds, in whole or a Slice of them."""
     sql = (
         "SELECT status FROM batch WHERE owner = :worker AND status != 'in_progress' UNION"
         " SELECT status FROM slice JOIN batch ON batch.id = batch_id"
         " WHERE slice.owner = :worker AND status = 'in_progress'"
     )
-    return frozenset(status for (status,) in rows.execute(sql, {"worker": worker}))
+    return frozenset(status for (status,) in rows.all(sql, worker=worker))
 
 
-def _held(rows: sqlite3.Connection, worker: str | None) -> _Held:
+def _held(rows: Rows, worker: str | None) -> _Held:
     """Return the Slices that a worker holds."""
-    found = rows.execute("SELECT batch_id, ordinal, epoch, done FROM slice WHERE owner = ?", (worker,))
-    return {(batch, ordinal): (epoch, done) for batch, ordinal, epoch, done in found}
-
-
-def _is_overtaken(rows: sqlite3.Connection, held: _Held) -> bool:
-    """Say whether a later claim of one of these Slices has recorded something."""
-    sql = "SELECT 1 FROM slice WHERE batch_id = ? AND ordinal = ? AND epoch > ? AND done != ?"
-    return any(rows.execute(sql, (*key, *was)).fetchone() for key, was in held.items())
+    sql = "SELECT batch_id, ordinal, epoch, done FROM slice WHERE owner = :worker"
+    return {(batch, ordinal): (epoch, done) for batch, ordinal, epoch, done in rows.all(sql, worker=worker)}

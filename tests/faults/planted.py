@@ -20,15 +20,18 @@ from sqlalchemy import select, update
 import batchmill.api.batches as api_batches
 from batchmill.backends.backend import Call, Reply
 from batchmill.backends.http import HttpBackend
+from batchmill.blobs.bucket import BucketBlobs
 from batchmill.engine import feed, finalizer, sender, sweeper, validation, work
 from batchmill.engine.lease import Lease
 from batchmill.ledger import ledger, merge
 from batchmill.schedule.pace import Pace
 from batchmill.schedule.retry import Fault, GaveUp, Later
+from batchmill.spec import errors
 from batchmill.spec.lines import Envelope, RawLine
 from batchmill.spec.states import Status
 from batchmill.store.blob import known_keys
 from batchmill.store.database import Transaction
+from batchmill.store.postgres import PostgresDatabase
 from batchmill.store.slice import Fence
 from batchmill.store.tables import batch, slice_
 
@@ -296,6 +299,41 @@ def poison() -> None:
     _replace(HttpBackend, "send", send)
 
 
+def lost_commit_taken_for_failed() -> None:
+    """A commit whose answer was lost is done again, without a look at what became of it."""
+
+    async def never(self: PostgresDatabase, xid: int, until: float) -> bool:  # noqa: ARG001
+        return False
+
+    _replace(PostgresDatabase, "_is_committed", never)
+
+
+def counts_read_then_written() -> None:
+    """The counts of a batch are read, added to here, and written: of two workers at once one forgets the other's."""
+    progress = ledger.record_progress  # type: ignore[attr-defined]
+
+    def record_progress(tx: Transaction, *, batch_id: str, **of: Any) -> Any:  # noqa: ANN401
+        mine = batch.c.id == batch_id
+        before = tx.connection.execute(select(batch.c.completed, batch.c.failed).where(mine)).one()
+        time.sleep(0.002)  # a round trip, and what lies between
+        found = progress(tx, batch_id=batch_id, **of)
+        counts = {"completed": before.completed + of["completed"], "failed": before.failed + of["failed"]}
+        tx.connection.execute(update(batch).where(mine).values(counts))
+        return found
+
+    _replace(ledger, "record_progress", record_progress)
+
+
+def away_is_our_fault() -> None:
+    """A database or a bucket that is away is answered with 500."""
+    _replace(errors, "unavailable", lambda message, retry_after: errors.server_error())  # noqa: ARG005
+
+
+def lost_put_taken_for_another() -> None:
+    """A key that has bytes already, after the answer to a PUT was lost, is taken for someone else's."""
+    _replace(BucketBlobs, "holds", lambda self, key, written: False)  # noqa: ARG005
+
+
 def is_found(name: str, violations: Collection[str]) -> bool:
     """Say whether a run has found this bug; one of the fence by what was recorded, not by its workers' blindness."""
     return any(violation.startswith("R4 ") or name not in BLIND for violation in violations)
@@ -319,6 +357,13 @@ BUGS: tuple[Callable[[], None], ...] = (
     circuit_stays_open,
     waiting_line_forgotten,
 )
+# Those that only PostgreSQL and a bucket can show.
+REMOTE_BUGS: tuple[Callable[[], None], ...] = (
+    lost_commit_taken_for_failed,
+    counts_read_then_written,
+    away_is_our_fault,
+    lost_put_taken_for_another,
+)
 # Their workers are blind for their sake.
 BLIND = ("no_fence", "fence_in_python")
-PLANTED: Mapping[str, Callable[[], None]] = {bug.__name__: bug for bug in (*BUGS, poison)}
+PLANTED: Mapping[str, Callable[[], None]] = {bug.__name__: bug for bug in (*BUGS, *REMOTE_BUGS, poison)}

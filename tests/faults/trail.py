@@ -3,13 +3,16 @@
 They are part of the transaction that changes the row, so what a kill took back has left no trail.
 """
 
-import sqlite3
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
+
+from faults.ground import Ground, Row
+
+T = TypeVar("T")
 
 _NOW = "(julianday('now') - 2440587.5) * 86400.0"  # Unix seconds, to the millisecond
 _STAMPS = (
@@ -23,7 +26,7 @@ _STAMPS = (
     "created_at",
 )
 _RESTAMPED = " OR ".join(f"(OLD.{stamp} IS NOT NULL AND NEW.{stamp} IS NOT OLD.{stamp})" for stamp in _STAMPS)
-_TRIGGERS = f"""
+_SQLITE = f"""
 CREATE TABLE trail_status (id INTEGER PRIMARY KEY, at REAL, batch TEXT, old TEXT, new TEXT);
 CREATE TRIGGER trail_created AFTER INSERT ON batch BEGIN
   INSERT INTO trail_status (at, batch, old, new) VALUES ({_NOW}, NEW.id, NULL, NEW.status);
@@ -57,10 +60,11 @@ CREATE TRIGGER trail_recorded AFTER UPDATE OF done ON slice BEGIN
     ({_NOW}, NEW.batch_id, NEW.ordinal, NEW.first, NEW.epoch, OLD.done, NEW.done);
 END;
 
+-- `entries` is how far `trail_done` had come: writers follow each other. Elsewhere they do not, and `lines` are counted.
 CREATE TABLE trail_counts (id INTEGER PRIMARY KEY, batch TEXT, status TEXT, total INTEGER, completed INTEGER,
-  failed INTEGER, recorded INTEGER);
+  failed INTEGER, entries INTEGER, lines INTEGER);
 CREATE TRIGGER trail_counted AFTER UPDATE OF completed, failed ON batch BEGIN
-  INSERT INTO trail_counts (batch, status, total, completed, failed, recorded) VALUES
+  INSERT INTO trail_counts (batch, status, total, completed, failed, entries) VALUES
     (NEW.id, NEW.status, NEW.total, NEW.completed, NEW.failed, (SELECT coalesce(max(id), 0) FROM trail_done));
 END;
 
@@ -70,6 +74,79 @@ CREATE TRIGGER short_window AFTER INSERT ON batch WHEN json_extract(NEW.metadata
   WHERE id = NEW.id;
 END;
 """  # noqa: S608 - made of our own words
+
+_CLOCK = "extract(epoch FROM clock_timestamp())::float8"
+
+
+def _trigger(name: str, when: str, statement: str) -> str:
+    """Return a trigger of PostgreSQL: a function first, then who calls it."""
+    return f"""CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+      {statement};
+      RETURN NEW;
+    END $$;
+    CREATE TRIGGER {name} {when} EXECUTE FUNCTION {name}();"""
+
+
+_POSTGRESQL = "\n".join(
+    (
+        "CREATE TABLE trail_status (id BIGSERIAL PRIMARY KEY, at FLOAT8, batch TEXT, old TEXT, new TEXT);",
+        _trigger(
+            "trail_created",
+            "AFTER INSERT ON batch FOR EACH ROW",
+            f"INSERT INTO trail_status (at, batch, old, new) VALUES ({_CLOCK}, NEW.id, NULL, NEW.status)",
+        ),
+        _trigger(
+            "trail_moved",
+            "AFTER UPDATE OF status ON batch FOR EACH ROW WHEN (OLD.status != NEW.status)",
+            f"INSERT INTO trail_status (at, batch, old, new) VALUES ({_CLOCK}, NEW.id, OLD.status, NEW.status)",
+        ),
+        "CREATE TABLE trail_restamped (batch TEXT);",
+        _trigger(
+            "trail_restamp",
+            f"AFTER UPDATE OF {', '.join(_STAMPS)} ON batch FOR EACH ROW WHEN ({_RESTAMPED.replace('IS NOT OLD', 'IS DISTINCT FROM OLD')})",
+            "INSERT INTO trail_restamped VALUES (NEW.id)",
+        ),
+        """CREATE TABLE trail_claim (id BIGSERIAL PRIMARY KEY, at FLOAT8, batch TEXT, slice INTEGER, first INTEGER,
+             lines INTEGER, epoch INTEGER, owner TEXT, taken_from TEXT, done BYTEA);""",
+        _trigger(
+            "trail_claimed",
+            "AFTER UPDATE OF epoch ON slice FOR EACH ROW",
+            f"""INSERT INTO trail_claim (at, batch, slice, first, lines, epoch, owner, taken_from, done) VALUES
+             ({_CLOCK}, NEW.batch_id, NEW.ordinal, NEW.first, NEW.lines, NEW.epoch, NEW.owner, OLD.owner, NEW.done)""",
+        ),
+        "CREATE TABLE trail_lease (at FLOAT8, batch TEXT, owner TEXT, taken_from TEXT);",
+        _trigger(
+            "trail_leased",
+            "AFTER UPDATE OF epoch ON batch FOR EACH ROW",
+            f"INSERT INTO trail_lease VALUES ({_CLOCK}, NEW.id, NEW.owner, OLD.owner)",
+        ),
+        """CREATE TABLE trail_done (id BIGSERIAL PRIMARY KEY, at FLOAT8, batch TEXT, slice INTEGER, first INTEGER,
+             epoch INTEGER, old BYTEA, new BYTEA);
+           CREATE INDEX trail_done_batch ON trail_done (batch);""",
+        _trigger(
+            "trail_recorded",
+            "AFTER UPDATE OF done ON slice FOR EACH ROW",
+            f"""INSERT INTO trail_done (at, batch, slice, first, epoch, old, new) VALUES
+             ({_CLOCK}, NEW.batch_id, NEW.ordinal, NEW.first, NEW.epoch, OLD.done, NEW.done)""",
+        ),
+        """CREATE TABLE trail_counts (id BIGSERIAL PRIMARY KEY, batch TEXT, status TEXT, total INTEGER,
+             completed INTEGER, failed INTEGER, entries INTEGER, lines INTEGER);""",
+        # The row of the batch is locked by now: whoever has counted before has committed, and is seen.
+        _trigger(
+            "trail_counted",
+            "AFTER UPDATE OF completed, failed ON batch FOR EACH ROW",
+            """INSERT INTO trail_counts (batch, status, total, completed, failed, lines) VALUES
+             (NEW.id, NEW.status, NEW.total, NEW.completed, NEW.failed,
+              (SELECT coalesce(sum(bit_count(t.new) - bit_count(t.old)), 0) FROM trail_done t WHERE t.batch = NEW.id))""",
+        ),
+        _trigger(
+            "short_window",
+            "AFTER INSERT ON batch FOR EACH ROW WHEN (NEW.metadata::json ->> 'window' IS NOT NULL)",
+            """UPDATE batch SET expires_at = created_at + (NEW.metadata::json ->> 'window')::integer
+             WHERE id = NEW.id""",
+        ),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +192,7 @@ class Recorded:
 
 
 class Counted(NamedTuple):
-    """A batch's counts were written; `recorded` bitmaps had changed by then, in the order of `Trail.recorded`."""
+    """A batch's counts were written; by then so many of its lines were recorded in its bitmaps."""
 
     batch: str
     status: str
@@ -147,32 +224,46 @@ def bits(bitmap: bytes) -> set[int]:
     return {at * 8 + bit for at, byte in enumerate(bitmap) for bit in range(8) if byte >> bit & 1}
 
 
-def lay_trail(database: Path) -> None:
+def lay_trail(ground: Ground) -> None:
     """Add the triggers to a migrated database."""
-    with closing(sqlite3.connect(database, timeout=30)) as connection:
-        connection.executescript(_TRIGGERS)
+    ground.script(_POSTGRESQL if ground.has_many_writers else _SQLITE)
 
 
-def read_trail(database: Path) -> Trail:
+def read_trail(ground: Ground) -> Trail:
     """Return what has been laid down so far."""
     shift = time.monotonic() - time.time()
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as connection:
+    with closing(ground.rows()) as connection:
 
-        def rows(sql: str) -> list[tuple[Any, ...]]:
-            return [(row[0] + shift, *row[1:]) for row in connection.execute(sql)]
+        def rows(kind: type[T], table: str) -> list[T]:
+            names = kind.__slots__[1:]
+            found = connection.all(f"SELECT at, {', '.join(names)} FROM {table} ORDER BY id")
+            return [kind(at=row[0] + shift, **dict(zip(names, row[1:], strict=True))) for row in found]
 
-        moves = rows("SELECT at, batch, old, new FROM trail_status ORDER BY id")
-        claims = rows(
-            "SELECT at, batch, slice, first, lines, epoch, owner, taken_from, done FROM trail_claim ORDER BY id"
+        recorded = rows(Recorded, "trail_done")
+        counts = connection.all(
+            "SELECT batch, status, total, completed, failed, lines, entries FROM trail_counts ORDER BY id"
         )
-        recorded = rows("SELECT at, batch, slice, first, epoch, old, new FROM trail_done ORDER BY id")
-        counts = "SELECT batch, status, total, completed, failed, recorded FROM trail_counts ORDER BY id"
-        taken = "SELECT count(*) FROM trail_lease WHERE taken_from IS NOT NULL AND taken_from IS NOT owner"
+        taken = "SELECT count(*) FROM trail_lease WHERE taken_from IS NOT NULL AND taken_from IS DISTINCT FROM owner"
         return Trail(
-            moves=[Move(**dict(zip(Move.__slots__, row, strict=True))) for row in moves],
-            claims=[Claimed(**dict(zip(Claimed.__slots__, row, strict=True))) for row in claims],
-            recorded=[Recorded(**dict(zip(Recorded.__slots__, row, strict=True))) for row in recorded],
-            counts=[Counted(*row) for row in connection.execute(counts)],
-            restamped=[batch for (batch,) in connection.execute("SELECT batch FROM trail_restamped")],
-            batches_taken_over=connection.execute(taken).fetchone()[0],
+            moves=rows(Move, "trail_status"),
+            claims=rows(Claimed, "trail_claim"),
+            recorded=recorded,
+            counts=_counts(counts, recorded),
+            restamped=[batch for (batch,) in connection.all("SELECT batch FROM trail_restamped")],
+            batches_taken_over=connection.all(taken)[0][0],
         )
+
+
+def _counts(rows: Sequence[Row], recorded: Sequence[Recorded]) -> list[Counted]:
+    """Count the lines where the trail has not."""
+    found: list[Counted] = []
+    lines: Counter[str] = Counter()
+    at = 0
+    for *of, counted, entries in rows:
+        if counted is None:
+            for entry in recorded[at:entries]:
+                lines[entry.batch] += len(entry.lines())
+            at = max(at, entries)
+            counted = lines[of[0]]
+        found.append(Counted(*of, counted))
+    return found
