@@ -189,8 +189,8 @@ def run(plan: Plan, folder: Path) -> Verdict:
         for client in running.clients:
             finding.check(client.fault is None, "the API answers", repr(client.fault))
         events = Counter(entry.get("event", "?") for entry in _log(running.fleet.log))
-    verdict = Verdict(plan=plan, violations=dict(finding.violations), examples=finding.examples)
-    verdict.figures = dict(finding.figures) | _figures(running, evidence.trail, events)
+        figures = dict(finding.figures) | _figures(running, evidence.trail, events)
+    verdict = Verdict(plan=plan, violations=dict(finding.violations), examples=finding.examples, figures=figures)
     times = {"storm": stormed, "until all was final": quieted, "in all": time.monotonic() - began}
     verdict.figures |= {f"seconds {what}": round(seconds, 1) for what, seconds in times.items()}
     verdict.void = sorted(_what_did_not_bite(running, verdict.figures))

@@ -184,13 +184,19 @@ def _check_answers(evidence: Evidence, finding: Finding) -> None:
 
 
 def _check_troubles(evidence: Evidence, finding: Finding) -> None:
-    """Once rows and bytes are there again, work goes on soon: lines are recorded and batches moved by workers (R12)."""
+    """Once rows and bytes are there again, work goes on soon: lines are recorded and batches moved by workers (R12).
+
+    Where the model server is away, too, it is its return that counts.
+    """
+    outages = [i for i in evidence.inflicted if i.kind is Kind.OUTAGE]
     moves = (m.at for m in evidence.trail.moves if m.old is not None and m.new != Status.CANCELLING)
     progress = sorted([*moves, *(entry.at for entry in evidence.trail.recorded)])
     for trouble in evidence.inflicted:
         if trouble.kind is Kind.TROUBLE and trouble.until is not None:
+            ends = [i.until for i in outages if i.until is not None and i.at < trouble.until + RESUME_SECONDS]
+            end = max([trouble.until, *(each for each in ends if each > trouble.until)])
             since = progress[bisect.bisect(progress, trouble.until) :][_SIGNS - 1 :]
-            took = since[0] - trouble.until if since else float("inf")
+            took = max(0.0, since[0] - end) if since else float("inf")
             told = f"{trouble.mode}: {took:.1f} s"
             finding.check(took <= RESUME_SECONDS, "R12 work goes on within ten seconds of a trouble's end", told)
             name = f"seconds to go on after {trouble.mode}"
