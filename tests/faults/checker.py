@@ -23,7 +23,6 @@ from faults.nemesis import Kind
 from faults.outcome import BatchCheck
 from faults.trail import Trail, bits
 
-
 RESUME_SECONDS = 10.0
 _SIGNS = 3  # of progress: one may be a transaction that was under way when the trouble began
 _UNAVAILABLE = 503
@@ -226,7 +225,7 @@ def _check_rows(evidence: Evidence, finding: Finding) -> None:
         for what, sql in LEFTOVERS.items():
             left = rows.all(sql)
             finding.check(not left, f"R17 nothing is left behind: {what}", left[:5])
-        ready = {key: sha256 for key, sha256 in rows.all("SELECT key, sha256 FROM blob WHERE state = 'ready'")}
+        ready = dict(rows.all("SELECT key, sha256 FROM blob WHERE state = 'ready'"))
         files = [key for (key,) in rows.all("SELECT blob_key FROM file")]
         results = [
             file_id

@@ -1,5 +1,6 @@
-"""The ground of a run: where its rows and bytes are, how the harness reads them behind the product's back, and what can
-go wrong with them. This one is a data directory: SQLite and a disk.
+"""The ground of a run: where its rows and bytes are, and how the harness reads them behind the product's back.
+
+This one is a data directory: SQLite and a disk.
 """
 
 import sqlite3

@@ -220,13 +220,8 @@ class Nemesis:
 
     def _hold_up(self, fault: Fault, slot: Slot | None, rows: Rows) -> None:
         """Let a worker's writes wait for a while, then strike; without a slot those of one that has Slices."""
-        if (
-            self.ground.away
-            or (target := slot or self._holder(fault, rows) or next(iter(self.fleet.begun), None)) is None
-        ):
-            let_go = None
-        else:
-            let_go = self.ground.hold(target.name)
+        target = None if self.ground.away else slot or self._holder(fault, rows) or next(iter(self.fleet.begun), None)
+        let_go = None if target is None else self.ground.hold(target.name)
         if let_go is None:
             self._at(time.monotonic() + _LOOK_SECONDS, lambda: self._hold_up(fault, slot, rows))
             return

@@ -1,12 +1,10 @@
-"""The ground past one machine: a real PostgreSQL behind a proxy that loses COMMITs, a real bucket behind one that fails.
+"""The ground past one machine: a real PostgreSQL behind a proxy that loses COMMITs, a bucket behind one that fails.
 
-what                    the product sees
-stop fast, stop at once connections cut, then refused, for a second or two; the second is a crash of the server
-cut connections         single connections end in the middle of whatever they do (`pg_terminate_backend`)
-pause                   nothing at all: connections stand, new ones are taken, nobody answers
-lost commits            each of many COMMITs is done, and its answer is lost with the connection
-500, slow down, reset   of each request to the bucket, for longer than one call is patient
-lost reply              of half of the requests: done, and nobody hears of it
+What goes wrong, as the product sees it: `stop fast` and `stop at once` (a crash) cut connections, and refuse them then;
+`cut connections` ends single ones in the middle of whatever they do; in a `pause` connections stand, new ones are
+taken, and nobody answers; `lost commits` are done, and their answer is lost with the connection. The bucket answers
+`500` or resets (`reset`) whatever it is asked for, for longer than one call is patient; it tells to `slow down`; with a
+`lost reply` it does what it was asked for, and nobody hears of it.
 """
 
 import asyncio
@@ -178,11 +176,11 @@ class Remote:
         self.script("CREATE EXTENSION IF NOT EXISTS amcheck")
         rows = self.rows()
         indices = "SELECT i.indexrelid::regclass::text FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid"
-        ours = rows.all(f"{indices} WHERE c.relnamespace = 'public'::regnamespace")  # noqa: S608 - our own words
+        ours = rows.all(f"{indices} WHERE c.relnamespace = 'public'::regnamespace")
         wrong: list[Row] = []
         for (index,) in ours:
             try:
-                rows.all(f"SELECT bt_index_check('{index}', true)")  # noqa: S608 - the database's own name
+                rows.all(f"SELECT bt_index_check('{index}', true)")
             except asyncpg.PostgresError as fault:
                 wrong.append((index, str(fault)))
         rows.close()

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from faults.__main__ import storm
+from faults.__main__ import short_storm, storm
 from faults.chaos import Plan, run_enclosed
+from faults.checker import RESUME_SECONDS
 from faults.launcher import WINDOW
+from faults.remote import Remote
 
 # A fault costs the lines in flight and those that wait for their group commit; measured: 5 to 17.
 _EXTRA_A_FAULT = 8 * WINDOW
@@ -27,6 +29,26 @@ def test_a_storm_of_faults_loses_doubles_and_overwrites_nothing(tmp_path: Path, 
     assert verdict.void == []
     assert figures["worker faults"] >= 600
     assert figures["extra executions"] <= figures["worker faults"] * _EXTRA_A_FAULT
+
+
+@pytest.mark.alone
+@pytest.mark.timeout(600)
+def test_a_storm_past_one_machine_loses_doubles_and_overwrites_nothing(
+    tmp_path: Path, tell: Callable[[str], None]
+) -> None:
+    """On PostgreSQL and a bucket, worker faults and every trouble of both break no promise, and each of them bit.
+
+    The API answers 503 with Retry-After meanwhile, and work goes on within ten seconds of the end of each.
+    """
+    plan = short_storm(1)
+    verdict = run_enclosed(plan, tmp_path)
+    tell(verdict.report())
+    figures = verdict.figures
+    assert verdict.violations == {}, verdict.examples
+    assert verdict.void == []
+    assert figures["worker faults"] >= plan.faults
+    assert {*plan.troubles} == {*Remote.troubles}
+    assert all(figures[f"seconds to go on after {trouble}"] <= RESUME_SECONDS for trouble in plan.troubles)
 
 
 @pytest.mark.timeout(300)

@@ -60,7 +60,7 @@ CREATE TRIGGER trail_recorded AFTER UPDATE OF done ON slice BEGIN
     ({_NOW}, NEW.batch_id, NEW.ordinal, NEW.first, NEW.epoch, OLD.done, NEW.done);
 END;
 
--- `entries` is how far `trail_done` had come: writers follow each other. Elsewhere they do not, and `lines` are counted.
+-- `entries` is how far `trail_done` had come: writers follow each other. Where they do not, `lines` are counted.
 CREATE TABLE trail_counts (id INTEGER PRIMARY KEY, batch TEXT, status TEXT, total INTEGER, completed INTEGER,
   failed INTEGER, entries INTEGER, lines INTEGER);
 CREATE TRIGGER trail_counted AFTER UPDATE OF completed, failed ON batch BEGIN
@@ -78,10 +78,13 @@ END;
 _CLOCK = "extract(epoch FROM clock_timestamp())::float8"
 
 
+_CHANGED = _RESTAMPED.replace("IS NOT OLD", "IS DISTINCT FROM OLD")
+
+
 def _trigger(name: str, when: str, statement: str) -> str:
     """Return a trigger of PostgreSQL: a function first, then who calls it."""
     return f"""CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-      {statement};
+      INSERT INTO {statement};
       RETURN NEW;
     END $$;
     CREATE TRIGGER {name} {when} EXECUTE FUNCTION {name}();"""
@@ -93,32 +96,32 @@ _POSTGRESQL = "\n".join(
         _trigger(
             "trail_created",
             "AFTER INSERT ON batch FOR EACH ROW",
-            f"INSERT INTO trail_status (at, batch, old, new) VALUES ({_CLOCK}, NEW.id, NULL, NEW.status)",
+            f"trail_status (at, batch, old, new) VALUES ({_CLOCK}, NEW.id, NULL, NEW.status)",
         ),
         _trigger(
             "trail_moved",
             "AFTER UPDATE OF status ON batch FOR EACH ROW WHEN (OLD.status != NEW.status)",
-            f"INSERT INTO trail_status (at, batch, old, new) VALUES ({_CLOCK}, NEW.id, OLD.status, NEW.status)",
+            f"trail_status (at, batch, old, new) VALUES ({_CLOCK}, NEW.id, OLD.status, NEW.status)",
         ),
         "CREATE TABLE trail_restamped (batch TEXT);",
         _trigger(
             "trail_restamp",
-            f"AFTER UPDATE OF {', '.join(_STAMPS)} ON batch FOR EACH ROW WHEN ({_RESTAMPED.replace('IS NOT OLD', 'IS DISTINCT FROM OLD')})",
-            "INSERT INTO trail_restamped VALUES (NEW.id)",
+            f"AFTER UPDATE OF {', '.join(_STAMPS)} ON batch FOR EACH ROW WHEN ({_CHANGED})",
+            "trail_restamped VALUES (NEW.id)",
         ),
         """CREATE TABLE trail_claim (id BIGSERIAL PRIMARY KEY, at FLOAT8, batch TEXT, slice INTEGER, first INTEGER,
              lines INTEGER, epoch INTEGER, owner TEXT, taken_from TEXT, done BYTEA);""",
         _trigger(
             "trail_claimed",
             "AFTER UPDATE OF epoch ON slice FOR EACH ROW",
-            f"""INSERT INTO trail_claim (at, batch, slice, first, lines, epoch, owner, taken_from, done) VALUES
+            f"""trail_claim (at, batch, slice, first, lines, epoch, owner, taken_from, done) VALUES
              ({_CLOCK}, NEW.batch_id, NEW.ordinal, NEW.first, NEW.lines, NEW.epoch, NEW.owner, OLD.owner, NEW.done)""",
         ),
         "CREATE TABLE trail_lease (at FLOAT8, batch TEXT, owner TEXT, taken_from TEXT);",
         _trigger(
             "trail_leased",
             "AFTER UPDATE OF epoch ON batch FOR EACH ROW",
-            f"INSERT INTO trail_lease VALUES ({_CLOCK}, NEW.id, NEW.owner, OLD.owner)",
+            f"trail_lease VALUES ({_CLOCK}, NEW.id, NEW.owner, OLD.owner)",
         ),
         """CREATE TABLE trail_done (id BIGSERIAL PRIMARY KEY, at FLOAT8, batch TEXT, slice INTEGER, first INTEGER,
              epoch INTEGER, old BYTEA, new BYTEA);
@@ -126,7 +129,7 @@ _POSTGRESQL = "\n".join(
         _trigger(
             "trail_recorded",
             "AFTER UPDATE OF done ON slice FOR EACH ROW",
-            f"""INSERT INTO trail_done (at, batch, slice, first, epoch, old, new) VALUES
+            f"""trail_done (at, batch, slice, first, epoch, old, new) VALUES
              ({_CLOCK}, NEW.batch_id, NEW.ordinal, NEW.first, NEW.epoch, OLD.done, NEW.done)""",
         ),
         """CREATE TABLE trail_counts (id BIGSERIAL PRIMARY KEY, batch TEXT, status TEXT, total INTEGER,
@@ -135,16 +138,17 @@ _POSTGRESQL = "\n".join(
         _trigger(
             "trail_counted",
             "AFTER UPDATE OF completed, failed ON batch FOR EACH ROW",
-            """INSERT INTO trail_counts (batch, status, total, completed, failed, lines) VALUES
+            """trail_counts (batch, status, total, completed, failed, lines) VALUES
              (NEW.id, NEW.status, NEW.total, NEW.completed, NEW.failed,
-              (SELECT coalesce(sum(bit_count(t.new) - bit_count(t.old)), 0) FROM trail_done t WHERE t.batch = NEW.id))""",
+              (SELECT coalesce(sum(bit_count(t.new) - bit_count(t.old)), 0)
+               FROM trail_done t WHERE t.batch = NEW.id))""",
         ),
-        _trigger(
-            "short_window",
-            "AFTER INSERT ON batch FOR EACH ROW WHEN (NEW.metadata::json ->> 'window' IS NOT NULL)",
-            """UPDATE batch SET expires_at = created_at + (NEW.metadata::json ->> 'window')::integer
-             WHERE id = NEW.id""",
-        ),
+        """CREATE FUNCTION short_window() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             NEW.expires_at := NEW.created_at + (NEW.metadata::json ->> 'window')::integer;
+             RETURN NEW;
+           END $$;
+           CREATE TRIGGER short_window BEFORE INSERT ON batch FOR EACH ROW
+             WHEN (NEW.metadata::json ->> 'window' IS NOT NULL) EXECUTE FUNCTION short_window();""",
     )
 )
 
@@ -236,7 +240,7 @@ def read_trail(ground: Ground) -> Trail:
 
         def rows(kind: type[T], table: str) -> list[T]:
             names = kind.__slots__[1:]
-            found = connection.all(f"SELECT at, {', '.join(names)} FROM {table} ORDER BY id")
+            found = connection.all(f"SELECT at, {', '.join(names)} FROM {table} ORDER BY id")  # noqa: S608 - our own words
             return [kind(at=row[0] + shift, **dict(zip(names, row[1:], strict=True))) for row in found]
 
         recorded = rows(Recorded, "trail_done")
@@ -259,11 +263,10 @@ def _counts(rows: Sequence[Row], recorded: Sequence[Recorded]) -> list[Counted]:
     found: list[Counted] = []
     lines: Counter[str] = Counter()
     at = 0
-    for *of, counted, entries in rows:
-        if counted is None:
+    for *of, count, entries in rows:
+        if count is None:
             for entry in recorded[at:entries]:
                 lines[entry.batch] += len(entry.lines())
             at = max(at, entries)
-            counted = lines[of[0]]
-        found.append(Counted(*of, counted))
+        found.append(Counted(*of, lines[of[0]] if count is None else count))
     return found

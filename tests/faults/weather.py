@@ -1,5 +1,6 @@
-"""The proxies before the database and the bucket, in a process of their own: they would share an interpreter with
-clients, nemesis and checker, and each round trip of the product would wait for those.
+"""The proxies before the database and the bucket, in a process of their own.
+
+In that of the run they would share an interpreter with clients and nemesis, and each round trip wait for those.
 """
 
 import asyncio
