@@ -234,12 +234,12 @@ class Nemesis:
 
     def _strike(self, fault: Fault, slot: Slot | None, rows: Rows, let_go: LetGo | None = None) -> None:
         running = self.fleet.begun
-        if slot is None or slot not in running:
+        if slot is None or slot not in running or self.ground.away:
             if let_go is not None:  # the one that is held has ended: another is as good
                 let_go()
                 let_go = None
             if not running or self.ground.away:
-                self._at(time.monotonic() + _STEP_SECONDS, lambda: self._strike(fault, None, rows))
+                self._at(time.monotonic() + _LOOK_SECONDS, lambda: self._strike(fault, None, rows))
                 return
             slot = running[fault.target % len(running)]
         now = time.monotonic()
