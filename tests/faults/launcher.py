@@ -39,6 +39,7 @@ LEASE = 1.0
 WINDOW = 8
 STALE_SECONDS = 8  # what has an hour in production: longer than any stop or lock of a run
 _ORPHAN_SECONDS = 2
+_STUCK_SECONDS = 1  # a batch that five workers died over, as happens here, is tried again: else all might be stuck
 _GRACE_SECONDS = 1  # open answers of the API may end so long after SIGTERM
 
 
@@ -178,6 +179,7 @@ def _be(*, site: dict[str, Any], role: str, name: str) -> None:
     random.seed()  # the zygote's state would be the same in all of them
     sweeper._STALE_SECONDS = STALE_SECONDS  # the run must see the janitor at work
     sweeper._ORPHAN_SECONDS = _ORPHAN_SECONDS
+    sweeper._STUCK_SECONDS = _STUCK_SECONDS
     set_up_logs(process=name, json=True)
     _tell_refusals()
     _name_sessions(name)

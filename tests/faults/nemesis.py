@@ -22,6 +22,9 @@ _DRAIN_SECONDS = 5.0  # a worker that was told to end and has not by then is kil
 _STEP_SECONDS = 0.002
 _LOOK_SECONDS = 0.02
 _START_SECONDS = 30.0
+_TRUCE_SECONDS = 12.0  # after a trouble, until work has gone on: so long it may take, and is then found to be too long
+_SIGNS = 5
+_PROGRESS = "SELECT (SELECT count(*) FROM trail_done) + (SELECT count(*) FROM trail_status WHERE old IS NOT NULL)"
 _OUTAGES = ("503", "refuse", "hang")
 
 
@@ -147,6 +150,9 @@ class Nemesis:
     _later: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _armed: list[tuple[float, Fault]] = field(default_factory=list)
     _counted: int = 0
+    _truce: float = 0.0  # until then no new fault
+    _signs: int | None = None
+    _looked: float = 0.0
 
     def storm(self, schedule: Sequence[Fault], *, seconds: float) -> None:
         """Inflict all of it, over at least so long."""
@@ -155,7 +161,8 @@ class Nemesis:
         with closing(self.ground.rows()) as rows:
             while due or self._later or self._armed or time.monotonic() < begin + seconds:
                 now = time.monotonic()
-                if self.ground.away:  # the storm's clock stands: all workers wait, and nobody can say what they hold
+                if self.ground.away or self._is_truce(rows, now):
+                    # The storm's clock stands: nobody can say what workers hold, or they are to show that they go on.
                     begin, begun = begin + now - last, now
                 elif due and now >= begin + due[-1].at:
                     if len(self.fleet.begun) > 1:
@@ -167,7 +174,7 @@ class Nemesis:
                         raise RuntimeError("the workers do not begin: their log says why")
                 while self._later and now >= self._later[0][0]:
                     heapq.heappop(self._later)[2]()
-                if self._armed and not self.ground.away:
+                if self._armed and not self.ground.away and now >= self._truce:
                     self._aim(rows, now)
                 last = now
                 self.fleet.keep()
@@ -202,9 +209,22 @@ class Nemesis:
 
         def over() -> None:
             end()
-            self.inflicted[place] = replace(self.inflicted[place], until=time.monotonic())
+            now = time.monotonic()
+            self.inflicted[place] = replace(self.inflicted[place], until=now)
+            self._truce, self._signs = now + _TRUCE_SECONDS, None
 
         self._at(at + fault.seconds, over)
+
+    def _is_truce(self, rows: Rows, now: float) -> bool:
+        """Say whether a trouble is just over, and nothing has gone on since."""
+        if now >= self._truce or now < self._looked + _LOOK_SECONDS:
+            return now < self._truce
+        self._looked = now
+        ((signs,),) = rows.all(_PROGRESS)
+        self._signs = signs if self._signs is None else self._signs
+        if signs >= self._signs + _SIGNS:
+            self._truce = 0.0
+        return bool(self._truce)
 
     def _aim(self, rows: Rows, now: float) -> None:
         """Strike the holder of a batch in the state that a fault waits for, or anyone once it has waited enough."""
