@@ -150,6 +150,7 @@ class Nemesis:
     _later: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _armed: list[tuple[float, Fault]] = field(default_factory=list)
     _counted: int = 0
+    _troubled: bool = False
     _truce: float = 0.0  # until then no new fault
     _signs: int | None = None
     _looked: float = 0.0
@@ -204,6 +205,10 @@ class Nemesis:
 
     def _trouble(self, fault: Fault) -> None:
         at, place = time.monotonic(), len(self.inflicted)
+        if self._troubled or at < self._truce:  # one after the other: what each one costs is measured
+            self._at(at + _LOOK_SECONDS, lambda: self._trouble(fault))
+            return
+        self._troubled = True
         end = self.ground.begin(fault.mode)
         self.inflicted.append(Inflicted(kind=fault.kind, at=at, mode=fault.mode))
 
@@ -211,6 +216,7 @@ class Nemesis:
             end()
             now = time.monotonic()
             self.inflicted[place] = replace(self.inflicted[place], until=now)
+            self._troubled = False
             self._truce, self._signs = now + _TRUCE_SECONDS, None
 
         self._at(at + fault.seconds, over)
