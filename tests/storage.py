@@ -4,10 +4,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from sqlalchemy import ColumnElement, Float, literal
 
 from batchmill.blobs.blobs import Blobs
 from batchmill.blobs.disk import DiskBlobs
@@ -29,22 +27,6 @@ class Storage:
     blobs: Blobs
 
 
-class ClockedPostgres(PostgresDatabase):
-    """PostgreSQL that judges leases by a test's clock, as SQLite does: else no test could let one lapse at will."""
-
-    def __init__(self, *, clock: Clock, **rest: Any) -> None:  # noqa: ANN401 - whatever it takes
-        self._clock = clock
-        super().__init__(**rest)
-
-    @property
-    def _lease_now(self) -> ColumnElement[float]:
-        return literal(self._clock.boot(), Float)
-
-    @_lease_now.setter
-    def _lease_now(self, _: ColumnElement[float]) -> None:
-        """Take no other."""
-
-
 @asynccontextmanager
 async def storage_of(name: str, config: pytest.Config, folder: Path, clock: Clock) -> AsyncIterator[Storage]:
     """Give a test the storage of this name; leases are judged by its clock."""
@@ -57,7 +39,7 @@ async def storage_of(name: str, config: pytest.Config, folder: Path, clock: Cloc
         return
     cluster = cluster_of(config)
     url = await cluster.new_database()
-    postgres = ClockedPostgres(url=url, clock=clock, patience=60.0)  # of a busy machine
+    postgres = PostgresDatabase(url=url, lease_clock=clock, patience=60.0)  # of a busy machine
     yield Storage(database=postgres, blobs=bucket_of(config).blobs(folder))
     await postgres.close()
     await cluster.give_back(url)

@@ -29,9 +29,9 @@ from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
 from batchmill.store.database import Database, SqliteDatabase, Transaction
 from batchmill.store.migrate import migrate
 from batchmill.store.organisation import Allowance, insert_key, insert_organisation, save_allowance
+from batchmill.store.postgres import PostgresDatabase
 from batchmill.store.tables import blob
 from fakeclock import FakeClock
-from storage import ClockedPostgres
 
 T = TypeVar("T")
 
@@ -94,7 +94,7 @@ class Served:
         self.database: Database = SqliteDatabase(path=folder / "batchmill.sqlite3", clock=self.clock)
         if postgres is not None:
             self.run(self.database.close())
-            self.database = ClockedPostgres(url=postgres, clock=self.clock, patience=60.0)
+            self.database = PostgresDatabase(url=postgres, lease_clock=self.clock, patience=60.0)
         self.folder = folder / "blobs"
         self.blobs = blobs or DiskBlobs(folder=self.folder)
         if migrated:

@@ -16,10 +16,11 @@ from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import asyncpg
-from sqlalchemy import Connection, Float, cast, extract, func
+from sqlalchemy import ColumnElement, Connection, Float, cast, extract, func, literal
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from batchmill.clock import Clock
 from batchmill.store.database import DatabaseAway, Statements, Transaction, nothing
 from batchmill.store.dsn import read_dsn
 from batchmill.store.listener import CHANNEL, Listener
@@ -75,6 +76,7 @@ class PostgresDatabase:
         role: What this process is, for whoever looks at `pg_stat_activity`.
         pool_size: The most connections at a time, beside one that listens.
         patience: Seconds that a read or a write may take, with all its tries; then DatabaseAway is raised.
+        lease_clock: What judges leases; None for the server's own clock, the one that all processes share.
         pooled: A pooler in transaction mode (pgbouncer) stands before the server: nothing is kept in a session.
 
     Raises:
@@ -82,7 +84,14 @@ class PostgresDatabase:
     """
 
     def __init__(
-        self, *, url: str, role: str = "", pool_size: int = 8, patience: float = 10.0, pooled: bool = False
+        self,
+        *,
+        url: str,
+        role: str = "",
+        pool_size: int = 8,
+        patience: float = 10.0,
+        pooled: bool = False,
+        lease_clock: Clock | None = None,
     ) -> None:
         name = f"batchmill {role}".rstrip()
         session = {} if pooled else {**_SESSION, **_TCP}  # a pooler refuses what it does not track
@@ -111,7 +120,7 @@ class PostgresDatabase:
             },
         )
         self._reader = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        self._lease_now = cast(extract("epoch", func.clock_timestamp()), Float)
+        self._lease_clock = lease_clock
         self._free = asyncio.Semaphore(pool_size)
         self._patience = patience
         self._pooled = pooled
@@ -244,7 +253,11 @@ class PostgresDatabase:
     def _transaction(
         self, connection: Connection, take_time: Callable[[], None], ring: Callable[[], None] = nothing
     ) -> Transaction:
-        return Transaction(connection=connection, lease_now=self._lease_now, ring=ring, take_time=take_time)
+        clock = self._lease_clock
+        now: ColumnElement[float] = (
+            cast(extract("epoch", func.clock_timestamp()), Float) if clock is None else literal(clock.boot(), Float)
+        )
+        return Transaction(connection=connection, lease_now=now, ring=ring, take_time=take_time)
 
     async def _run(self, call: Coroutine[Any, Any, T]) -> T:
         running = asyncio.ensure_future(call)
