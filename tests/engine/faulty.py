@@ -34,6 +34,11 @@ class FaultyBlobs:
                 raise OSError(self.number, os.strerror(self.number))
             self.after -= 1
 
+    @property
+    def is_local(self) -> bool:
+        """See `Blobs`."""
+        return self._blobs.is_local
+
     def writer(self, key: str) -> "FaultyWriter":
         """See `Blobs`."""
         return FaultyWriter(self, key, self._blobs.writer(key))

@@ -209,6 +209,11 @@ class SeamBlobs:
         self._clock = clock
         self._begun = begun
 
+    @property
+    def is_local(self) -> bool:
+        """See `Blobs`."""
+        return self._blobs.is_local
+
     def writer(self, key: str) -> SeamWriter:
         """See `Blobs`."""
         _refuse_when_full(self._seam)

@@ -58,6 +58,11 @@ class BlobWriter(Protocol):
 class Blobs(Protocol):
     """Where the bytes are."""
 
+    @property
+    def is_local(self) -> bool:
+        """Whether a read of few bytes costs next to nothing; where it is a request, many should be one."""
+        ...
+
     def writer(self, key: str) -> BlobWriter:
         """Begin to write a key.
 

@@ -74,6 +74,11 @@ class BucketBlobs:
         """In another process it is opened anew."""
         return partial(BucketBlobs, url=self.url, scratch=self._scratch, patience=self._patience), ()
 
+    @property
+    def is_local(self) -> bool:
+        """See `Blobs`."""
+        return False
+
     def writer(self, key: str) -> "BucketWriter":
         """See `Blobs`. Up to some 40 MB are held in memory."""
         return BucketWriter(self, check_key(key))

@@ -43,6 +43,11 @@ class DiskBlobs:
         """In another process (a large input is validated in one) fsync is the plain one: the clock on it stays here."""
         return partial(DiskBlobs, folder=self._folder), ()
 
+    @property
+    def is_local(self) -> bool:
+        """See `Blobs`."""
+        return True
+
     def writer(self, key: str) -> "DiskWriter":
         """See `Blobs`."""
         path = self._path(key)

@@ -71,6 +71,11 @@ class InPlaceBlobs:
         self._file = file
         self._blobs = blobs
 
+    @property
+    def is_local(self) -> bool:
+        """See `Blobs`; of the file, which is the input."""
+        return True
+
     def writer(self, key: str) -> BlobWriter:
         """See `Blobs`."""
         if key == self._key:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from batchmill.blobs.blobs import Blobs, Written
+from batchmill.engine.ordered import OrderedCopy
 from batchmill.schedule.plan import Cut, Record
 from batchmill.schedule.planner import Ordering, Planner
 from batchmill.spec.limits import Limits
@@ -18,7 +19,10 @@ _ORDERING = Ordering()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validation:
-    """What became of an input: `errors`, or else a durable Plan of `total` lines, cut into Slices."""
+    """What became of an input: `errors`, or else a durable Plan of `total` lines, cut into Slices.
+
+    With a `copy` the Plan refers to that, in which lines stand in its order; without one it refers to the input.
+    """
 
     total: int = 0
     tokens: int = 0  # of all lines, by estimate
@@ -26,6 +30,7 @@ class Validation:
     cuts: tuple[Cut, ...] = ()
     errors: tuple[LineError, ...] = ()
     plan: Written | None = None
+    copy: Written | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,7 +54,9 @@ class _Pass:
                 self.total += 1
                 self.tokens += checked.tokens
                 body = memoryview(raw.text)[checked.body_offset :][: checked.body_length]
-                self.planner.add(self._record(checked), prompt=checked.prompt, output=checked.output, body=body)
+                record = self._record(checked)
+                if not self.report.count:  # else there will be no Plan
+                    self.planner.add(record, prompt=checked.prompt, output=checked.output, body=body)
             else:
                 self.report.add(checked)
 
@@ -79,11 +86,12 @@ def validate(
     known_models: Collection[str],
     catalogue: Catalogue = NOTHING_CONFIGURED,
     ordering: Ordering = _ORDERING,
+    copy_key: str | None = None,
 ) -> Validation:
     """Check the whole input and lay down its Plan; blocking. An input with a repeated custom_id is read twice.
 
     Memory is bounded by the longest line, the errors kept, some ten bytes a line for repeated custom_ids, and a piece
-    of the Plan.
+    of the Plan. An input that is copied is read twice, too.
 
     Args:
         blobs: Where the input is, and the Plan is to be.
@@ -94,12 +102,14 @@ def validate(
         known_models: Those that some Backend serves.
         catalogue: What is configured of models.
         ordering: What decides on the order of the lines.
+        copy_key: Of a copy of the lines in that order, where it is not the input's; without it none is made.
     """
     checker = partial(Checker, endpoint=endpoint, limits=limits, known_models=known_models, catalogue=catalogue)
     hashes, report = Hashes(), ErrorReport(max_errors=limits.max_errors)
     plan = blobs.writer(plan_key)
+    copy = None if copy_key is None else OrderedCopy(blobs=blobs, input_key=input_key, key=copy_key)
     try:
-        planner = Planner(write=plan.write, ordering=ordering)
+        planner = Planner(write=plan.write, ordering=ordering, copy=None if copy is None else copy.lay)
         reading = _Pass(
             checker=checker(ids=hashes),
             catalogue=catalogue,
@@ -108,7 +118,6 @@ def validate(
         )
         with blobs.open(input_key) as stream:
             reading.read(read_lines(stream.readline, limits.max_line_bytes))
-        cuts = planner.finish()
         watched, others = hashes.repeated()
         if watched:
             report = ErrorReport(max_errors=limits.max_errors)
@@ -118,12 +127,16 @@ def validate(
         report.add(whole_file_errors(reading.lines, limits))
         if errors := report.data():
             return Validation(errors=tuple(errors))
+        cuts = planner.finish()
         return Validation(
             total=reading.total,
             tokens=reading.tokens,
             models=tuple(reading.models),
             cuts=cuts,
             plan=plan.finish(),
+            copy=None if copy is None else copy.finish(),
         )
     finally:
         plan.discard()
+        if copy is not None:
+            copy.discard()

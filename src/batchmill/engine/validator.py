@@ -8,7 +8,7 @@ from functools import partial
 import msgspec
 import structlog
 
-from batchmill.blobs.blobs import Blobs
+from batchmill.blobs.blobs import Blobs, Written
 from batchmill.blobs.space import Room
 from batchmill.clock import Clock
 from batchmill.engine.attempt import Attempts
@@ -20,7 +20,7 @@ from batchmill.spec.limits import Limits
 from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
 from batchmill.spec.states import Event, Status
 from batchmill.store.batch import Batch, advance, claim_batch, has_batch, release_batch
-from batchmill.store.blob import blob_bytes, doom_blob, insert_writing, publish_blob
+from batchmill.store.blob import blob_bytes, doom_blob, drop_refs, insert_writing, publish_blob
 from batchmill.store.database import Database, Transaction
 from batchmill.store.model import list_models
 from batchmill.store.organisation import find_allowance
@@ -76,7 +76,7 @@ class Validator:
         if claimed is None:
             return False
         batch = claimed.batch
-        async with self._attempts.over(batch, keys=[_plan_key(batch)]):
+        async with self._attempts.over(batch, keys=self._keys(batch)):
             validation = await self._validate(claimed)
             await self._database.write(lambda tx: self._conclude(tx, batch, validation))
             self._log.info("validated", batch=batch.id, lines=validation.total, errors=len(validation.errors))
@@ -88,7 +88,8 @@ class Validator:
         if batch is None:
             return None
         now = int(self._clock.now())
-        insert_writing(tx, key=_plan_key(batch), organisation_id=batch.organisation_id, now=now)
+        for key in self._keys(batch):
+            insert_writing(tx, key=key, organisation_id=batch.organisation_id, now=now)
         permits = find_allowance(tx, organisation_id=batch.organisation_id).permits
         known = {name for name, _ in list_models(tx) if permits(name)}
         return _Claimed(batch=batch, size=blob_bytes(tx, key=_input_key(batch)), known=known)
@@ -105,8 +106,13 @@ class Validator:
             known_models=claimed.known,
             catalogue=self._catalogue,
             ordering=self._ordering,
+            copy_key=None if self._blobs.is_local else batch.copy_key,
         )
         return await (run_in_child(call) if claimed.size > _CHILD_BYTES else asyncio.to_thread(call))
+
+    def _keys(self, batch: Batch) -> list[str]:
+        """Return the keys that validating may write to."""
+        return [_plan_key(batch)] if self._blobs.is_local else [_plan_key(batch), batch.copy_key]
 
     def _conclude(self, tx: Transaction, batch: Batch, validation: Validation) -> None:
         """Write what validation found, if the batch still waits for it and the lease still stands."""
@@ -123,18 +129,29 @@ class Validator:
                 "plan_key": _plan_key(batch),
                 "model": validation.models[0] if len(validation.models) == 1 else None,
             }
+            if validation.copy is not None:
+                values["input_key"] = batch.copy_key
         values |= {"owner": None, "lease_until": None}
         moved = advance(
             tx, batch_id=batch.id, status=Status.VALIDATING, event=event, now=now, epoch=batch.epoch, values=values
         )
         if moved and validation.plan is not None:
-            written = validation.plan
-            publish_blob(tx, key=_plan_key(batch), size=written.bytes, sha256=written.sha256)
+            self._publish(tx, batch, validation.plan, validation.copy)
             insert_slices(tx, _slices(batch, validation))
         else:
-            doom_blob(tx, key=_plan_key(batch))
+            for key in self._keys(batch):
+                doom_blob(tx, key=key)
         if not moved:
             release_batch(tx, batch_id=batch.id, epoch=batch.epoch)
+
+    def _publish(self, tx: Transaction, batch: Batch, plan: Written, copy: Written | None) -> None:
+        """Let the batch refer to its Plan, and to the copy in place of the input, if one was made."""
+        publish_blob(tx, key=_plan_key(batch), size=plan.bytes, sha256=plan.sha256)
+        if copy is not None:
+            publish_blob(tx, key=batch.copy_key, size=copy.bytes, sha256=copy.sha256)
+            drop_refs(tx, key=_input_key(batch))
+        elif not self._blobs.is_local:
+            doom_blob(tx, key=batch.copy_key)
 
 
 def _waits(tx: Transaction) -> bool:

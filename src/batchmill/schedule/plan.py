@@ -11,6 +11,11 @@ SLICE_BYTES = 8 << 20
 _RECORD = struct.Struct("<QIIIIIIIIII")
 RECORD_BYTES = _RECORD.size
 _LINE = struct.Struct("<12xI32x")  # its line only
+_SPAN = struct.Struct("<QI36x")  # where its line is only
+_OFFSET = struct.Struct("<Q")
+_CLOSE = 4 << 10  # bytes: to read so many in vain costs next to nothing
+_JUMPS = 64  # lines for each one that is elsewhere: four of a Slice
+_FEW = 16  # such ones are too few to do anything for
 
 
 class Record(NamedTuple):
@@ -44,7 +49,7 @@ def pack(record: Record) -> bytes:
     return _RECORD.pack(*record)
 
 
-def unpack(data: bytes | memoryview) -> Iterator[Record]:
+def unpack(data: bytes | bytearray | memoryview) -> Iterator[Record]:
     """Yield the records of a Plan or of any whole part of it; struct.error if a record is cut short."""
     return map(Record._make, _RECORD.iter_unpack(data))
 
@@ -57,6 +62,27 @@ def record_at(data: bytes | memoryview, place: int) -> Record:
 def line_numbers(data: bytes | memoryview) -> list[int]:
     """Return the physical line number of each record, in the Plan's order."""
     return [line for (line,) in _LINE.iter_unpack(data)]
+
+
+def line_spans(data: bytes | bytearray) -> Iterator[tuple[int, int]]:
+    """Yield the offset and the length of each record's line, in the Plan's order."""
+    return _SPAN.iter_unpack(data)
+
+
+def is_scattered(data: bytes | bytearray) -> bool:
+    """Say whether neighbours in the Plan lie far from each other in the file, more often than rarely."""
+    end = jumps = 0
+    for offset, length in line_spans(data):
+        jumps += not end <= offset <= end + _CLOSE
+        end = offset + length
+    return jumps > _FEW + len(data) // RECORD_BYTES // _JUMPS
+
+
+def lay_out(data: bytearray, begin: int) -> None:
+    """Let the lines of the records stand in the Plan's order from the offset `begin` on, a line end behind each."""
+    for at, (_, length) in enumerate(line_spans(bytes(data))):
+        _OFFSET.pack_into(data, at * RECORD_BYTES, begin)
+        begin += length + 1
 
 
 def cut(

@@ -28,8 +28,8 @@ class BlobRow:
 class BatchRows:
     """A batch and all that hangs on it, from one snapshot.
 
-    `input_key` and `plan_bytes` are null where there is no such blob (any more); `files` holds the result Files that
-    exist, by kind (`output`, `error`); `open` the ordinals of open Slices.
+    `input_key` (of the bytes as they were uploaded) and `plan_bytes` are null where there is no such blob (any more);
+    `files` holds the result Files that exist, by kind (`output`, `error`); `open` the ordinals of open Slices.
     """
 
     batch: Batch
@@ -137,7 +137,7 @@ def read_batch(tx: Transaction, *, batch_id: str) -> BatchRows | None:
     return BatchRows(
         batch=found,
         open_slices=open_slices,
-        input_key=found.input_key or (source.blob_key if source else None),
+        input_key=source.blob_key if source else None if found.has_copy else found.input_key,
         plan_bytes=tx.connection.execute(select(blob.c.bytes).where(blob.c.key == found.plan_key)).scalar(),
         slices=list_slices(tx, batch_id=batch_id),
         open=frozenset(tx.connection.execute(still_open).scalars()),
