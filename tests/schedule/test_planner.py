@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchmill.schedule.plan import Cut, Record, line_numbers, pack, record_at, unpack
-from batchmill.schedule.planner import Ordering, Planner
+from batchmill.schedule.plan import Cut, Record, is_scattered, line_numbers, line_spans, pack, record_at, unpack
+from batchmill.schedule.planner import Copy, Ordering, Planner
 
 ANYHOW = Ordering()
 DOCUMENTS = [bytes([65 + number]) * 40_000 for number in range(40)]  # more than half a small engine's cache
@@ -24,10 +24,12 @@ def plan(
     piece: int = 1000,
     by: Ordering = ANYHOW,
     bodies: Sequence[bytes] = (),
+    copy: Copy | None = None,
+    copied: int = 1 << 30,
 ) -> tuple[list[Record], tuple[Cut, ...]]:
     """Return the Plan of these lines."""
     data = bytearray()
-    planner = Planner(write=data.extend, ordering=by, piece=piece)
+    planner = Planner(write=data.extend, ordering=by, copy=copy, piece=piece, copied=copied)
     for one, prompt, body in zip(records, prompts, bodies or prompts, strict=True):
         planner.add(one, prompt=prompt, output=100, body=body)
     cuts = planner.finish()
@@ -121,3 +123,74 @@ def test_twins_stand_side_by_side() -> None:
     assert [one.line for one in planned] == [1, 5, 8, 2, 3, 6, 4, 7]
     planned, _ = plan(records, [b""] * 8, bodies=bodies)
     assert [one.line for one in planned] == list(range(1, 9))
+
+
+FAR = 10_000  # bytes from line to line: neighbours in the file are close, all others are not
+
+
+def far(line: int, *, model: int = 0) -> Record:
+    """Return the record of a long line."""
+    return record(line, model=model)._replace(offset=line * FAR, length=FAR - 1)
+
+
+def test_a_piece_in_another_order_is_copied() -> None:
+    """What copies is given its Plan; that then refers to lines which follow one another from where the copy begins."""
+    given: list[list[int]] = []
+
+    def copy(piece: bytes) -> int:
+        given.append(line_numbers(piece))
+        return min(offset for offset, _ in line_spans(piece))
+
+    prompts = [DOCUMENTS[line % 40] for line in range(120)]
+    planned, cuts = plan([far(line) for line in range(1, 121)], prompts, piece=60, copy=copy)
+    assert given == [[one.line for one in planned[:60]], [one.line for one in planned[60:]]]
+    assert [one.offset for one in planned] == [FAR * n for n in range(1, 121)]
+    assert [one.line for one in planned] != list(range(1, 121))
+    assert cuts == plan([far(line) for line in range(1, 121)], prompts, piece=60)[1]
+
+
+def test_without_room_a_piece_keeps_the_files_order() -> None:
+    """Its Plan refers to the file, and marks no line as sharing anything; twins are not put side by side either."""
+    records, prompts = [far(line) for line in range(1, 121)], [DOCUMENTS[line % 40] for line in range(120)]
+    for by in (ANYHOW, Ordering(coalesce=True)):
+        planned, cuts = plan(records, prompts, by=by, copy=lambda _piece: None)
+        assert planned == [one._replace(prefill=10_000) for one in records]
+        assert sum(cut.lines for cut in cuts) == 120
+
+
+def test_what_is_nearly_in_order_is_not_copied() -> None:
+    """A file in order, one with a few lines elsewhere, and one whose models take turns nearby, stay where they are."""
+
+    def copy(_piece: bytes) -> int:
+        raise AssertionError
+
+    for records in (
+        [far(line) for line in range(1, 601)],
+        [record(line, model=line % 3) for line in range(1, 601)],
+    ):
+        plan(records, [b""] * 600, piece=300, copy=copy)
+    bodies = [b"%d" % (line if line >= 10 else 300) for line in range(600)]
+    plan([far(line) for line in range(600)], [b""] * 600, bodies=bodies, by=Ordering(coalesce=True), copy=copy)
+
+
+def test_a_piece_that_may_be_copied_is_bounded_in_bytes() -> None:
+    """It ends with the line that reaches the bound; where nothing is copied, lines alone count."""
+    given: list[int] = []
+
+    def copy(piece: bytes) -> int:
+        given.append(len(line_numbers(piece)))
+        return min(offset for offset, _ in line_spans(piece))
+
+    records = [far(line, model=line % 2) for line in range(1, 201)]
+    planned, _ = plan(records, [b""] * 200, copy=copy, copied=40 * FAR)
+    assert given == [41, 41, 41, 41, 36]
+    assert sorted(one.line for one in planned[:41]) == list(range(1, 42))
+    assert plan(records, [b""] * 200, copied=40 * FAR) == plan(records, [b""] * 200)
+
+
+def test_lines_are_scattered_if_many_are_not_behind_the_one_before() -> None:
+    """Of sixty lines more than sixteen; a run of them that goes backwards begins with one that is elsewhere."""
+    for back in range(60):
+        order = [*reversed(range(back)), *range(back, 60)]
+        jumps = sum(line != before + 1 for before, line in zip([-1, *order], order, strict=False))
+        assert is_scattered(b"".join(pack(far(line)) for line in order)) is (jumps > 16), back

@@ -20,7 +20,7 @@ from batchmill.spec.limits import Limits
 from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
 from batchmill.spec.states import Event, Status
 from batchmill.store.batch import Batch, advance, claim_batch, has_batch, release_batch
-from batchmill.store.blob import blob_bytes, doom_blob, drop_refs, insert_writing, publish_blob
+from batchmill.store.blob import blob_bytes, copy_key, doom_blob, drop_refs, insert_writing, publish_blob
 from batchmill.store.database import Database, Transaction
 from batchmill.store.model import list_models
 from batchmill.store.organisation import find_allowance
@@ -106,13 +106,13 @@ class Validator:
             known_models=claimed.known,
             catalogue=self._catalogue,
             ordering=self._ordering,
-            copy_key=None if self._blobs.is_local else batch.copy_key,
+            copy_key=None if self._blobs.is_local else _copy_key(batch),
         )
         return await (run_in_child(call) if claimed.size > _CHILD_BYTES else asyncio.to_thread(call))
 
     def _keys(self, batch: Batch) -> list[str]:
         """Return the keys that validating may write to."""
-        return [_plan_key(batch)] if self._blobs.is_local else [_plan_key(batch), batch.copy_key]
+        return [_plan_key(batch)] if self._blobs.is_local else [_plan_key(batch), _copy_key(batch)]
 
     def _conclude(self, tx: Transaction, batch: Batch, validation: Validation) -> None:
         """Write what validation found, if the batch still waits for it and the lease still stands."""
@@ -130,7 +130,7 @@ class Validator:
                 "model": validation.models[0] if len(validation.models) == 1 else None,
             }
             if validation.copy is not None:
-                values["input_key"] = batch.copy_key
+                values["input_key"] = _copy_key(batch)
         values |= {"owner": None, "lease_until": None}
         moved = advance(
             tx, batch_id=batch.id, status=Status.VALIDATING, event=event, now=now, epoch=batch.epoch, values=values
@@ -148,10 +148,10 @@ class Validator:
         """Let the batch refer to its Plan, and to the copy in place of the input, if one was made."""
         publish_blob(tx, key=_plan_key(batch), size=plan.bytes, sha256=plan.sha256)
         if copy is not None:
-            publish_blob(tx, key=batch.copy_key, size=copy.bytes, sha256=copy.sha256)
+            publish_blob(tx, key=_copy_key(batch), size=copy.bytes, sha256=copy.sha256)
             drop_refs(tx, key=_input_key(batch))
         elif not self._blobs.is_local:
-            doom_blob(tx, key=batch.copy_key)
+            doom_blob(tx, key=_copy_key(batch))
 
 
 def _waits(tx: Transaction) -> bool:
@@ -161,6 +161,10 @@ def _waits(tx: Transaction) -> bool:
 
 def _plan_key(batch: Batch) -> str:
     return f"{batch.id}-{batch.epoch}-plan"
+
+
+def _copy_key(batch: Batch) -> str:
+    return copy_key(batch.id, epoch=batch.epoch)
 
 
 def _input_key(batch: Batch) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import Row, exists, func, select, text, union_all
 
 from batchmill.store.batch import Batch, batches_by_id
+from batchmill.store.blob import is_copy
 from batchmill.store.database import Transaction
 from batchmill.store.file import File, file_of_row
 from batchmill.store.slice import Segment, Slice, list_segments, list_slices
@@ -137,7 +138,7 @@ def read_batch(tx: Transaction, *, batch_id: str) -> BatchRows | None:
     return BatchRows(
         batch=found,
         open_slices=open_slices,
-        input_key=source.blob_key if source else None if found.has_copy else found.input_key,
+        input_key=source.blob_key if source else None if is_copy(found.input_key) else found.input_key,
         plan_bytes=tx.connection.execute(select(blob.c.bytes).where(blob.c.key == found.plan_key)).scalar(),
         slices=list_slices(tx, batch_id=batch_id),
         open=frozenset(tx.connection.execute(still_open).scalars()),

@@ -50,16 +50,6 @@ class Batch:
         """The batch's id."""
         return self.object.id
 
-    @property
-    def copy_key(self) -> str:
-        """Of the input's lines in the Plan's order, which is the `input_key` from `accepted` on if there are such."""
-        return f"{self.id}-{self.epoch}-lines"
-
-    @property
-    def has_copy(self) -> bool:
-        """Whether `input_key` is of such a copy: no key of a File begins with a batch's id."""
-        return self.input_key is not None and self.input_key.startswith(f"{self.id}-")
-
 
 def insert_batch(tx: Transaction, added: Batch) -> None:
     """Add a batch in `validating`."""

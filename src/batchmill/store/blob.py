@@ -11,9 +11,21 @@ from sqlalchemy import case, delete, insert, select, update
 from batchmill.store.database import Transaction
 from batchmill.store.tables import blob
 
+_COPY = "-lines"  # ends the key of a copy
+
 
 class BlobGone(Exception):  # noqa: N818 - it states what happened
     """The bytes were given up, or never announced: whoever wants to write or refer to them comes too late."""
+
+
+def copy_key(batch_id: str, *, epoch: int) -> str:
+    """Return the key of a batch's lines in the Plan's order: if they are copied, its `input_key` from then on."""
+    return f"{batch_id}-{epoch}{_COPY}"
+
+
+def is_copy(key: str | None) -> bool:
+    """Say whether a batch's `input_key` is of such a copy, not of the bytes as they were uploaded."""
+    return key is not None and key.endswith(_COPY)
 
 
 def insert_writing(tx: Transaction, *, key: str, organisation_id: str, now: int) -> None:
