@@ -158,7 +158,9 @@ class Orderer:
         prompt, column = self._prompt, self._column
         prefix = (column[depth - 1][line] if depth else 0 for line, depth in zip(lines, together, strict=True))
         prefill = (max(1, prompt[line] - TOKENS[depth]) for line, depth in zip(lines, cached, strict=True))
-        return Order(lines=array("I", lines), prefix=array("I", prefix), prefill=array("I", prefill))
+        told = Order(lines=array("I", lines), prefix=array("I", prefix), prefill=array("I", prefill))
+        self._column = []  # as large as the sums, and not needed before the next order
+        return told
 
 
 def _tokens(depths: Iterable[int]) -> int:

@@ -17,7 +17,7 @@ from zlib import crc32
 from batchmill.schedule.order import KV_TOKENS, NOTHING_SHARED, Orderer, fingerprint
 from batchmill.schedule.plan import RECORD_BYTES, Cut, Record, cut, is_scattered, lay_out, pack, unpack
 
-PIECE = 1 << 16  # lines: about 10 MB while they are ordered (150 bytes a line)
+PIECE = 1 << 16  # lines: about 12 MB while they are ordered (190 bytes a line)
 COPIED = 1 << 30  # bytes of the File, about: a piece that may have to be copied is no larger
 
 Copy = Callable[[bytes], int | None]
