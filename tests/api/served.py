@@ -85,8 +85,9 @@ class Served:
         redirect: bool = False,
         apart: bool = False,
         postgres: str | None = None,
+        clock: FakeClock | None = None,
     ) -> None:
-        self.clock = FakeClock()
+        self.clock = clock or FakeClock()
         self.broken = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)

@@ -12,6 +12,7 @@ from batchmill.spec.limits import KIMI
 from batchmill.store.database import Transaction
 from batchmill.store.model import BackendState, add_models, save_backend
 from batchmill.store.worker import insert_worker
+from fakeclock import FakeClock
 
 _SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 _CONFIG = Path(__file__).with_name("schemathesis.toml")
@@ -42,7 +43,7 @@ def _run(served: Served, folder: Path, given: str, *options: str) -> None:
     It may send again what was cut off: the body of who has no key is not read, so that its answer may be lost.
     """
     command = [_SCHEMATHESIS, "--config-file", _CONFIG, "run", f"{served.url}/openapi.json", "--seed=4", "--no-color"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "INPUT_FILE_ID": given}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "INPUT_FILE_ID": given, "PYTHONHASHSEED": "0"}
     done = subprocess.run(
         [*command, *options],
         cwd=folder,
@@ -55,6 +56,20 @@ def _run(served: Served, folder: Path, given: str, *options: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+class _Ticking(FakeClock):
+    """A clock that goes on by a millisecond with each look at it, so that ids sort by creation and nothing by chance.
+
+    While it stood still, lists came in the order of the ids' random bits. Links take what is in a list by its place, and
+    what is asked for next depends on the answer: so no seed made two runs alike, and the File that all were to use was
+    deleted early in some of them.
+    """
+
+    def now(self) -> float:
+        """Unix time in seconds."""
+        self.time += 0.001
+        return self.time
+
+
 def _ready(serve: Callable[..., Served]) -> Served:
     """Serve with a worker, a model and a well backend: `/readyz` is a 503 without."""
 
@@ -63,6 +78,7 @@ def _ready(serve: Callable[..., Served]) -> Served:
         save_backend(tx, BackendState(name="echo", well=True, reason=None, since=1))
         add_models(tx, names=["echo"], now=1)
 
-    served = serve(limits=replace(KIMI, failed_auth_per_minute=None))  # a 401 each, never the 429 of too many
+    limits = replace(KIMI, failed_auth_per_minute=None)  # a 401 each, never the 429 of too many
+    served = serve(limits=limits, clock=_Ticking())
     served.rows(statements)
     return served

@@ -16,6 +16,7 @@ from batchmill.api.files import file_routes
 from batchmill.api.gate import DOCS_ASSETS, App, Gate
 from batchmill.api.health import health_routes
 from batchmill.api.models import model_routes
+from batchmill.api.rate import Buckets, Rate
 from batchmill.api.replay import Replays
 from batchmill.blobs.blobs import Blobs
 from batchmill.blobs.space import Room
@@ -42,10 +43,12 @@ def create_app(
     redirect: bool = False,
     catalogue: Catalogue = NOTHING_CONFIGURED,
     apart: bool = False,
+    calls: Rate | None = None,
 ) -> App:
     """Build the API: the contract's routes, models, and health; `broken` as in `Gate`, `retention` in seconds.
 
     `redirect`: a download is sent on to the bucket, where there is one.
+    `calls`: where the calls of organisations are counted, if not in this process's memory.
     """
     app = FastAPIOffline(  # its page loads nothing from any other host
         title="Batchmill", version=version, redoc_url=None, static_url=DOCS_ASSETS, redirect_slashes=False
@@ -66,7 +69,8 @@ def create_app(
     app.add_exception_handler(HTTPException, _routing_answer)
     app.add_exception_handler(ApiError, _fault_answer)
     app.add_exception_handler(Exception, _fault_answer)  # answered here, then raised again: the gate logs it
-    return Gate(app, database=database, clock=clock, limits=limits, broken=broken)
+    calls = calls or Buckets(clock=clock)
+    return Gate(app, database=database, clock=clock, limits=limits, calls=calls, broken=broken)
 
 
 async def _fault_answer(_request: Request, fault: Exception) -> Response:

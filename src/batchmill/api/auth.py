@@ -14,7 +14,11 @@ from batchmill.store.organisation import Caller, find_caller
 
 
 class Auth:
-    """Knows callers by their `Authorization` header; a key anywhere else is none (invariant S3)."""
+    """Knows callers by their `Authorization` header; a key anywhere else is none (invariant S3).
+
+    Bad keys are counted by each process for itself: a key of 256 bits is not guessed by N times as many tries, and who
+    has none shall not cost a write.
+    """
 
     def __init__(self, *, database: Database, clock: Clock, limits: Limits) -> None:
         self._database = database
@@ -38,12 +42,12 @@ class Auth:
             found = await self._database.read(lambda tx: find_caller(tx, digest=digest, now=now))
             if found is not None:
                 return found
-        raise self._refusal(scope)
+        raise await self._refusal(scope)
 
-    def _refusal(self, scope: MutableMapping[str, Any]) -> ApiError:
+    async def _refusal(self, scope: MutableMapping[str, Any]) -> ApiError:
         if self._most is not None:
             address, _ = scope.get("client") or ("", 0)
-            taken = self._failed.take(address, per_minute=self._most)
+            taken = await self._failed.take(address, per_minute=self._most)
             if not taken.allowed:
                 return errors.rate_limited(taken.wait)
         return errors.unauthenticated()

@@ -13,7 +13,7 @@ from batchmill.api.answer import error_answer, request_id_headers
 from batchmill.api.auth import Auth
 from batchmill.api.body import Body
 from batchmill.api.fault import as_api_error, is_broken
-from batchmill.api.rate import Buckets
+from batchmill.api.rate import Rate
 from batchmill.clock import Clock
 from batchmill.spec import errors
 from batchmill.spec.errors import ApiError
@@ -35,15 +35,23 @@ class Gate:
 
     Past it, `request.state.organisation_id` is who asks, `request.state.caller` the digest of the key it asks with, and
     `request.state.allowance` what the organisation may use.
+    `calls` holds the organisations that have a limit to it.
     `broken` is called when the disk failed beneath a request: the process is to end.
     """
 
     def __init__(
-        self, app: App, *, database: Database, clock: Clock, limits: Limits, broken: Callable[[], None]
+        self,
+        app: App,
+        *,
+        database: Database,
+        clock: Clock,
+        limits: Limits,
+        calls: Rate,
+        broken: Callable[[], None],
     ) -> None:
         self._app = app
         self._auth = Auth(database=database, clock=clock, limits=limits)
-        self._calls = Buckets(clock=clock)
+        self._calls = calls
         self._limits = limits
         self._broken = broken
         self._log = structlog.get_logger("api")
@@ -94,7 +102,7 @@ class Gate:
             body.admitted = True
             per_minute = caller.allowance.requests_per_minute
             if per_minute is not None:
-                taken = self._calls.take(caller.organisation_id, per_minute=per_minute)
+                taken = await self._calls.take(caller.organisation_id, per_minute=per_minute)
                 added += taken.headers()
                 if not taken.allowed:
                     raise errors.rate_limited(taken.wait)

@@ -67,6 +67,16 @@ api_key = Table(
     Column("expires_at", BigInteger),
 )
 
+# How many calls an organisation with a limit may make now, for all API processes together (PostgreSQL).
+rate = Table(
+    "rate",
+    metadata,
+    Column("organisation_id", String, ForeignKey("organisation.id"), primary_key=True),
+    Column("tokens", Float, nullable=False),
+    Column("counted_at", Float, nullable=False),  # on the lease clock: when there were so many
+    Column("granted", Boolean, nullable=False),  # whether the last call got one
+)
+
 # The truth about bytes. `refs` counts the rows that point at the key: a File, a live batch's input or Plan, a Segment.
 blob = Table(
     "blob",
