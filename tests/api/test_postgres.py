@@ -13,6 +13,7 @@ from sqlalchemy import select
 from api.served import LINE, Answer, file_part, form, text_part
 from batchmill.api.app import create_app
 from batchmill.api.gate import App, Message
+from batchmill.api.rate import SharedBuckets
 from batchmill.blobs.disk import DiskBlobs
 from batchmill.blobs.space import Boundless
 from batchmill.cli.keys import make_key
@@ -42,6 +43,7 @@ class Process:
             limits=KIMI,
             version="0.0.1",
             broken=lambda: None,
+            calls=SharedBuckets(database=self.database),
         )
         self.key = ""
 
@@ -246,3 +248,20 @@ async def test_two_that_make_the_same_organisation_make_one(url: str, cluster: C
     assert (len(keys), len({key.organisation_id for key in keys})) == (2, 1)
     for database in databases:
         await database.close()
+
+
+async def test_processes_share_an_organisations_rate(start: Start) -> None:
+    """Three calls a minute are three in all, whichever process answers, and each tells the one bucket's state."""
+    processes = [await start(), await start()]
+
+    def limit(tx: Transaction) -> None:
+        organisation_id = find_organisation(tx, name="ours")
+        assert organisation_id is not None
+        save_allowance(tx, organisation_id=organisation_id, allowance=Allowance(requests_per_minute=3))
+
+    await processes[0].database.write(limit)
+    answers = [await processes[call % 2].ask("GET", "/v1/files") for call in range(4)]
+    told = [(one.status, one.headers["x-ratelimit-limit"], one.headers["x-ratelimit-remaining"]) for one in answers]
+    assert told == [(200, "3", "2"), (200, "3", "1"), (200, "3", "0"), (429, "3", "0")]
+    assert 18 <= int(answers[3].headers["retry-after"]) <= 20
+    assert 58 <= int(answers[3].headers["x-ratelimit-reset"]) <= 60

@@ -59,9 +59,9 @@ def _run(served: Served, folder: Path, given: str, *options: str) -> None:
 class _Ticking(FakeClock):
     """A clock that goes on by a millisecond with each look at it, so that ids sort by creation and nothing by chance.
 
-    While it stood still, lists came in the order of the ids' random bits. Links take what is in a list by its place, and
-    what is asked for next depends on the answer: so no seed made two runs alike, and the File that all were to use was
-    deleted early in some of them.
+    While it stood still, lists came in the order of the ids' random bits. A link takes what is in a list by its place,
+    and what is asked for next depends on the answers: so no seed made two runs alike, and in some of them the File that
+    is given to all was deleted early.
     """
 
     def now(self) -> float:

@@ -1,4 +1,4 @@
-"""Token buckets: how many calls a minute someone may make; in memory that is bounded, or in rows that processes share."""
+"""Token buckets: how many calls a minute someone may make; in bounded memory, or in rows that processes share."""
 
 import math
 from collections import OrderedDict
@@ -49,7 +49,7 @@ class Buckets:
         """See `Rate`."""
         now = self._clock.boot()
         tokens, then = self._buckets.pop(name, (float(per_minute), now))
-        tokens = min(float(per_minute), tokens + (now - then) * per_minute / _MINUTE)
+        tokens = min(float(per_minute), tokens + (now - then) * (per_minute / _MINUTE))
         allowed = tokens >= 1
         tokens -= allowed
         self._buckets[name] = tokens, now
@@ -76,7 +76,7 @@ class SharedBuckets:
         return _taken(allowed, tokens, per_minute)
 
 
-def _taken(allowed: bool, tokens: float, per_minute: int) -> Taken:  # noqa: FBT001 - said in the order of the facts
+def _taken(allowed: bool, tokens: float, per_minute: int) -> Taken:
     rate = per_minute / _MINUTE
     return Taken(
         allowed=allowed,

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from batchmill.api.app import create_app
 from batchmill.api.gate import App
 from batchmill.api.metrics import MetricsApp
+from batchmill.api.rate import Buckets, SharedBuckets
 from batchmill.assemble.limits import limits_of, retention_of
 from batchmill.assemble.storage import Storage
 from batchmill.clock import Clock
@@ -27,6 +28,7 @@ def build_api(*, settings: Settings, storage: Storage, clock: Clock, broken: Cal
         redirect=settings.download_redirect,
         catalogue=settings.catalogue,
         apart=not settings.worker,
+        calls=Buckets(clock=clock) if settings.is_embedded else SharedBuckets(database=storage.database),
     )
 
 

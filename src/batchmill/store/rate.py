@@ -8,7 +8,7 @@ from batchmill.store.tables import rate
 
 
 def take_token(tx: Transaction, *, organisation_id: str, per_minute: int) -> tuple[bool, float]:
-    """Take a token out of a bucket that holds `per_minute` (at least 1), if there is one; return that, and what is left.
+    """Take a token out of a bucket that holds `per_minute` (at least 1), if there is one; return that, and the rest.
 
     One statement on the database's clock, and one row that calls of the same organisation wait in line for. PostgreSQL
     only: on SQLite one process answers, and counts in its memory. Its commit is not waited for: a server that crashes
@@ -17,7 +17,9 @@ def take_token(tx: Transaction, *, organisation_id: str, per_minute: int) -> tup
     fresh = insert(rate).values(
         organisation_id=organisation_id, tokens=per_minute - 1, counted_at=tx.lease_now, granted=True
     )
-    now = func.greatest(rate.c.counted_at, fresh.excluded.counted_at)  # who waited for the row looked at the clock before
+    now = func.greatest(
+        rate.c.counted_at, fresh.excluded.counted_at
+    )  # who waited for the row looked at the clock before
     filled = func.least(per_minute, rate.c.tokens + (now - rate.c.counted_at) * (per_minute / 60))
     granted = filled >= 1
     left = case((granted, filled - 1), else_=filled)
