@@ -13,10 +13,11 @@ from sqlalchemy import select
 from api.served import LINE, Answer, file_part, form, text_part
 from batchmill.api.app import create_app
 from batchmill.api.gate import App, Message
-from batchmill.api.rate import SharedBuckets
+from batchmill.assemble import Storage, build_api
 from batchmill.blobs.disk import DiskBlobs
 from batchmill.blobs.space import Boundless
 from batchmill.cli.keys import make_key
+from batchmill.settings import Settings
 from batchmill.spec.limits import KIMI
 from batchmill.store.audit import missing_blobs, wrong_refs, wrong_sizes
 from batchmill.store.database import Transaction
@@ -43,7 +44,6 @@ class Process:
             limits=KIMI,
             version="0.0.1",
             broken=lambda: None,
-            calls=SharedBuckets(database=self.database),
         )
         self.key = ""
 
@@ -250,18 +250,24 @@ async def test_two_that_make_the_same_organisation_make_one(url: str, cluster: C
         await database.close()
 
 
-async def test_processes_share_an_organisations_rate(start: Start) -> None:
-    """Three calls a minute are three in all, whichever process answers, and each tells the one bucket's state."""
-    processes = [await start(), await start()]
+async def test_processes_share_an_organisations_rate(start: Start, url: str, tmp_path: Path) -> None:
+    """Put together as `serve` does: three calls a minute are three in all, and each answer tells the rest."""
 
     def limit(tx: Transaction) -> None:
         organisation_id = find_organisation(tx, name="ours")
         assert organisation_id is not None
         save_allowance(tx, organisation_id=organisation_id, allowance=Allowance(requests_per_minute=3))
 
+    processes, clock = [await start(), await start()], FakeClock()
     await processes[0].database.write(limit)
+    settings = Settings(database=url, data=tmp_path)
+    storages = [Storage(settings=settings, clock=clock) for _ in processes]
+    for process, storage in zip(processes, storages, strict=True):
+        process.app = build_api(settings=settings, storage=storage, clock=clock, broken=lambda: None)
     answers = [await processes[call % 2].ask("GET", "/v1/files") for call in range(4)]
+    for storage in storages:
+        await storage.database.close()
     told = [(one.status, one.headers["x-ratelimit-limit"], one.headers["x-ratelimit-remaining"]) for one in answers]
     assert told == [(200, "3", "2"), (200, "3", "1"), (200, "3", "0"), (429, "3", "0")]
-    assert 18 <= int(answers[3].headers["retry-after"]) <= 20
-    assert 58 <= int(answers[3].headers["x-ratelimit-reset"]) <= 60
+    assert 10 <= int(answers[3].headers["retry-after"]) <= 20
+    assert 50 <= int(answers[3].headers["x-ratelimit-reset"]) <= 60

@@ -14,17 +14,17 @@ def take_token(tx: Transaction, *, organisation_id: str, per_minute: int) -> tup
     only: on SQLite one process answers, and counts in its memory. Its commit is not waited for: a server that crashes
     forgets less than a second of calls, and nobody was promised a refusal.
     """
+    limit = float(per_minute)
     fresh = insert(rate).values(
-        organisation_id=organisation_id, tokens=per_minute - 1, counted_at=tx.lease_now, granted=True
+        organisation_id=organisation_id, tokens=limit - 1, counted_at=tx.lease_now, granted=True
     )
-    now = func.greatest(
-        rate.c.counted_at, fresh.excluded.counted_at
-    )  # who waited for the row looked at the clock before
-    filled = func.least(per_minute, rate.c.tokens + (now - rate.c.counted_at) * (per_minute / 60))
+    now = func.greatest(rate.c.counted_at, fresh.excluded.counted_at)  # who waited for the row looked before others did
+    filled = func.least(limit, rate.c.tokens + (now - rate.c.counted_at) * (limit / 60))
     granted = filled >= 1
     left = case((granted, filled - 1), else_=filled)
+    unhurried = func.set_config("synchronous_commit", "off", True)  # noqa: FBT003 - SQL's own: for this transaction
     taken = fresh.on_conflict_do_update(
         index_elements=[rate.c.organisation_id], set_={"tokens": left, "counted_at": now, "granted": granted}
-    ).returning(rate.c.granted, rate.c.tokens, func.set_config("synchronous_commit", "off", True))  # noqa: FBT003 - SQL's own: for this transaction
+    ).returning(rate.c.granted, rate.c.tokens, unhurried)
     row = tx.connection.execute(taken).one()
     return row.granted, row.tokens
