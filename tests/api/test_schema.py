@@ -50,7 +50,7 @@ def _run(served: Served, folder: Path, given: str, *options: str) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=240,  # it takes 15 s on an idle machine
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
