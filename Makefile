@@ -58,7 +58,7 @@ lock: ## Pin every package anew, to what the index gives today.
 	@touch $@
 
 .venv/setup: .venv/base pyproject.toml constraints.txt
-	$(PIP) install --constraint constraints.txt --editable ".[builtin,demo]"
+	$(PIP) install --constraint constraints.txt --editable ".[builtin,bucket,demo,postgres]"
 	@touch $@
 
 .venv/test: .venv/setup
