@@ -133,7 +133,9 @@ class Served:
             pass
 
     def close(self) -> None:
-        """Stop the server and wait for its end."""
+        """Stop the server and wait for its end; a second call does nothing."""
+        if self._loop.is_closed():
+            return
         self._server.should_exit = True
         self._serving.result()
         self.run(self.database.close())

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, event, select
 
 from api.served import Served, Tenant, file_part, form, text_part
 from batchmill.spec.ids import KEY_PREFIX, key_digest, mint_id, mint_key
@@ -20,7 +20,7 @@ from batchmill.store.batch import batches_by_id
 from batchmill.store.database import Transaction
 from batchmill.store.model import add_models
 from batchmill.store.organisation import expire_key, list_keys, revoke_key
-from batchmill.store.tables import api_key
+from batchmill.store.tables import api_key, blob
 from engine.mill import Mill
 
 UNAUTHENTICATED = (401, "incorrect_api_key_error", None, "invalid_api_key")
@@ -107,6 +107,8 @@ def test_a_key_revoked_during_an_upload_ends_no_upload(served: Served, tenant: T
 
     def sending() -> Any:  # noqa: ANN401 - pieces of the body
         yield body[:-40]
+        while not served.rows(lambda tx: tx.connection.execute(select(blob.c.key)).all()):
+            pass  # the server has not begun with it
         revoke(served, tenant.key)
         yield body[-40:]
 

@@ -162,6 +162,7 @@ def test_quotas_refuse_one_file_too_many(serve: Callable[..., Served]) -> None:
     assert len(tenant.call("GET", "/v1/files").json["data"]) == 2
 
 
+@pytest.mark.parametrize("served", ["sqlite+disk"], indirect=True)  # to a bucket nothing goes before there is much
 @pytest.mark.parametrize("linger", [None, struct.pack("ii", 1, 0)], ids=["close", "reset"])
 def test_a_client_that_goes_away_leaves_nothing(
     tenant: Tenant, linger: bytes | None, logged: list[MutableMapping[str, Any]]

@@ -26,7 +26,8 @@ from fakeclock import FakeClock
 from fleet.works import NotedLook, NotedWork
 from postgres import cluster_of
 
-pytestmark = pytest.mark.usefixtures("nodes")
+# Alone: Ray takes its ports before its processes listen on them, and others' servers would get some of them.
+pytestmark = [pytest.mark.usefixtures("nodes"), pytest.mark.alone]
 
 _NUMBERS = count()
 _SECONDS = 30.0
