@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 from batchmill.backends.http import HttpBackend
 from batchmill.backends.wire import WireTransport
 from batchmill.schedule.retry import Done, Later
+from batchmill.store.lane import forget_backends
 from batchmill.store.model import list_backends, list_models
 from engine.faulty import FaultyDatabase
 from engine.mill import Mill
@@ -89,6 +90,18 @@ async def test_backends_taken_out_are_forgotten(mill: Mill) -> None:
     assert [state.name for state in await mill.database.read(list_backends)] == [other.name]
     assert [name for name, _ in await mill.database.read(list_models)] == ["a"]
     await other.close()
+
+
+async def test_a_backend_whose_row_has_gone_is_told_again(mill: Mill) -> None:
+    """Another worker's clearing may meet our first word in the very moment: then the next question brings it back."""
+    hand = mill.hand(mill.echo(name="a"))
+    await hand.scout.step()
+    await mill.database.write(lambda tx: forget_backends(tx, worker_id="another", names=[]))
+    assert await mill.database.read(list_backends) == []
+    await mill.clock.advance(31)
+    await hand.scout.step()
+    (state,) = await mill.database.read(list_backends)
+    assert (state.name, state.well) == ("a", True)
 
 
 async def test_a_full_database_is_no_fault_of_the_scout(mill: Mill) -> None:

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+from sqlalchemy import delete, insert, select
 from structlog.testing import capture_logs
 
 from batchmill.spec.states import Status
 from batchmill.store.database import Statements
 from batchmill.store.lane import Standing, list_windows
+from batchmill.store.tables import backend
 from batchmill.store.worker import delete_worker, insert_worker
 from engine.faulty import FaultyDatabase
 from engine.mill import LEASE, Hand, Mill, Watched, lines
@@ -127,6 +129,25 @@ async def test_idle_workers_write_nothing(mill: Mill) -> None:
     await mill.database.write(lambda tx: delete_worker(tx, worker_id=hands[0].worker_id))
     await hands[1].sharing.step()
     assert hands[1].lanes[0].pace.window == 8
+
+
+async def test_what_was_not_told_is_told_later(mill: Mill) -> None:
+    """A backend that could not be told of in one step, as another worker was at it, is told of in a later one."""
+    hand = mill.hand(mill.echo(name="a"), mill.echo(name="b"), alone=False)
+    await mill.database.write(lambda tx: insert_worker(tx, worker_id=hand.worker_id, lease=LEASE, now=1))
+    await hand.scout.step()
+    for lane in hand.lanes:
+        lane.pace.sent(mill.clock.boot())
+    await hand.sharing.step()
+    assert [each.in_flight for each in await mill.database.read(list_windows)] == [1, 1]
+    for lane in hand.lanes:
+        lane.pace.withdrawn()
+    row = await mill.database.read(lambda tx: tx.connection.execute(select(backend).filter_by(name="b")).one())
+    await mill.database.write(lambda tx: tx.connection.execute(delete(backend).filter_by(name="b")))
+    await hand.sharing.step()
+    await mill.database.write(lambda tx: tx.connection.execute(insert(backend).values(**row._mapping)))  # noqa: SLF001 - SQLAlchemy's public view of a row
+    await hand.sharing.step()
+    assert [each.in_flight for each in await mill.database.read(list_windows)] == [0, 0]
 
 
 async def test_a_full_database_leaves_each_its_part(mill: Mill) -> None:

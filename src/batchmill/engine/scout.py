@@ -13,7 +13,7 @@ from batchmill.engine.lanes import Lane
 from batchmill.engine.loop import Bell
 from batchmill.store.database import Database, Transaction
 from batchmill.store.lane import forget_backends, say_health
-from batchmill.store.model import add_models
+from batchmill.store.model import add_models, has_backend
 from batchmill.telemetry import Metrics
 
 _ASK_SECONDS = 30.0  # how often a well backend is asked for its models
@@ -110,7 +110,7 @@ class Scout:
         self._metrics.backend_well.labels(name).set(reason is None)
 
         def statements(tx: Transaction) -> tuple[str, ...]:
-            if not same:
+            if not same or not has_backend(tx, name=name):  # another worker's clearing may have met our first word
                 say_health(tx, worker_id=self._worker_id, name=name, reason=reason, now=now)
             if is_first:
                 names = [lane.backend.name for lane in self._lanes]

@@ -55,7 +55,7 @@ class Sharing:
         )
         if is_news:
             heard = await self._tell(told)
-            self._busy = busy if heard else self._busy
+            self._busy = (busy | (self._busy - heard.keys())) & told.keys()
         now = self._clock.boot()
         more = [lanes[name].pace.hear(each, now) for name, each in heard.items()]
         return any(more)

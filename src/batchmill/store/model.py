@@ -41,6 +41,11 @@ def save_backend(tx: Transaction, state: BackendState) -> None:
     tx.connection.execute(added.on_conflict_do_update(index_elements=[backend.c.name], set_=values))
 
 
+def has_backend(tx: Transaction, *, name: str) -> bool:
+    """Say whether there is a row of this backend."""
+    return tx.connection.execute(select(backend.c.name).where(backend.c.name == name)).first() is not None
+
+
 def list_backends(tx: Transaction) -> Sequence[BackendState]:
     """Return how each backend was when it was last heard of."""
     rows = tx.connection.execute(select(backend).order_by(backend.c.name))
