@@ -2,7 +2,7 @@
 
 import os
 import resource
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from batchmill.assemble.limits import limits_of
@@ -103,9 +103,17 @@ def connections_of(backends: int) -> int:
 
 
 def added_lane(
-    entry: Entry, *, backends: list[tuple[Backend, int | None]], settings: Settings, alone: bool, clock: Clock
+    entry: Entry,
+    *,
+    backends: list[tuple[Backend, int | None]],
+    lanes: Iterable[Lane],
+    settings: Settings,
+    alone: bool,
+    clock: Clock,
 ) -> Lane:
     """Return the lane of a backend that the operator has added, and note it among those to be closed at the end.
+
+    It stands beside the present `lanes`: what has been removed takes no connections any more.
 
     Raises:
         ValueError: It cannot be made in this process, with the reason.
@@ -116,6 +124,6 @@ def added_lane(
     )
     backend = _backend(given, clock=clock, settings=settings, environment=os.environ)
     backends.append((backend, entry.window or settings.window))
-    window, connections = entry.window or settings.window, connections_of(len(backends))
+    window, connections = entry.window or settings.window, connections_of(1 + sum(1 for _ in lanes))
     pace = pace_of(window, polite=settings.polite, alone=alone, connections=connections)
     return Lane(backend=backend, pace=pace)

@@ -71,7 +71,7 @@ def build_worker(
     router = Router([lane.backend for lane in given])
     lanes, feed = Lanes(lanes=given, router=router), Feed()
     sharing = Sharing(lanes=lanes, pending=feed.pending, **here)
-    make_lane = partial(added_lane, backends=backends, settings=settings, alone=alone, clock=clock)
+    make_lane = partial(added_lane, backends=backends, lanes=lanes, settings=settings, alone=alone, clock=clock)
     validate, run, finalize, scout, share = (Bell(clock=clock) for _ in range(5))
     runner = Runner(
         ledger=Ledger(blobs=blobs, metrics=metrics, **mine),
