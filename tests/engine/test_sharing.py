@@ -145,7 +145,7 @@ async def test_what_was_not_told_is_told_later(mill: Mill) -> None:
     row = await mill.database.read(lambda tx: tx.connection.execute(select(backend).filter_by(name="b")).one())
     await mill.database.write(lambda tx: tx.connection.execute(delete(backend).filter_by(name="b")))
     await hand.sharing.step()
-    await mill.database.write(lambda tx: tx.connection.execute(insert(backend).values(**row._mapping)))  # noqa: SLF001 - SQLAlchemy's public view of a row
+    await mill.database.write(lambda tx: tx.connection.execute(insert(backend).values(**row._mapping)))
     await hand.sharing.step()
     assert [each.in_flight for each in await mill.database.read(list_windows)] == [0, 0]
 
