@@ -152,14 +152,24 @@ def _prepare_store(settings: Settings) -> str | None:
     now = build_clock().now()
 
     def statements(tx: Transaction) -> str | None:
-        unstick(tx)
-        if settings.is_embedded or not has_live_worker(tx):  # else others have worked all the time
-            pass_over(tx)
+        begin_anew(tx, shared=not settings.is_embedded)
         if has_keys(tx):
             return None
         return make_key(tx, org="default", now=now).key if settings.is_embedded else ""
 
     return in_rows(settings, statements)
+
+
+def begin_anew(tx: Transaction, *, shared: bool) -> None:
+    """Give every batch all its tries again, and let the time until now count in no rate, as a fresh start does.
+
+    Where rows are `shared`, a start is a scheduler's more often than an operator's: a worker whose machine it starts
+    again each time a batch kills it must not forget that it did. What is stuck there is tried again by and by.
+    """
+    if not shared:
+        unstick(tx)
+    if not (shared and has_live_worker(tx)):  # else others have worked all the time
+        pass_over(tx)
 
 
 def _child(
