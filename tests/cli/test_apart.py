@@ -133,6 +133,7 @@ def test_what_is_no_backend_is_refused(processes: Processes, tmp_path: Path, wor
     assert ended.code != 0
     assert sentence in ended.err
     assert "Traceback" not in ended.err
+    assert "Value error" not in ended.err
     assert "secret" not in ended.err
 
 
@@ -142,6 +143,14 @@ def test_a_worker_of_its_own_needs_rows_that_it_can_share(processes: Processes, 
     assert (alone.code, "--database" in alone.err) == (2, True)
     apart = processes.batchmill("serve", "--no-worker", "--data", tmp_path / "data")
     assert (apart.code, "set database to a PostgreSQL server" in apart.err) == (2, True)
+
+
+@pytest.mark.parametrize("words", [["worker"], ["serve", "--no-worker"]], ids=" ".join)
+def test_processes_apart_need_bytes_that_they_can_share(processes: Processes, tmp_path: Path, words: list[str]) -> None:
+    """Without a bucket both are refused: each would look for the others' bytes in a folder of its own."""
+    rows = clean_environment(BATCHMILL_DATABASE="postgresql://127.0.0.1:1/rows")
+    refused = processes.batchmill(*words, "--data", tmp_path / "data", environment=rows)
+    assert (refused.code, "name a bucket with --blobs" in refused.err) == (2, True)
 
 
 def test_a_database_that_may_lose_commits_is_refused(

@@ -46,6 +46,14 @@ def test_a_wrong_option_ends_with_2(processes: Processes, tmp_path: Path, option
     assert ended.out == ""
 
 
+def test_a_flag_wins_over_the_environment(processes: Processes, tmp_path: Path) -> None:
+    """`--worker` brings a worker, whose backends are looked at, also where BATCHMILL_WORKER says that there is none."""
+    options = ("--worker", "--backend", "http://gpu-1/v1", "--backend-key-env", "NO_SUCH_KEY")
+    environment = clean_environment(BATCHMILL_WORKER="false")
+    ended = processes.batchmill("serve", "--data", tmp_path / "data", *options, environment=environment)
+    assert (ended.code, "the environment variable NO_SUCH_KEY" in ended.err) == (2, True)
+
+
 def test_a_wrong_settings_file_ends_with_2(processes: Processes, tmp_path: Path) -> None:
     """Every wrong field of a settings file is named, each on a line of its own."""
     file = tmp_path / "batchmill.toml"

@@ -1,6 +1,8 @@
 """`batchmill verify`: what it says of a store, with and without a running server, and how it ends."""
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -109,3 +111,15 @@ def test_rows_of_another_version_are_not_judged(processes: Processes, tmp_path: 
     ended = processes.batchmill("verify", "--data", tmp_path / "data")
     assert ended.code == 3
     assert "start `batchmill serve` on it first" in ended.err
+
+
+@pytest.mark.parametrize("command", ["verify", "status"])
+def test_rows_of_a_newer_version_are_not_judged(processes: Processes, tmp_path: Path, command: str) -> None:
+    """Tables of a later era, which this version cannot read, end with 3 and a sentence."""
+    assert processes.batchmill("migrate", "--data", tmp_path / "data").code == 0
+    with closing(sqlite3.connect(tmp_path / "data" / "batchmill.sqlite3")) as rows, rows:
+        rows.execute("UPDATE alembic_version SET version_num = 'a9999'")
+    ended = processes.batchmill(command, "--data", tmp_path / "data")
+    assert ended.code == 3
+    assert "was used by a newer Batchmill" in ended.err
+    assert "Traceback" not in ended.err

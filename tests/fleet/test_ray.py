@@ -2,6 +2,7 @@ import asyncio
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -205,6 +206,22 @@ def test_an_address_without_a_cluster_is_told_at_once(address: str) -> None:
     """Nobody waits for minutes, as Ray itself does."""
     with pytest.raises(NoCluster, match=f"There is no Ray cluster at {address}"):
         connect(address)
+
+
+def test_who_listens_at_an_address_may_be_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cluster of our own is started in place of one that was named: it would have other nodes, and end with us."""
+    asked: list[str] = []
+
+    def refuse(address: str, **_: object) -> None:  # as Ray does after a minute
+        asked.append(address)
+        raise ConnectionError("no GCS there")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(NoCluster, match=f"There is no Ray cluster at {address}: no GCS there"):
+            connect(address)
+    assert asked == [address]
 
 
 def _process_of(name: str) -> int | None:

@@ -232,6 +232,13 @@ def test_images_are_pinned(image: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "spec"), [*_pods()], ids=lambda value: value if isinstance(value, str) else "")
+def test_no_service_makes_a_setting(name: str, spec: dict[str, Any]) -> None:
+    """Kubernetes would set BATCHMILL_PORT=tcp://… in every pod beside a Service named batchmill: it is told not to."""
+    assert name
+    assert spec["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize(("name", "spec"), [*_pods()], ids=lambda value: value if isinstance(value, str) else "")
 def test_pods_have_no_privilege(name: str, spec: dict[str, Any]) -> None:
     """Ours run as the image's user on a root that cannot be written, and outlive their drain; Ray's image is Ray's."""
     for container in spec["containers"]:

@@ -54,7 +54,7 @@ def keys_create(
 
 
 @keys_app.command("list")
-def keyssay_rows(
+def keys_list(
     *,
     data: DataOption = None,
     database: DatabaseOption = None,
@@ -126,7 +126,7 @@ def orgs_create(
 
 
 @orgs_app.command("list")
-def orgssay_rows(
+def orgs_list(
     *,
     data: DataOption = None,
     database: DatabaseOption = None,

@@ -29,8 +29,8 @@ def add(settings: Settings, *, url: str, key_env: str | None, window: int | None
         chosen = BackendSettings.model_validate(given if timeout is None else given | {"timeout": timeout})
         name = backend_name(chosen.url)
     except (ValidationError, ValueError) as fault:
-        said = fault.errors()[0]["msg"] if isinstance(fault, ValidationError) else fault
-        raise Stop(f"It cannot be a backend: {said}.", Exit.USAGE) from fault
+        said = fault.errors()[0]["msg"] if isinstance(fault, ValidationError) else str(fault)
+        raise Stop(f"It cannot be a backend: {said.removeprefix('Value error, ')}.", Exit.USAGE) from fault
     entry = Entry(
         name=name,
         url=chosen.url,

@@ -227,7 +227,7 @@ async def _follow(order: FleetOrder, namespace: str, *, is_ours: bool) -> None:
     hurry.cancel()
     ending.cancel()
     await asyncio.gather(ending, return_exceptions=not ending.done())
-    say("No worker is left." if ending.done() else "Stopped at once.")
+    say("Stopped at once." if ending.cancelled() else "No worker is left.")
 
 
 async def _tell(fleet: Fleet, stop: asyncio.Event) -> None:

@@ -13,12 +13,10 @@ from batchmill.settings import Seconds, Settings
 from batchmill.spec.ids import key_digest, key_hint, mint_id, mint_key
 from batchmill.spec.scopes import DEFAULT_SCOPES, Scope
 from batchmill.store.database import Transaction
-from batchmill.store.lock import lock_name
 from batchmill.store.organisation import (
     Key,
     expire_key,
     find_organisation,
-    has_keys,
     insert_key,
     insert_organisation,
     list_keys,
@@ -65,12 +63,6 @@ def make_key(
         expires_at=None if expires_in is None else int(now + expires_in),
     )
     return made
-
-
-def make_first_key(tx: Transaction, *, now: float) -> MadeKey | None:
-    """Make a key for the organisation `default` where no key is there yet; of several that start at once, one does."""
-    lock_name(tx, "the first key")
-    return None if has_keys(tx) else make_key(tx, org="default", now=now)
 
 
 def create_key(

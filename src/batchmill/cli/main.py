@@ -73,8 +73,9 @@ def serve(
     database: DatabaseOption = None,
     blobs: BlobsOption = None,
     worker: Annotated[
-        bool, typer.Option("--worker/--no-worker", help="With a worker beside the API, or without.")
-    ] = True,
+        bool | None,
+        typer.Option("--worker/--no-worker", help="With a worker beside the API, or without. [default: with]"),
+    ] = None,
     settings: FileOption = None,
     drain: DrainOption = None,
     lease: LeaseOption = None,
@@ -98,7 +99,7 @@ def serve(
         "retention": retention,
         "database": database,
         "blobs": blobs,
-        "worker": None if worker else False,
+        "worker": worker,
         "settings": settings,
         "drain": drain,
         "lease": lease,

@@ -50,6 +50,8 @@ def run_serve(settings: Settings) -> None:
     Raises:
         Stop: what is needed is not there.
     """
+    if not settings.worker:
+        _refuse_bytes_of_one_machine(settings, "An API without a worker")
     _run(settings, ("worker", "api") if settings.worker else ("api",))
 
 
@@ -65,7 +67,14 @@ def run_worker(settings: Settings) -> None:
             " --database. (`batchmill serve` has a worker already.)",
             Exit.USAGE,
         )
+    _refuse_bytes_of_one_machine(settings, "A worker of its own")
     _run(settings, ("worker",))
+
+
+def _refuse_bytes_of_one_machine(settings: Settings, who: str) -> None:
+    """Refuse a process apart that would look for the others' bytes in a folder of its own, and not find them."""
+    if settings.blobs is None:
+        raise Stop(f"{who} shares its bytes with others: name a bucket with --blobs.", Exit.USAGE)
 
 
 def _run(settings: Settings, roles: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from batchmill.ledger.audit import Audit
 from batchmill.ledger.finding import Finding
 from batchmill.settings import Settings
 from batchmill.store.database import DatabaseAway
-from batchmill.store.migrate import is_current
+from batchmill.store.migrate import NewerDatabase, is_current
 
 
 def run_verify(settings: Settings, *, source: Path | None, as_json: bool, say: Callable[[str], None]) -> bool:
@@ -52,6 +52,8 @@ async def refuse_other_version(storage: Storage) -> None:
     """Raise `Stop` if the rows are not those of this version's tables; what cannot be read at all, the audit tells."""
     try:
         current = await storage.database.read(is_current)
+    except NewerDatabase as newer:
+        raise Stop(f"The store was used by a newer Batchmill: {newer}.", Exit.DATA_UNUSABLE) from newer
     except DatabaseError:
         return
     if not current:

@@ -171,7 +171,7 @@ def connect(address: str | None) -> bool:
         Whether there is none, so that this process has started one, which ends with it.
 
     Raises:
-        NoCluster: nobody listens at the address.
+        NoCluster: nobody listens at the address, or no cluster does.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing of this goes to Ray's makers
     address = address or os.environ.get("RAY_ADDRESS") or "auto"
@@ -184,7 +184,9 @@ def connect(address: str | None) -> bool:
             raise NoCluster(f"There is no Ray cluster at {address}: {fault}.") from fault
     try:
         ray.init(address=address, **quiet)
-    except ConnectionError:
+    except ConnectionError as fault:
+        if address != "auto":  # somebody else listens there: a cluster of our own is not what was asked for
+            raise NoCluster(f"There is no Ray cluster at {address}: {fault}.") from fault
         ray.init(address="local", include_dashboard=False, **quiet)
         return True
     return False
