@@ -30,13 +30,13 @@ check: .venv/test ## Lint, types and walls; a part of `make test`.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-faults: .venv/test ## Storms of faults with fresh seeds, then planted bugs: SEED=… MINUTES=… GROUND=… (see tests/faults).
+faults: .venv/test $(if $(GROUND),.venv/postgres) ## Storms of faults with fresh seeds, then planted bugs: SEED=… MINUTES=… GROUND=… (see tests/faults).
 	PYTHONPATH=tests $(BIN)/python -m faults --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) $(if $(GROUND),--ground $(GROUND))
 
 faults-crashpoints: .venv/test .venv/faults ## Every crash point on ext4 and XFS: a quarter of an hour.
 	PYTHONPATH=tests $(BIN)/python -m faults.crashpoints --enter --filesystem ext4 xfs --mode kill power eio
 
-bench: .venv/test .venv/bench ## Measure everything again (half an hour), or ONLY="validation clients"; see docs/performance.md.
+bench: .venv/test .venv/postgres .venv/bench ## Measure everything again (half an hour), or ONLY="validation clients"; see docs/performance.md.
 	$(BIN)/python bench $(ONLY)
 
 clean: ## Remove what these commands made, but not batchmill-data.
@@ -67,7 +67,7 @@ lock: ## Pin every package anew, to what the index gives today.
 
 # The store's tests run on a real PostgreSQL and a real pgbouncer, which they start themselves.
 .venv/postgres: .venv/base
-	@(export PATH=$$PATH:/usr/sbin; ls /usr/lib/postgresql/*/bin/postgres && command -v pgbouncer curl) >/dev/null 2>&1 || { \
+	@(export PATH=$$PATH:/usr/sbin; ls /usr/lib/postgresql/*/bin/postgres && command -v pgbouncer && command -v curl) >/dev/null 2>&1 || { \
 	  [ "$$(id -u)" = 0 ] || { echo "The tests need PostgreSQL's server, pgbouncer and curl: apt-get install postgresql pgbouncer curl"; exit 1; }; \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql pgbouncer curl; }
 	@touch $@
