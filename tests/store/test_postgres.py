@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select, text
+from sqlalchemy import delete, func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from structlog.testing import capture_logs
 
 from batchmill.store.database import DatabaseAway, Transaction
 from batchmill.store.dsn import BadDatabaseUrl, read_dsn
 from batchmill.store.migrate import migrate
-from batchmill.store.model import list_models
+from batchmill.store.model import add_models, list_models
 from batchmill.store.postgres import PostgresDatabase
 from batchmill.store.server import RefusedDatabase, UnsafeDatabase, check_server
-from batchmill.store.tables import model
+from batchmill.store.tables import model, transaction_name
+from batchmill.store.worker import forget_names
 from faults.deaf import Deaf, Moment
 from postgres import Bouncer, Cluster
 from store.rows import meanwhile
@@ -145,6 +146,44 @@ async def test_the_outcome_of_a_lost_commit_is_found_out(
         assert (adding.runs, proxy.lost) == (runs, 1)
         assert await names(database) == ["m"]
         await database.close()
+
+
+async def test_an_id_that_was_given_to_another_transaction_proves_nothing(
+    open_at: Open, url: str, cluster: Cluster
+) -> None:
+    """Of two with one id, as after a crash of the server, only that one counts which has left its name."""
+    runs = []
+
+    def nameless(tx: Transaction) -> int:
+        runs.append(1)
+        add_models(tx, names=[f"run-{len(runs)}"], now=1)
+        if len(runs) == 1:  # its id is found to be committed, and it is not it
+            tx.connection.execute(delete(transaction_name))
+        return len(runs)
+
+    async with deaf_to(cluster) as proxy:
+        database = open_at(proxy.url(url))
+        await names(database)
+        proxy.lose(1, moment="after")
+        assert await database.write(nameless) == 2
+        await database.close()
+
+
+async def test_names_of_transactions_are_forgotten(open_at: Open, url: str) -> None:
+    """Each write leaves its name; after an hour, in which nobody can be asking for it any more, it goes."""
+    database = open_at(url)
+    await database.write(lambda tx: tx.connection.execute(delete(transaction_name)))
+    await database.write(Adding())
+
+    def count(tx: Transaction) -> int:
+        return int(tx.connection.execute(select(func.count()).select_from(transaction_name)).scalar_one())
+
+    assert await database.read(count) == 1
+    await database.write(forget_names)
+    assert await database.read(count) == 2
+    await database.write(lambda tx: tx.connection.execute(update(transaction_name).values(begun_at=0)))
+    await database.write(forget_names)
+    assert await database.read(count) == 1
 
 
 async def test_commits_are_lost_one_after_the_other(open_at: Open, url: str, cluster: Cluster) -> None:

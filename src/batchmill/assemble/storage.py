@@ -1,7 +1,7 @@
 """The rows and the bytes that the settings name: the only file that knows which database and which disk or bucket."""
 
 import os
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from batchmill.blobs.blobs import Blobs
@@ -40,26 +40,28 @@ class Storage:
         role: str = "command",
         patience: float = _PATIENCE,
     ) -> None:
-        self._disk: DiskBlobs | None = None
+        self._settings, self._metrics = settings, metrics
         self.database: Database = (
             SqliteDatabase(path=rows_path(settings), clock=clock)
             if settings.database is None
             else _postgres(settings.database, settings=settings, role=role, patience=patience)
         )
-        if settings.blobs is None:
-            fsync = os.fsync if metrics is None else partial(_timed_fsync, metrics)
-            self._disk = DiskBlobs(folder=settings.data / "blobs", fsync=fsync)
-            self.blobs: Blobs = self._disk
-        else:
-            self.blobs = _bucket(settings.blobs, scratch=settings.data / "scratch")
         self.room = Space(folder=settings.data)
 
-    @property
+    @cached_property
+    def blobs(self) -> Blobs:
+        """The bytes; made when they are first asked for, since many a command needs the rows alone."""
+        if self._settings.blobs is None:
+            return self.disk
+        return _bucket(self._settings.blobs, scratch=self._settings.data / "scratch")
+
+    @cached_property
     def disk(self) -> DiskBlobs:
-        """The blobs as files of an embedded data directory."""
-        if self._disk is None:
+        """The blobs as files of a data directory."""
+        if self._settings.blobs is not None:
             raise LookupError("these bytes are in a bucket")
-        return self._disk
+        fsync = os.fsync if self._metrics is None else partial(_timed_fsync, self._metrics)
+        return DiskBlobs(folder=self._settings.data / "blobs", fsync=fsync)
 
     def read_in_place(self, *, key: str, file: OutsideFile) -> None:
         """Let a key stand for a file where it lies (`batchmill run`'s input)."""

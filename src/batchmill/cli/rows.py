@@ -36,6 +36,20 @@ def open_store(settings: Settings) -> Storage:
     return open_storage(settings)
 
 
+def check_bytes(settings: Settings) -> None:
+    """See whether a bucket can be used here, before processes are started that need it.
+
+    Raises:
+        Stop: what it needs is not installed, or its settings make no sense.
+    """
+    if settings.blobs is not None:
+        storage = open_storage(settings)
+        try:
+            _ = storage.blobs
+        except BadSettings as fault:
+            raise Stop(str(fault), Exit.USAGE) from fault
+
+
 def in_rows(settings: Settings, statements: Statements[T]) -> T:
     """Run statements on the rows, which are made, and brought up to date, where they have to be: one transaction.
 

@@ -14,7 +14,7 @@ from batchmill.cli.engine import answers, start_engine, wait_for
 from batchmill.cli.exit import Exit, Stop
 from batchmill.cli.keys import make_key
 from batchmill.cli.process import Order
-from batchmill.cli.rows import in_rows
+from batchmill.cli.rows import check_bytes, in_rows
 from batchmill.cli.supervisor import Child, Supervisor, python_module
 from batchmill.settings import BadSettings, Settings
 from batchmill.store.batch import pass_over, unstick
@@ -82,6 +82,7 @@ def _run(settings: Settings, roles: Sequence[str]) -> None:
     if "worker" in roles:
         _check_backends(settings)
     data_directory.prepare(settings.data)
+    check_bytes(settings)
     # First: the children of a killed `serve` hold the port, too.
     lock = data_directory.lock(settings.data, shared=not settings.is_embedded)
     host, port = settings.host, settings.port_of_metrics

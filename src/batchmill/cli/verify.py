@@ -13,7 +13,7 @@ from batchmill.assemble import Storage, build_clock
 from batchmill.blobs.blobs import BlobsAway
 from batchmill.blobs.in_place import FileChanged, OutsideFile, measure
 from batchmill.cli.exit import Exit, Stop
-from batchmill.cli.rows import open_store
+from batchmill.cli.rows import check_bytes, open_store
 from batchmill.cli.run_state import find_run
 from batchmill.ledger.audit import Audit
 from batchmill.ledger.finding import Finding
@@ -28,6 +28,9 @@ def run_verify(settings: Settings, *, source: Path | None, as_json: bool, say: C
     Raises:
         Stop: there is nothing to check, it is another version's, or it went away.
     """
+    if not settings.is_embedded and settings.blobs is None:
+        raise Stop("Rows are compared with bytes: name the bucket, too, with --blobs.", Exit.USAGE)
+    check_bytes(settings)
     storage = open_store(settings)
     try:
         return asyncio.run(_verify(storage, source=source, as_json=as_json, say=say))

@@ -25,7 +25,7 @@ from batchmill.store.database import Database, Transaction
 from batchmill.store.file import delete_expired, has_expired
 from batchmill.store.replay import delete_old_replays, has_old_replays
 from batchmill.store.slice import delete_slices
-from batchmill.store.worker import forget_dead, has_elder
+from batchmill.store.worker import forget_dead, forget_names, has_elder
 
 _AT_ONCE = 100  # rows a step: no step holds the writer for long
 _SLICES_AT_ONCE = 32  # with their Segments; a million lines have some four thousand
@@ -191,6 +191,7 @@ class Sweeper:
             self._stuck_at = self._clock.boot() + _STUCK_SECONDS
             await self._database.write(retry_stuck)
             await self._database.write(forget_dead)
+            await self._database.write(forget_names)
         return False
 
     async def _tell(self) -> bool:

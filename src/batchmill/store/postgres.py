@@ -1,13 +1,14 @@
 """PostgreSQL through asyncpg: commits are synchronous, their outcome is known, and a server that is away is waited for.
 
 Each writing transaction begins with one statement that sets what the transaction needs, for itself alone, and names it:
-so it is the same behind a pooler that gives every transaction another session. By its name, the transaction's id, the
-outcome of a commit whose answer was lost is asked for afterwards.
+so it is the same behind a pooler that gives every transaction another session. By its id and its name the outcome of a
+commit whose answer was lost is asked for afterwards.
 """
 
 import asyncio
 import os
 import random
+import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -39,7 +40,11 @@ _SESSION = MappingProxyType(
 )
 _TCP = MappingProxyType({"tcp_user_timeout": "5s", "tcp_keepalives_idle": "5", "tcp_keepalives_interval": "2"})
 _SET = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _SESSION.items())
-_OPEN_WRITE = f"SELECT pg_current_xact_id()::text, {_SET}"
+_OPEN_UNNAMED = f"SELECT pg_current_xact_id()::text, {_SET}"
+_NAME = "INSERT INTO transaction_name VALUES ($1, extract(epoch FROM clock_timestamp()))"
+_OPEN_WRITE = f"WITH said AS ({_NAME}) {_OPEN_UNNAMED}"
+_NAMED = "SELECT 1 FROM transaction_name WHERE name = $1"
+_HAS_NAMES = "SELECT to_regclass('transaction_name') IS NOT NULL"
 _OPEN_READ = f"SELECT {_SET}"
 # A standby may not have heard of it yet.
 _OUTCOME = "SELECT CASE WHEN pg_is_in_recovery() THEN 'in progress' ELSE pg_xact_status('{xid}'::xid8) END"
@@ -62,14 +67,14 @@ class _Doubt(Generic[T]):
     """A transaction whose COMMIT was sent, and what its statements returned."""
 
     xid: int
+    name: str | None
     result: T
 
 
 class PostgresDatabase:
     """PostgreSQL 14 or newer. Writes are READ COMMITTED, reads one REPEATABLE READ snapshot.
 
-    A failover must not lose commits (a synchronous standby): after one that does, the id of a lost transaction may be
-    another one's.
+    A failover must not lose commits (a synchronous standby): what a client was told is gone then.
 
     Args:
         url: As `read_dsn` takes it.
@@ -121,6 +126,7 @@ class PostgresDatabase:
         )
         self._reader = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         self._lease_clock = lease_clock
+        self._has_names = False
         self._free = asyncio.Semaphore(pool_size)
         self._patience = patience
         self._pooled = pooled
@@ -144,17 +150,17 @@ class PostgresDatabase:
 
         async def attempt(until: float) -> T:
             nonlocal doubt
-            if doubt is not None and await self._is_committed(doubt.xid, until):
+            if doubt is not None and await self._is_committed(doubt, until):
                 return doubt.result
             doubt, bell = None, _Bell()
             async with self._connection(self._engine, until) as (connection, take_time):
-                xid = (await connection.exec_driver_sql(_OPEN_WRITE)).scalar_one()
+                xid, name = await self._open(connection)
                 result = await connection.run_sync(
                     lambda inner: statements(self._transaction(inner, take_time, bell.ring))
                 )
                 if bell.rung:
                     await connection.exec_driver_sql(_RING)
-                doubt = _Doubt(xid=int(xid), result=result)  # whatever happens from here on
+                doubt = _Doubt(xid=xid, name=name, result=result)  # whatever happens from here on
                 await connection.commit()
             return result
 
@@ -198,18 +204,37 @@ class PostgresDatabase:
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - so that two do not meet again
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
-    async def _is_committed(self, xid: int, until: float) -> bool:
-        """Say what became of a transaction whose COMMIT was sent and not answered."""
+    async def _open(self, connection: AsyncConnection) -> tuple[int, str | None]:
+        """Begin a writing transaction; return its id, and its name, None where the tables are not made yet."""
+        if not self._has_names:
+            self._has_names = bool((await connection.exec_driver_sql(_HAS_NAMES)).scalar_one())
+        name = secrets.token_hex(16) if self._has_names else None
+        opened = (
+            connection.exec_driver_sql(_OPEN_UNNAMED)
+            if name is None
+            else connection.exec_driver_sql(_OPEN_WRITE, (name,))
+        )
+        return int((await opened).scalar_one()), name
+
+    async def _is_committed(self, doubt: _Doubt[T], until: float) -> bool:
+        """Say what became of a transaction whose COMMIT was sent and not answered.
+
+        Its id alone does not say: after a crash the server gives the ids of transactions that were lost to others. So
+        one that is said to be committed must have left its name, which is looked for in a snapshot of after that.
+        """
         async with self._connection(self._reader, until) as (connection, _):
             try:
-                status = (await connection.exec_driver_sql(_OUTCOME.format(xid=xid))).scalar_one()
+                status = (await connection.exec_driver_sql(_OUTCOME.format(xid=doubt.xid))).scalar_one()
             except DBAPIError as fault:
                 if getattr(fault.orig, "sqlstate", None) == _FUTURE:
                     return False
                 raise
         if status == "in progress":
             raise Again("the outcome of a commit is not known yet")
-        return bool(status == "committed")
+        if status != "committed" or doubt.name is None:
+            return bool(status == "committed")
+        async with self._connection(self._reader, until) as (connection, _):
+            return (await connection.exec_driver_sql(_NAMED, (doubt.name,))).first() is not None
 
     @asynccontextmanager
     async def _connection(

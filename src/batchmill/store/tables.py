@@ -297,3 +297,11 @@ worker = Table(
     Column("lease_until", Float, nullable=False),
     Column("place", String),  # its machine and process, for people
 )
+
+# Names of transactions of late, each written by the transaction itself (`store/postgres.py`); none on SQLite.
+transaction_name = Table(
+    "transaction_name",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("begun_at", Float, nullable=False),  # on the lease clock
+)

@@ -4,7 +4,7 @@ from sqlalchemy import delete, exists, insert, select, update
 
 from batchmill.store.database import Transaction
 from batchmill.store.slice import lock_slices, void_slices
-from batchmill.store.tables import batch, lane, slice_, worker
+from batchmill.store.tables import batch, lane, slice_, transaction_name, worker
 
 _FORGOTTEN_SECONDS = 3600  # after its lease, the row of a worker that died tells nobody anything
 
@@ -60,6 +60,12 @@ def forget_dead(tx: Transaction) -> None:
     dead = worker.c.lease_until < tx.lease_now - _FORGOTTEN_SECONDS
     held = [~exists().where(table.c.owner == worker.c.id) for table in (batch, slice_)]
     tx.connection.execute(delete(worker).where(dead, *held))
+
+
+def forget_names(tx: Transaction) -> None:
+    """Remove the names of transactions whose outcome nobody can be asking for any more."""
+    old = transaction_name.c.begun_at < tx.lease_now - _FORGOTTEN_SECONDS
+    tx.connection.execute(delete(transaction_name).where(old))
 
 
 def has_elder(tx: Transaction, *, worker_id: str) -> bool:
