@@ -219,6 +219,7 @@ async def test_a_refused_key_makes_it_unreachable(
         (b"{}", 307, "answered GET /models with status 307"),
         (b"{}", 503, "answered GET /models with status 503"),
         (b"<html>", 200, "no list of models"),
+        (b'{"data":[{"id":"a\\u0000"}]}', 200, "names that cannot be shown"),
         (b"{}", 200, "no list of models"),
         (b'{"data":[{"id":7}]}', 200, "no list of models"),
         (b'{"data":[{"id":"\xff"}]}', 200, "no list of models"),

@@ -153,6 +153,8 @@ class HttpBackend:
             raise Unreachable(
                 f"{self.name} lists over {_MAX_MODELS} models, or names of over {_MAX_MODEL_CHARS} characters"
             )
+        if not all(model.id.isprintable() for model in listed):  # a row takes no NUL, and a table no line break
+            raise Unreachable(f"{self.name} lists models with names that cannot be shown")
         return tuple(dict.fromkeys(model.id for model in listed))
 
     def _redact(self, body: bytes) -> bytes:

@@ -56,7 +56,8 @@ class BucketBlobs:
     """Blobs below a prefix of a bucket, which must be there; `url` as `s3://bucket/prefix`, `gs://…`, `az://…`.
 
     Credentials, region and endpoint come by obstore's own chain: the environment, the machine's role. Scratch files lie
-    in the local folder `scratch`. A failing bucket is asked for `patience` seconds before a call raises `BlobsAway`.
+    in the local folder `scratch`. A failing bucket is asked again for
+    `patience` seconds; after the try that is under way then, a call raises `BlobsAway`.
     """
 
     def __init__(self, *, url: str, scratch: Path, patience: float = _PATIENCE) -> None:
@@ -175,11 +176,9 @@ class BucketBlobs:
                     self._abort(key, upload)
 
     def _unfinished(self, key: str = "") -> Iterator[Unfinished]:
-        if self._s3 is None:
-            return
-        uploads = self._s3.unfinished(self._prefix + key)
-        while upload := self._ask(key, lambda: next(uploads, None)):
-            yield upload
+        if self._s3 is not None:
+            unfinished = self._s3.unfinished
+            yield from self._ask(key, lambda: list(unfinished(self._prefix + key)))  # each try lists anew
 
     def _abort(self, key: str, upload: Unfinished) -> None:
         if self._s3 is not None:

@@ -176,6 +176,8 @@ def worker(
         try:
             from batchmill.cli.fleet import run_fleet  # noqa: PLC0415 - as above
         except ModuleNotFoundError as missing:
+            if missing.name != "ray":
+                raise
             raise Stop("--ray needs an extra: pip install 'batchmill[ray]'", Exit.USAGE) from missing
         run_fleet(
             settings_of(flags),

@@ -156,8 +156,7 @@ def _tell(listening: Mapping[str, socket.socket], key: str | None) -> None:
 def _prepare_store(settings: Settings) -> str | None:
     """Bring the tables up to date; make an organisation and a key where there are none, and return the key.
 
-    One transaction, so that of several servers that start at once one makes a key. Where rows are shared none is made,
-    since what is printed there is kept in logs; then the answer is "" where one is missing.
+    Where rows are shared no key is made, since what is printed there is kept in logs: "" where one is missing.
     """
     now = build_clock().now()
 
