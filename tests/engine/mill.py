@@ -174,7 +174,7 @@ class Mill:
         }
         given = [Lane(backend=each, pace=Pace(window=window, most=most, alone=alone)) for each in backends]
         router = Router([lane.backend for lane in given])
-        lanes, feed = Lanes(lanes=given, router=router), Feed()
+        lanes, feed = Lanes(lanes=given, router=router, shared=not alone), Feed()
         bell, lease, metrics = Bell(clock=self.clock), Lease(clock=self.clock, seconds=LEASE), Metrics()
         runner = Runner(
             ledger=Ledger(metrics=metrics, **mine),

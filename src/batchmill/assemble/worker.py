@@ -69,7 +69,7 @@ def build_worker(
     ]
     once = settings.on_unknown_outcome == "fail"
     router = Router([lane.backend for lane in given])
-    lanes, feed = Lanes(lanes=given, router=router), Feed()
+    lanes, feed = Lanes(lanes=given, router=router, shared=not alone), Feed()
     sharing = Sharing(lanes=lanes, pending=feed.pending, **here)
     make_lane = partial(added_lane, backends=backends, lanes=lanes, settings=settings, alone=alone, clock=clock)
     validate, run, finalize, scout, share = (Bell(clock=clock) for _ in range(5))

@@ -18,14 +18,22 @@ class Lane:
     pace: Pace
 
 
-class Lanes:
-    """All lanes; `router` knows what each of them serves. One that is leaving gets no lines, but may have some out."""
+STRANDED_SECONDS = 60.0  # a model that no lane could take lines for so long may be served by other workers' lanes
 
-    def __init__(self, *, lanes: Iterable[Lane], router: Router) -> None:
+
+class Lanes:
+    """All lanes; `router` knows what each of them serves. One that is leaving gets no lines, but may have some out.
+
+    `shared`: other workers have lanes, too, and may serve what these cannot.
+    """
+
+    def __init__(self, *, lanes: Iterable[Lane], router: Router, shared: bool = False) -> None:
+        self._shared = shared
         self._lanes = list(lanes)
         self._turns = deque(self._lanes)
         self._leaving: list[Lane] = []
         self._router = router
+        self._shut: dict[str, float] = {}  # models whose lines are in hand, and since when no lane takes them
 
     def __iter__(self) -> Iterator[Lane]:
         """Yield every lane, those that are leaving last."""
@@ -73,6 +81,13 @@ class Lanes:
     def open_models(self) -> frozenset[str]:
         """Return the models that some lane serves and, as far as its circuit goes, would take lines for."""
         return frozenset[str]().union(*(self.served_by(lane) for lane in self._well()))
+
+    def stranded(self, models: Iterable[str], now: float) -> frozenset[str]:
+        """Return those of these models, whose lines are in hand, that no lane took lines for in STRANDED_SECONDS."""
+        takers = self.open_models()
+        shut = (model for model in models if self._shared and model not in takers)
+        self._shut = {model: self._shut.get(model, now) for model in shut}
+        return frozenset(model for model, since in self._shut.items() if now - since >= STRANDED_SECONDS)
 
     def hungry_models(self, pending: Callable[[Collection[str]], int]) -> frozenset[str]:
         """Return the models of the lanes that have less than a window in hand: `pending` counts lines for models.

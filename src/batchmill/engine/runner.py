@@ -29,6 +29,7 @@ from batchmill.schedule.retry import OUTCOME_UNKNOWN, WORKER_CRASHED, Later
 from batchmill.spec.states import Status
 from batchmill.store.batch import statuses_of
 from batchmill.store.database import Database
+from batchmill.store.slice import Fence
 from batchmill.telemetry import Metrics
 
 _WATCH_SECONDS = 0.5  # how often held batches are looked at: sends stop within a second of a cancel
@@ -385,13 +386,15 @@ class Runner:
         await self._calls.cancel(self._calls.of(work))
 
     async def _release(self) -> None:
-        """Give back the Slices of closing batches once nothing of them is out."""
-        released = [work for work in self._feed if work.closing_since is not None and work.idle]
-        if released and await self._give_back(released):
+        """Give back the Slices of closing batches, and those that others may serve, once nothing of them is out."""
+        stranded = self._lanes.stranded({work.model for work in self._feed}, self._clock.boot())
+        released = [w for w in self._feed if w.idle and (w.closing_since is not None or w.model in stranded)]
+        crashed = {w.claim.slice.fence for w in released if w.closing_since is None and w.is_tried}
+        if released and await self._give_back(released, crashed=crashed):
             for work in released:
                 self._feed.remove(work)
 
-    async def _give_back(self, works: Collection[Work]) -> bool:
+    async def _give_back(self, works: Collection[Work], *, crashed: Collection[Fence] = ()) -> bool:
         """Let go of Slices; False where there was no space to say so: their leases lapse, or it is said later."""
         slices = (replace(work.claim.slice, sent=work.uncertain()) for work in works)
-        return await self._shortage.outlive(self._ledger.release(list(slices)), otherwise=False)
+        return await self._shortage.outlive(self._ledger.release(list(slices), crashed=crashed), otherwise=False)

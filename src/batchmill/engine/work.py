@@ -104,6 +104,11 @@ class Work:
         return self.out == 0 and not self._results
 
     @property
+    def is_tried(self) -> bool:
+        """Whether a line that is left was sent before."""
+        return any(request.sends for request in self._pending)
+
+    @property
     def is_wanting(self) -> bool:
         """Whether its bytes are to be loaded."""
         return not self.is_loaded and bool(self._pending or self.doubtful)

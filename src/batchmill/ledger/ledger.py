@@ -3,7 +3,7 @@
 import asyncio
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, compress
@@ -207,12 +207,22 @@ class Ledger:
             lambda tx: mark_sent(tx, batch_id=held.batch_id, ordinal=held.ordinal, epoch=held.epoch, sent=sent)
         )
 
-    async def release(self, slices: Iterable[Slice]) -> bool:
-        """Give Slices back with their holes, for any worker to claim; `sent` of each is kept. True once it is done."""
+    async def release(self, slices: Iterable[Slice], *, crashed: Container[Fence] = ()) -> bool:
+        """Give Slices back with their holes, for any worker to claim; `sent` of each is kept. True once it is done.
+
+        Those of the `crashed` count as if their owner had died: what was out when a backend fell may fell the next.
+        """
 
         def statements(tx: Transaction) -> bool:
             for held in in_order:
-                release_slice(tx, batch_id=held.batch_id, ordinal=held.ordinal, epoch=held.epoch, sent=held.sent)
+                release_slice(
+                    tx,
+                    batch_id=held.batch_id,
+                    ordinal=held.ordinal,
+                    epoch=held.epoch,
+                    sent=held.sent,
+                    crashed=held.fence in crashed,
+                )
             return True
 
         in_order = sorted(slices, key=lambda held: held.fence)

@@ -195,12 +195,22 @@ def record_done(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, don
     return tx.connection.execute(_CLOSE if closed else _RECORD, mine).rowcount == 1
 
 
-def release_slice(tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, sent: Bitmap | None = None) -> bool:
-    """Give a Slice back with its holes, and with what was sent of it where that is kept; False if it was lost."""
+def release_slice(
+    tx: Transaction, *, batch_id: str, ordinal: int, epoch: int, sent: Bitmap | None = None, crashed: bool = False
+) -> bool:
+    """Give a Slice back with its holes, and with what was sent of it where that is kept; False if it was lost.
+
+    `crashed` counts as an owner's death: its lines may be what felled a backend.
+    """
     mine = update(slice_).where(_mine(batch_id, ordinal, epoch))
     lone = {"alone": None, "alone_epoch": None, "alone_crashes": 0}
     tx.ring()
-    return tx.connection.execute(mine.values(owner=None, lease_until=None, sent=sent, **lone)).rowcount == 1
+    return (
+        tx.connection.execute(
+            mine.values(owner=None, lease_until=None, sent=sent, crashes=slice_.c.crashes + int(crashed), **lone)
+        ).rowcount
+        == 1
+    )
 
 
 def fence_slices(tx: Transaction, *, batch_id: str) -> None:
