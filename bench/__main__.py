@@ -34,6 +34,7 @@ _BENCHES = {
     "serving": "serving.py",
     "idle": "idle.py --open 1000 --stored 100000 --seconds 60",
     "makespan": "makespan.py --seeds 3",
+    "scale": "scale.py --rounds 2",
     "cache": "cache.py --passages 40 --questions 3",
 }
 

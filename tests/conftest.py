@@ -1,11 +1,22 @@
 """What tests start with that run the product as processes."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from acceptance.serving import Processes, processes_in
+
+# Of Ray, which reads them when the first test file imports it. Nothing goes to its makers, no token is written to this
+# user's home, and its nodes stay on 127.0.0.1, which they leave for the machine's own address where clusters of several
+# machines are possible.
+os.environ |= {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": "ab" * 32,
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
 
 
 @pytest.fixture

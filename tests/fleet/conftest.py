@@ -1,6 +1,5 @@
 """One Ray cluster for the whole module: three seconds to start, a gigabyte to keep."""
 
-import os
 import platform
 import shutil
 import sys
@@ -9,15 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-# Read when Ray is imported. Nothing goes to its makers, no token is written to this user's home, and its nodes stay on
-# 127.0.0.1, which they leave for the machine's own address where clusters of several machines are possible.
-os.environ |= {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "token",
-    "RAY_AUTH_TOKEN": "ab" * 32,
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-}
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from fakeclock import FakeClock
 from fleet.works import NotedLook, NotedWork
 from postgres import cluster_of
 
-# Alone: Ray takes its ports before its processes listen on them, and others' servers would get some of them.
+# Alone: a cluster of eleven processes takes the machine.
 pytestmark = [pytest.mark.usefixtures("nodes"), pytest.mark.alone]
 
 _NUMBERS = count()
