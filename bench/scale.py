@@ -100,7 +100,7 @@ async def _fresh(there: Ground) -> str:
 def _running(database: str, blobs: str, *workers: Sequence[str]) -> Iterator[Server]:
     """Run an API process and workers with these options; yield the API."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("BATCHMILL_")}
-    env |= {"BATCHMILL_DATABASE": database, "BATCHMILL_BLOBS": blobs}
+    env |= {"BATCHMILL_DATABASE": database, "BATCHMILL_BLOBS": blobs, "BATCHMILL_LIMITS": "open"}
     batchmill = [sys.executable, "-m", "batchmill"]
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as running:
         made = subprocess.run(
@@ -186,7 +186,7 @@ def _million(there: Ground, folder: Path, lines: int) -> Iterator[Figure]:
             while not ended.wait(0.2):
                 most = max(most, int(asyncio.run(_look(database))["connections"]))
 
-        watching = threading.Thread(target=watch)
+        watching = threading.Thread(target=watch, daemon=True)
         watching.start()
         began = time.monotonic()
         file_id = api.upload(_input(folder, lines))
