@@ -34,7 +34,8 @@ _BENCHES = {
     "serving": "serving.py",
     "idle": "idle.py --open 1000 --stored 100000 --seconds 60",
     "makespan": "makespan.py --seeds 3",
-    "scale": "scale.py --rounds 2",
+    "scale": "scale.py --rounds 2 --only cost two million",
+    "ends": "scale.py --only ends",
     "cache": "cache.py --passages 40 --questions 3",
 }
 
