@@ -214,8 +214,8 @@ def _name_sessions(name: str) -> None:
     def named(self: PostgresDatabase, **of: Any) -> None:  # noqa: ANN401 - whatever it takes
         make(self, **{**of, "role": name})
 
-    async def told(self: PostgresDatabase, xid: int, until: float) -> bool:
-        committed = await ask(self, xid, until)
+    async def told(self: PostgresDatabase, doubt: Any, until: float) -> bool:  # noqa: ANN401 - as it is
+        committed = await ask(self, doubt, until)
         log.info("a commit was in doubt", committed=committed)
         return committed
 

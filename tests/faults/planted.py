@@ -302,7 +302,7 @@ def poison() -> None:
 def lost_commit_taken_for_failed() -> None:
     """A commit whose answer was lost is done again, without a look at what became of it."""
 
-    async def never(self: PostgresDatabase, xid: int, until: float) -> bool:  # noqa: ARG001
+    async def never(self: PostgresDatabase, doubt: object, until: float) -> bool:  # noqa: ARG001
         return False
 
     _replace(PostgresDatabase, "_is_committed", never)
