@@ -104,7 +104,7 @@ def _running(database: str, blobs: str, *workers: Sequence[str]) -> Iterator[Ser
         "BATCHMILL_DATABASE": database,
         "BATCHMILL_BLOBS": blobs,
         "BATCHMILL_LIMITS": "open",
-        "BATCHMILL_LIMITS_OVERRIDE": '{"max_files": "none"}',
+        "BATCHMILL_LIMITS_OVERRIDE": '{"max_files": 1000000}',
     }
     batchmill = [sys.executable, "-m", "batchmill"]
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as running:
