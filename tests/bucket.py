@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
 import pytest
 
 from batchmill.blobs.bucket import BucketBlobs
+from faults.toxic import Toxic
 
 _START_SECONDS = 60.0
 _NAME = "batchmill-tests"
@@ -75,6 +77,15 @@ def bucket_of(config: pytest.Config) -> Bucket:
 def bucket(request: pytest.FixtureRequest) -> Bucket:
     """The session's bucket."""
     return bucket_of(request.config)
+
+
+@pytest.fixture
+def toxic(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toxic]:
+    """A proxy with faults that every request to the bucket goes through."""
+    proxy = Toxic(bucket.port)
+    monkeypatch.setenv("AWS_ENDPOINT", proxy.url)
+    yield proxy
+    proxy.close()
 
 
 def _serve() -> None:

@@ -2,28 +2,19 @@
 
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from api.served import LINE, Served, file_part, text_part
-from bucket import Bucket, bucket
+from bucket import Bucket, bucket, toxic
 from faults.toxic import Fault, Toxic
 
-__all__ = ["bucket"]
+__all__ = ["bucket", "toxic"]
 
 BATCH = text_part("purpose", "batch")
 MANY = LINE * 120_000  # some 17 MB: sent in parts
-
-
-@pytest.fixture
-def toxic(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toxic]:
-    """A proxy that every request to the bucket goes through."""
-    proxy = Toxic(bucket.port)
-    monkeypatch.setenv("AWS_ENDPOINT", proxy.url)
-    yield proxy
-    proxy.close()
 
 
 @pytest.fixture

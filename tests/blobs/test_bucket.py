@@ -6,7 +6,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,22 +16,13 @@ from batchmill.blobs.blobs import BlobMissing, BlobsAway
 from batchmill.blobs.bucket import BucketBlobs
 from batchmill.blobs.space import is_full
 from blobs.put import EVER, content, put
-from bucket import Bucket, bucket
+from bucket import Bucket, bucket, toxic
 from faults.toxic import Fault, Toxic
 
-__all__ = ["bucket"]
+__all__ = ["bucket", "toxic"]
 
 MANY = bytes(range(256)) * (80 << 10)  # 20 MiB: three parts
 PASSING = [Fault.ERROR, Fault.SLOW_DOWN, Fault.RESET, Fault.LOST_REPLY]
-
-
-@pytest.fixture
-def toxic(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toxic]:
-    """A proxy that every request goes through."""
-    proxy = Toxic(bucket.port)
-    monkeypatch.setenv("AWS_ENDPOINT", proxy.url)
-    yield proxy
-    proxy.close()
 
 
 @pytest.fixture

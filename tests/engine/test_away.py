@@ -1,28 +1,19 @@
 """What the loops do while the bucket is away: they wait, nothing is lost, nothing failed, and all goes on after."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from batchmill.spec.states import Status
-from bucket import Bucket, bucket
+from bucket import Bucket, bucket, toxic
 from engine.mill import Mill, lines
 from fakeclock import settle
 from faults.toxic import Fault, Toxic
 
-__all__ = ["bucket"]
+__all__ = ["bucket", "toxic"]
 
 PASSING = [Fault.ERROR, Fault.SLOW_DOWN, Fault.RESET]
-
-
-@pytest.fixture
-def toxic(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toxic]:
-    """A proxy that every request to the bucket goes through."""
-    proxy = Toxic(bucket.port)
-    monkeypatch.setenv("AWS_ENDPOINT", proxy.url)
-    yield proxy
-    proxy.close()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import errno
 import os
 import random
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,12 +25,12 @@ from batchmill.store.audit import list_blobs
 from batchmill.store.blob import drop_refs
 from batchmill.store.database import Transaction
 from batchmill.store.file import delete_file
-from bucket import Bucket, bucket
+from bucket import Bucket, bucket, toxic
 from engine.mill import LEASE, Mill, line, lines
 from engine.test_order import documents
 from faults.toxic import Fault, Toxic
 
-__all__ = ["bucket"]
+__all__ = ["bucket", "toxic"]
 
 DOCUMENTS, QUESTIONS = 12, 6
 TEXT = 70_000  # bytes of a document: a bucket is asked for each line by itself where they lie apart
@@ -60,15 +60,6 @@ class Far(DiskBlobs):
     def is_local(self) -> bool:
         """See `Blobs`."""
         return False
-
-
-@pytest.fixture
-def toxic(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toxic]:
-    """A proxy that every request to the bucket goes through."""
-    proxy = Toxic(bucket.port)
-    monkeypatch.setenv("AWS_ENDPOINT", proxy.url)
-    yield proxy
-    proxy.close()
 
 
 @pytest.fixture
