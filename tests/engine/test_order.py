@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import Sequence
 from threading import Event
+from typing import TypeVar
 
 import pytest
 
@@ -11,8 +12,11 @@ from batchmill.backends.backend import Call, Reply
 from batchmill.backends.echo import EchoBackend
 from batchmill.blobs.blobs import Blobs, Span
 from batchmill.spec.states import Status
-from engine.faulty import FaultyBlobs
+from batchmill.store.database import Statements
+from engine.faulty import FaultyBlobs, FaultyDatabase
 from engine.mill import Mill, Watched, line, lines
+
+T = TypeVar("T")
 
 DOCUMENTS, QUESTIONS = 25, 8
 TEXT = 24_000  # bytes of a document: all of them do not fit half a small engine's cache
@@ -105,17 +109,32 @@ class Slow(FaultyBlobs):
         return super().read_spans(key, spans)
 
 
+class Looked(FaultyDatabase):
+    """Rows that count how often they were read."""
+
+    looks = 0
+
+    async def read(self, statements: Statements[T]) -> T:
+        """See `Database`."""
+        found = await super().read(statements)
+        self.looks += 1
+        return found
+
+
 async def test_a_cancel_while_lines_are_read_is_a_cancel(mill: Mill) -> None:
     """A batch that closes while its bytes are on their way ends as any other, and its worker goes on."""
     batch = await mill.batch(lines(20))
     blobs = mill.blobs = Slow(mill.blobs)
+    database = mill.database = Looked(mill.database)
     hand = mill.hand(mill.echo())
     await hand.accept()
     running = asyncio.create_task(hand.runner.run())
     assert await asyncio.to_thread(blobs.begun.wait, 30)
     await mill.cancel(batch)
     await mill.renew(hand)
-    await mill.pass_time(1.0)  # the watch sees it
+    seen = database.looks + 2  # the first of them may have begun before the cancel
+    while database.looks < seen:
+        await mill.pass_time(0.1)
     blobs.go_on.set()
     await mill.pass_time(1.0)
     hand.runner.halt()

@@ -87,13 +87,11 @@ def _run(settings: Settings, roles: Sequence[str]) -> None:
     lock = data_directory.lock(settings.data, shared=not settings.is_embedded)
     host, port = settings.host, settings.port_of_metrics
     with ExitStack() as held:
-        listening = {
-            "metrics": held.enter_context(
-                closing(_listen(host, port, hint=" It is for /metrics: choose another with --metrics-port."))
-            )
-        }
-        if "api" in roles:
+        listening = {}
+        if "api" in roles:  # what people know comes first: its port is the one to be told of
             listening["api"] = held.enter_context(closing(_listen(host, settings.port)))
+        hint = " It is for /metrics: choose another with --metrics-port."
+        listening["metrics"] = held.enter_context(closing(_listen(host, port, hint=hint)))
         asyncio.run(_serve(settings, roles, listening, lock))
 
 
