@@ -1,0 +1,20 @@
+"""The OpenAPI 3.1 document of what is served, with this server's own limits."""
+
+from batchmill.api.document.contract import contract_paths
+from batchmill.api.document.operation import FAULTS, fault_answer
+from batchmill.api.document.schemas import Json, schemas
+from batchmill.spec.limits import Limits
+
+
+def openapi(*, version: str, limits: Limits) -> Json:
+    """Return the document as data."""
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Batchmill", "version": version},
+        "paths": contract_paths(limits),
+        "components": {
+            "schemas": schemas(limits),
+            "responses": {str(status): fault_answer(status) for status in FAULTS},
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }

@@ -1,0 +1,114 @@
+"""Failed lines in groups of one cause: status, code, and the message without what differs from line to line."""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+
+import msgspec
+
+_SHOWN = 200  # characters of a message
+_READ = 2_000  # characters of it that are looked at
+_CACHED = 4_096  # texts whose group is kept: a fault says the same of many lines
+# What differs from line to line, in the order in which it is looked for; what has a digit in it is a number or an id.
+_VARYING = (
+    (re.compile(r"(?<!\w)(['\"`])(?:(?!\1).){1,400}\1(?!\w)", re.DOTALL), "'…'"),  # no apostrophe opens a quotation
+    (re.compile(r"\b[\w.+/-]*\d[\w.+/-]*\b"), "N"),
+    (re.compile(r"\s+"), " "),
+)
+
+
+class _Error(msgspec.Struct, gc=False):
+    code: msgspec.Raw = msgspec.Raw(b"null")
+    type: msgspec.Raw = msgspec.Raw(b"null")
+    message: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Response(msgspec.Struct, gc=False):
+    status_code: int
+    body: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Failed(msgspec.Struct, gc=False):
+    custom_id: str
+    response: _Response | None = None
+    error: _Error | None = None
+
+
+class _Body(msgspec.Struct, gc=False):
+    error: msgspec.Raw = msgspec.Raw(b"null")
+    detail: msgspec.Raw = msgspec.Raw(b"null")
+    message: msgspec.Raw = msgspec.Raw(b"null")
+    code: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_FAILED = msgspec.json.Decoder(_Failed)
+_BODY = msgspec.json.Decoder(_Body)
+_ERROR = msgspec.json.Decoder(_Error)
+_ANY = msgspec.json.Decoder()
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorGroup:
+    """A cause: `id` is the same for the same cause, in every batch.
+
+    `status` is the backend's HTTP status, None where there was no answer; `code` is in its words, or ours.
+    """
+
+    id: str
+    status: int | None
+    code: str | None
+    message: str
+
+
+def group_of(text: bytes) -> tuple[str, ErrorGroup]:
+    """Return the custom_id of a line of an error file, and its group.
+
+    Bodies of OpenAI's shape (`error`), of FastAPI's (`detail`) and flat ones (`message`) are read; of any other the
+    body itself is the message.
+
+    Raises:
+        ValueError: it is no line of a result file.
+    """
+    try:
+        failed = _FAILED.decode(text)
+    except _UNREADABLE as fault:
+        raise ValueError("not a line of a result file") from fault
+    if failed.error is not None:
+        return failed.custom_id, _group(None, bytes(failed.error.code), bytes(failed.error.message))
+    if failed.response is None:
+        return failed.custom_id, _group(None, b"null", b"null")
+    code, message = _told(bytes(failed.response.body))
+    return failed.custom_id, _group(failed.response.status_code, code, message)
+
+
+def _told(body: bytes) -> tuple[bytes, bytes]:
+    """Return the code and the message of a reply's body, as JSON."""
+    try:
+        flat = _BODY.decode(body)
+    except _UNREADABLE:
+        return b"null", body
+    nested, null = bytes(flat.error), b"null"
+    if nested.startswith(b"{"):
+        error = _ERROR.decode(nested)
+        code = next((raw for raw in (bytes(error.code), bytes(error.type)) if raw != null), null)
+        return code, bytes(error.message) if bytes(error.message) != null else nested
+    told = (nested, bytes(flat.message), bytes(flat.detail))
+    return bytes(flat.code), next((raw for raw in told if raw != null), body)
+
+
+@lru_cache(_CACHED)
+def _group(status: int | None, code: bytes, message: bytes) -> ErrorGroup:
+    kind, said = _text(code), _text(message) or ""
+    for pattern, instead in _VARYING:
+        said = pattern.sub(instead, said)
+    said = said.strip()[:_SHOWN]
+    digest = blake2b(msgspec.json.encode([status, kind, said]), digest_size=8)
+    return ErrorGroup(digest.hexdigest(), status, kind, said)
+
+
+def _text(raw: bytes) -> str | None:
+    """Return a JSON value as words: a string is itself, null is None."""
+    value = _ANY.decode(raw)
+    return value[:_READ] if isinstance(value, str) else None if value is None else raw[:_READ].decode(errors="replace")

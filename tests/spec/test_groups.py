@@ -1,0 +1,72 @@
+"""Error groups: one cause is one group, whatever differs from line to line."""
+
+import msgspec
+import pytest
+
+from batchmill.spec.groups import group_of
+from batchmill.spec.results import answered, unanswered
+
+ID = b'"r-1"'
+
+
+def failed(body: object, status: int = 400) -> bytes:
+    """Return a line of the error file."""
+    return answered("batch_req_1", ID, status, "req_1", msgspec.json.encode(body))
+
+
+def test_the_same_fault_of_two_lines_is_one_group() -> None:
+    """Numbers, ids and quoted words are left out of a message; what is left decides."""
+    texts = [
+        "This model's maximum is 4096 tokens, but you asked for 5123 in request chatcmpl-9f2 ('abc').",
+        "This model's maximum is 4096 tokens, but you asked for 77 in request chatcmpl-1aa ('d\ne').",
+    ]
+    groups = {group_of(failed({"error": {"message": text, "code": "context_length_exceeded"}}))[1].id for text in texts}
+    assert len(groups) == 1
+
+
+def test_a_group_says_status_code_and_message() -> None:
+    """A group is known by what the backend said; the custom_id comes with it."""
+    custom_id, group = group_of(failed({"error": {"message": "Too  long: 12", "type": "bad", "code": None}}, 413))
+    assert custom_id == "r-1"
+    assert (group.status, group.code, group.message) == (413, "bad", "Too long: N")
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "message"),
+    [
+        ({"error": {"message": "no", "code": "c", "type": "t"}}, "c", "no"),
+        ({"error": {"code": 7}}, "7", "{'…':N}"),
+        ({"error": "just words"}, None, "just words"),
+        ({"object": "error", "message": "flat", "code": 40}, "40", "flat"),
+        ({"detail": [{"loc": ["body"]}]}, None, "[{'…':['…']}]"),
+        ({"else": True}, None, "{'…':true}"),
+        ([1], None, "[N]"),
+    ],
+)
+def test_every_shape_of_an_error_is_read(body: object, code: str | None, message: str) -> None:
+    """OpenAI's, FastAPI's and flat errors have their own words; any other body is its own message."""
+    group = group_of(failed(body))[1]
+    assert (group.code, group.message) == (code, message)
+
+
+def test_a_line_without_an_answer_is_grouped_by_our_code() -> None:
+    """`batch_expired` and the like are groups, too, without a status."""
+    group = group_of(unanswered("batch_req_1", ID, "batch_expired", "The window closed."))[1]
+    assert (group.status, group.code, group.message) == (None, "batch_expired", "The window closed.")
+
+
+def test_a_line_that_says_nothing_is_a_group_of_its_own() -> None:
+    """Neither response nor error: the group has no words."""
+    group = group_of(b'{"custom_id":"r-1","response":null,"error":null}')[1]
+    assert (group.status, group.code, group.message) == (None, None, "")
+
+
+def test_what_is_no_result_line_is_refused() -> None:
+    """Damage is an error, never a group."""
+    with pytest.raises(ValueError, match="not a line"):
+        group_of(b"{")
+
+
+def test_a_long_message_is_cut() -> None:
+    """A message is shown with at most 200 characters."""
+    assert len(group_of(failed({"error": {"message": "x y " * 500}}))[1].message) == 200
