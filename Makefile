@@ -8,7 +8,7 @@ TWO := --numprocesses=2 --dist=worksteal
 MAKEFLAGS += --jobs=2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench faults faults-crashpoints clean lock
+.PHONY: help setup demo test check bench docs reference faults faults-crashpoints clean lock
 
 help: ## Say what there is.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -29,6 +29,12 @@ check: .venv/test ## Lint, types and walls; a part of `make test`.
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv/test reference ## Build the documentation's site into site/.
+	$(BIN)/zensical build --clean --strict
+
+reference: .venv/test ## Make docs/reference of the code again.
+	$(BIN)/python tools/reference.py
 
 faults: .venv/test $(if $(GROUND),.venv/postgres) ## Storms of faults with fresh seeds, then planted bugs: SEED=… MINUTES=… GROUND=… (see tests/faults).
 	PYTHONPATH=tests $(BIN)/python -m faults --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) $(if $(GROUND),--ground $(GROUND))

@@ -24,7 +24,7 @@ _ROWS_SECONDS = 5.0  # Prometheus itself gives up after ten
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Rows(Collector):
+class Rows(Collector):
     """What the rows said, as Prometheus reads it."""
 
     backlog: Backlog
@@ -85,5 +85,5 @@ class MetricsApp:
         content = generate_latest(self._metrics.registry) + generate_latest(rows)
         return Response(content, media_type=CONTENT_TYPE_LATEST)
 
-    def _rows(self, tx: Transaction) -> _Rows:
-        return _Rows(backlog=read_backlog(tx), backends=list_backends(tx), now=self._clock.now())
+    def _rows(self, tx: Transaction) -> Rows:
+        return Rows(backlog=read_backlog(tx), backends=list_backends(tx), now=self._clock.now())
