@@ -57,7 +57,7 @@ def test_tests_mirror_the_house() -> None:
     rooms = {path.name for path in _SOURCE.iterdir() if path.is_dir() and path.name != "__pycache__"}
     folders = {path.name for path in (_ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert rooms <= folders
-    assert folders - rooms == {"acceptance", "clients", "faults", "fuzz", "house"}
+    assert folders - rooms == {"acceptance", "clients", "docs", "faults", "fuzz", "house"}
 
 
 def test_the_docs_show_the_states_as_they_are() -> None:
