@@ -50,4 +50,5 @@ class Metrics:
         self.commit_seconds = Histogram("commit_seconds", "Group commits, from blob to commit.", **named)
         self.fsync_seconds = Histogram("fsync_seconds", "Fsyncs of blobs and their folders.", **named)
         self.disk_short = Gauge("disk_short", "1 while there is too little space to go on.", **named)
+        self.deliveries = Counter("webhook_deliveries", "Tries to deliver an event, by outcome.", ["outcome"], **named)
         self.disk_pauses = Counter("disk_pauses", "Times that work stopped for want of space.", **named)

@@ -18,6 +18,7 @@ from batchmill.api.health import health_routes
 from batchmill.api.models import model_routes
 from batchmill.api.rate import Buckets, Rate
 from batchmill.api.replay import Replays
+from batchmill.api.webhooks import delivery_routes, webhook_routes
 from batchmill.blobs.blobs import Blobs
 from batchmill.blobs.space import Room
 from batchmill.clock import Clock
@@ -43,11 +44,13 @@ def create_app(
     redirect: bool = False,
     catalogue: Catalogue = NOTHING_CONFIGURED,
     apart: bool = False,
+    public_webhooks: bool = True,
     calls: Rate | None = None,
 ) -> App:
     """Build the API: the contract's routes, models, and health; `broken` as in `Gate`, `retention` in seconds.
 
     `redirect`: a download is sent on to the bucket, where there is one.
+    `public_webhooks`: events go to public hosts only.
     `calls`: where the calls of organisations are counted, if not in this process's memory.
     """
     app = FastAPIOffline(  # its page loads nothing from any other host
@@ -62,6 +65,12 @@ def create_app(
     }
     app.include_router(file_routes(blobs=blobs, retention=retention, redirect=redirect, **shared))
     app.include_router(batch_routes(**shared))
+    app.include_router(
+        webhook_routes(
+            database=database, clock=clock, limits=limits, replays=shared["replays"], public_only=public_webhooks
+        )
+    )
+    app.include_router(delivery_routes(database=database, clock=clock, limits=limits))
     app.include_router(model_routes(database=database, catalogue=catalogue))
     app.include_router(health_routes(database=database, blobs=blobs, clock=clock, apart=apart))
     document = openapi(version=version, limits=limits)

@@ -1,7 +1,7 @@
 """The composition root: the only room that names a concrete database, disk, bucket or backend."""
 
 from batchmill.assemble.api import build_api, build_metrics
-from batchmill.assemble.backends import Engine, backend_name, build_backends, connections_of
+from batchmill.assemble.backends import Engine, backend_name, build_backends, build_hook, connections_of
 from batchmill.assemble.limits import limits_of
 from batchmill.assemble.storage import Storage, build_clock, rows_path
 from batchmill.assemble.worker import BUCKET_BOUNDS, build_worker
@@ -14,6 +14,7 @@ __all__ = [
     "build_api",
     "build_backends",
     "build_clock",
+    "build_hook",
     "build_metrics",
     "build_worker",
     "connections_of",

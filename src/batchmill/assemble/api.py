@@ -28,6 +28,7 @@ def build_api(*, settings: Settings, storage: Storage, clock: Clock, broken: Cal
         redirect=settings.download_redirect,
         catalogue=settings.catalogue,
         apart=not settings.worker,
+        public_webhooks=settings.webhook_urls == "public",
         calls=Buckets(clock=clock) if settings.is_embedded else SharedBuckets(database=storage.database),
     )
 

@@ -10,6 +10,7 @@ from batchmill.backends.aiohttp_transport import AiohttpTransport
 from batchmill.backends.backend import Backend
 from batchmill.backends.builtin import BUILTIN_MODEL, BUILTIN_SLOTS
 from batchmill.backends.echo import EchoBackend
+from batchmill.backends.hook import HttpHook
 from batchmill.backends.http import HttpBackend, name_of
 from batchmill.backends.packing import PackingBackend
 from batchmill.backends.wire import WireTransport
@@ -32,6 +33,11 @@ class Engine:
 
     url: str
     key: str
+
+
+def build_hook(settings: Settings) -> HttpHook:
+    """Build what takes events to webhooks; it is closed by whoever asked for it."""
+    return HttpHook(public_only=settings.webhook_urls == "public")
 
 
 def build_backends(

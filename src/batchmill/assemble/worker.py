@@ -11,8 +11,10 @@ from batchmill.assemble.limits import limits_of, retention_of
 from batchmill.assemble.storage import Storage
 from batchmill.backends.backend import Backend
 from batchmill.backends.builtin import BUILTIN_KV_TOKENS
+from batchmill.backends.hook import Hook
 from batchmill.backends.router import Router
 from batchmill.clock import Clock
+from batchmill.engine.courier import Courier
 from batchmill.engine.feed import Feed
 from batchmill.engine.finalizer import Finalizer
 from batchmill.engine.gauging import Gauging
@@ -52,15 +54,18 @@ def build_worker(
     clock: Clock,
     alone: bool,
     metrics: Metrics,
+    hook: Hook | None = None,
 ) -> Worker:
     """Build a worker with its loops; `alone` as in `Worker`.
 
+    Without a `hook` no event of a batch is told to anybody.
     What the operator adds while it runs is added to `backends`: whoever closes those closes it, too.
     """
     database, blobs, room = storage.database, storage.blobs, storage.room
     worker_id = mint_id("worker", clock.now())
     here: dict[str, Any] = {"database": database, "clock": clock, "worker_id": worker_id}
     mine = here | {"lease": settings.lease}
+    told: dict[str, Any] = {"database": database, "clock": clock, "metrics": metrics}
     lease = Lease(clock=clock, seconds=settings.lease)
     connections = connections_of(max(1, len(backends)))
     given = [
@@ -72,7 +77,7 @@ def build_worker(
     lanes, feed = Lanes(lanes=given, router=router, shared=not alone), Feed()
     sharing = Sharing(lanes=lanes, pending=feed.pending, **here)
     make_lane = partial(added_lane, backends=backends, lanes=lanes, settings=settings, alone=alone, clock=clock)
-    validate, run, finalize, scout, share = (Bell(clock=clock) for _ in range(5))
+    validate, run, finalize, scout, share, tell = (Bell(clock=clock) for _ in range(6))
     runner = Runner(
         ledger=Ledger(blobs=blobs, metrics=metrics, **mine),
         database=database,
@@ -146,8 +151,9 @@ def build_worker(
                 Bell(clock=clock),
                 _ROSTER_SECONDS,
             ),
+            *([] if hook is None else [(Courier(hook=hook, **told), tell, _IDLE_SECONDS)]),
             (
-                Doorbell(database=database, bells=(validate, run, finalize)),
+                Doorbell(database=database, bells=(validate, run, finalize, tell)),
                 Bell(clock=clock),
                 _LOOK_SECONDS,
             ),

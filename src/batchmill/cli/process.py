@@ -29,6 +29,7 @@ from batchmill.assemble import (
     build_api,
     build_backends,
     build_clock,
+    build_hook,
     build_metrics,
     build_worker,
     limits_of,
@@ -127,6 +128,7 @@ async def work(order: Order, *, stopping: asyncio.Event) -> None:
     settings, clock, metrics = order.settings, build_clock(), Metrics()
     storage = Storage(settings=settings, clock=clock, metrics=metrics, role="worker", patience=settings.lease)
     backends = build_backends(settings=settings, engine=order.engine, clock=clock)
+    hook = build_hook(settings)
     worker = build_worker(
         settings=settings,
         storage=storage,
@@ -134,11 +136,13 @@ async def work(order: Order, *, stopping: asyncio.Event) -> None:
         clock=clock,
         alone=settings.is_embedded,
         metrics=metrics,
+        hook=hook,
     )
     async with _serving_metrics(order, metrics=metrics, storage=storage, clock=clock):
         await worker.run(stopping=stopping, drain=settings.drain)
     for backend, _ in backends:
         await backend.close()
+    await hook.close()
     await storage.database.close()
 
 

@@ -73,6 +73,7 @@ class Limits:
     answer_idle: float = 60.0  # an answer may wait for so long for its client to read any of it
     failed_auth_per_minute: int | None = 60  # S10: bad keys from one address
     max_idempotency_key: int = 255  # a.9, in characters
+    max_webhooks: int = 20  # ours: of an organisation, and of each batch
     idempotency_kept: int = _DAY  # choice 9
     retry_replayed: int = 15 * _MINUTE  # choice 9
 

@@ -43,6 +43,11 @@ def is_public(url: str) -> bool:
     return scheme == "ms" or (scheme in {"http", "https"} and _is_public_host(_host(rest[2:])))
 
 
+def is_public_address(text: str) -> bool:
+    """Say whether an address, as a resolver gives it, is one of the public network."""
+    return _is_public_v6(text) if ":" in text else _is_public_v4(IPv4Address(text))
+
+
 def _urls(raw: bytes) -> Sequence[str]:
     """Return every media URL, those of repeated members included: parsers differ on which of them counts."""
     found: list[str] = []

@@ -11,6 +11,7 @@ from batchmill.spec.objects import BatchObject, Counts, LineError, Usage
 from batchmill.spec.states import FINAL, STAMP, Event, Status, next_status
 from batchmill.store.database import Transaction
 from batchmill.store.tables import batch, slice_
+from batchmill.store.webhook import announce
 
 TRIES = 5  # validatings or finalizings that fail in a row; then a batch is stuck (invariant R16)
 
@@ -107,7 +108,7 @@ def advance(
 
     With `epoch`, only while that lease's fence stands. False means that someone was faster: read again. A batch that
     enters another status waits for nothing and has no failure behind it; a cancel also takes it from whoever validates
-    or finalizes it, since that is in vain now.
+    or finalizes it, since that is in vain now. Its end is announced to who wants to hear of it.
 
     Raises:
         ValueError: the table of states knows no such event in that status.
@@ -124,7 +125,10 @@ def advance(
         changed |= {STAMP[target]: now, "crashes": 0, "retry_at": None, "waiting": None, "waiting_since": None}
         if event is Event.CANCEL:
             changed |= {"owner": None, "lease_until": None, "epoch": batch.c.epoch + 1}
-    return tx.connection.execute(update(batch).where(*expected).values(changed)).rowcount == 1
+    moved = tx.connection.execute(update(batch).where(*expected).values(changed)).rowcount == 1
+    if moved and target in FINAL:
+        announce(tx, batch_id=batch_id, status=target, now=now)
+    return moved
 
 
 def claim_batch(

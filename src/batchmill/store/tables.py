@@ -231,6 +231,41 @@ replay = Table(
     Index("ix_replay_expires", "expires_at"),
 )
 
+# Where an organisation wants the ends of its batches told, and the log of that.
+webhook = Table(
+    "webhook",
+    metadata,
+    Column("id", String, primary_key=True),
+    _organisation(),
+    Column("batch_id", String),  # null: of all its batches
+    Column("url", Text, nullable=False),
+    Column("events", Text, nullable=False),  # with spaces between
+    Column("secret", String, nullable=False),  # events are signed with it, so it is kept as it is
+    Column("created_at", BigInteger, nullable=False),
+    Index("ix_webhook_organisation", "organisation_id", "id"),
+)
+
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("webhook_id", String, nullable=False),  # no foreign key: its end must not hold up a batch's
+    Column("event_id", String, nullable=False),  # the same for every webhook, and at every try
+    Column("event", String, nullable=False),
+    Column("batch_id", String, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("attempts", Integer, nullable=False),  # tries begun; the fence of the last one
+    Column("status", String, nullable=False),
+    Column("last_status_code", Integer),
+    Column("last_error", Text),
+    Column("next_at", BigInteger),
+    Column("created_at", BigInteger, nullable=False),
+    Column("delivered_at", BigInteger),
+    Column("lease_until", Float),  # while it is being tried
+    Index("ix_delivery_due", "status", "next_at"),
+    Index("ix_delivery_webhook", "webhook_id", "id"),
+)
+
 # Operators' rows: no organisation owns them.
 model = Table(
     "model",

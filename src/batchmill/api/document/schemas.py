@@ -25,7 +25,8 @@ def object_(properties: Mapping[str, Json], *, optional: Sequence[str] = ()) -> 
     return {"type": "object", "required": required, "properties": {**properties}}
 
 
-def _list(schema: str, *, paged: bool = True) -> Json:
+def list_(schema: str, *, paged: bool = True) -> Json:
+    """Return the schema of a list of such objects."""
     members: dict[str, Json] = {
         "object": {"const": "list"},
         "data": {"type": "array", "items": {"$ref": f"#/components/schemas/{schema}"}},
@@ -88,12 +89,12 @@ def schemas(limits: Limits) -> Json:
     fault: dict[str, Json] = {"message": TEXT, "type": TEXT, "param": TEXT_OR_NULL, "code": TEXT_OR_NULL}
     return {
         "File": _file(),
-        "FileList": _list("File"),
+        "FileList": list_("File"),
         "FileDeleted": object_({"id": id_("file"), "object": {"const": "file"}, "deleted": {"const": True}}),
         "Batch": _batch(limits),
-        "BatchList": _list("Batch"),
+        "BatchList": list_("Batch"),
         "Model": object_(model | kimis, optional=tuple(kimis)),
-        "ModelList": _list("Model", paged=False),
+        "ModelList": list_("Model", paged=False),
         "Error": object_({"error": object_(fault)}),
     }
 

@@ -1,0 +1,276 @@
+"""Events of batches on their way to webhooks: signed, tried again, delivered once by one of several workers."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+from aiohttp import web
+from openai import OpenAI
+
+from batchmill.backends.hook import HttpHook
+from batchmill.engine.courier import Courier
+from batchmill.spec.ids import mint_id
+from batchmill.spec.states import Status
+from batchmill.spec.webhooks import BACKOFF, EVENTS, DeliveryStatus, mint_secret
+from batchmill.store.database import Transaction
+from batchmill.store.organisation import find_organisation, insert_organisation
+from batchmill.store.webhook import (
+    Delivery,
+    Webhook,
+    delete_webhook,
+    insert_webhook,
+    list_deliveries,
+    replay_delivery,
+)
+from batchmill.telemetry import Metrics
+from engine.mill import Mill, lines
+
+_ORGANISATION = "ours"  # as a mill names it
+
+
+@dataclass(kw_only=True)
+class Receiver:
+    """A real HTTP server that takes events, and answers as it is told: the last answer again and again."""
+
+    answers: list[int] = field(default_factory=lambda: [200])
+    got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    url: str = ""
+
+    async def take(self, request: web.Request) -> web.Response:
+        """Take one."""
+        self.got.append((dict(request.headers), await request.read()))
+        status = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return web.Response(status=status, headers={"location": "http://127.0.0.1:1/"} if status == 302 else None)
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    """A receiver on a free port."""
+    told, app = Receiver(), web.Application()
+    app.router.add_post("/hook", told.take)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    told.url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
+    yield told
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def hook() -> AsyncIterator[HttpHook]:
+    """What may go inward: the receivers of tests are here."""
+    inward = HttpHook(public_only=False)
+    yield inward
+    await inward.close()
+
+
+def courier(mill: Mill, hook: HttpHook) -> Courier:
+    """Return the courier of one worker."""
+    return Courier(database=mill.database, hook=hook, clock=mill.clock, metrics=Metrics())
+
+
+async def until_idle(of: Courier) -> None:
+    """Let a courier step until nothing is due or open."""
+    while await of.step():
+        pass
+
+
+async def subscribe(mill: Mill, url: str, *events: str, batch_id: str | None = None) -> Webhook:
+    """Add a webhook of the mill's organisation."""
+
+    def organisation(tx: Transaction) -> str:
+        found = find_organisation(tx, name=_ORGANISATION)
+        if found is None:
+            found = mint_id("org", 1.0)
+            insert_organisation(tx, organisation_id=found, name=_ORGANISATION, now=1)
+        return found
+
+    added = Webhook(
+        id=mint_id("wh", mill.clock.now()),
+        organisation_id=await mill.database.write(organisation),
+        batch_id=batch_id,
+        url=url,
+        events=events or tuple(EVENTS.values()),
+        secret=mint_secret(),
+        created_at=int(mill.clock.now()),
+    )
+    await mill.database.write(lambda tx: insert_webhook(tx, added))
+    return added
+
+
+async def log(mill: Mill, webhook: Webhook) -> list[Delivery]:
+    """Return the log of a webhook."""
+    return list(await mill.database.read(lambda tx: list_deliveries(tx, webhook_id=webhook.id, after=None, limit=100)))
+
+
+async def completed(mill: Mill) -> str:
+    """Run a batch to its end."""
+    batch = await mill.batch(lines(2))
+    assert await mill.finish(mill.hand(mill.echo()), batch) is Status.COMPLETED
+    return batch
+
+
+async def test_the_official_client_reads_an_event(mill: Mill, receiver: Receiver, hook: HttpHook) -> None:
+    """What arrives at a batch's end is signed so that `client.webhooks.unwrap` takes it; another secret does not."""
+    mill.clock.time = time.time()  # the client holds the signature's time against its own clock
+    webhook = await subscribe(mill, receiver.url)
+    batch = await completed(mill)
+    await until_idle(courier(mill, hook))
+    ((headers, body),) = receiver.got
+    client = OpenAI(api_key="none", webhook_secret=webhook.secret)
+    event = client.webhooks.unwrap(body, headers)
+    assert (event.type, event.data.id) == ("batch.completed", batch)  # type: ignore[union-attr]
+    with pytest.raises(Exception, match="signature"):
+        client.webhooks.unwrap(body, headers, secret=mint_secret())
+    (delivery,) = await log(mill, webhook)
+    assert (delivery.status, delivery.attempts, delivery.last_status_code) == (DeliveryStatus.DELIVERED, 1, 200)
+
+
+async def test_only_wanted_events_are_told(mill: Mill, receiver: Receiver, hook: HttpHook) -> None:
+    """A webhook hears of the events that it named, one of a batch of that batch alone."""
+    failures = await subscribe(mill, receiver.url, "batch.failed")
+    other = await subscribe(mill, receiver.url, batch_id=mint_id("batch", 1.0))
+    bad = await mill.batch(b"not JSON\n")
+    assert await mill.finish(mill.hand(mill.echo()), bad) is Status.FAILED
+    await completed(mill)
+    await until_idle(courier(mill, hook))
+    assert [(each.event, each.batch_id) for each in await log(mill, failures)] == [("batch.failed", bad)]
+    assert await log(mill, other) == []
+    assert len(receiver.got) == 1
+
+
+async def test_a_failed_try_is_made_again_under_the_same_id(mill: Mill, receiver: Receiver, hook: HttpHook) -> None:
+    """500, then a redirect that is not followed, then 200: three tries at the schedule's times, one id, one body."""
+    webhook = await subscribe(mill, receiver.url)
+    receiver.answers = [500, 302, 200]
+    await completed(mill)
+    sent = courier(mill, hook)
+    for wait in (0, *BACKOFF[:2]):
+        await until_idle(sent)
+        await mill.clock.advance(max(0, wait - 1))
+        await until_idle(sent)
+        await mill.clock.advance(1)
+    await until_idle(sent)
+    assert len(receiver.got) == 3
+    assert len({(headers["webhook-id"], body) for headers, body in receiver.got}) == 1
+    assert len({headers["webhook-signature"] for headers, _ in receiver.got}) == 3  # each of its own time
+    (delivery,) = await log(mill, webhook)
+    assert (delivery.status, delivery.attempts) == (DeliveryStatus.DELIVERED, 3)
+
+
+async def test_tries_end_and_can_be_begun_anew(mill: Mill, receiver: Receiver, hook: HttpHook) -> None:
+    """After the schedule's end it has failed, with the reason; a replay sends the same event again."""
+    webhook = await subscribe(mill, receiver.url)
+    receiver.answers = [500]
+    await completed(mill)
+    sent = courier(mill, hook)
+    for wait in (0, *BACKOFF):
+        await mill.clock.advance(wait)
+        await until_idle(sent)
+    (delivery,) = await log(mill, webhook)
+    assert (delivery.status, delivery.attempts) == (DeliveryStatus.FAILED, len(BACKOFF) + 1)
+    assert (delivery.last_status_code, delivery.last_error, delivery.next_at) == (500, "answered with 500", None)
+    receiver.answers = [200]
+    now = int(mill.clock.now())
+    replay = await mill.database.write(
+        lambda tx: replay_delivery(tx, webhook_id=webhook.id, delivery_id=delivery.id, now=now)
+    )
+    assert replay is not None
+    await until_idle(sent)
+    (delivery,) = await log(mill, webhook)
+    assert (delivery.status, delivery.attempts) == (DeliveryStatus.DELIVERED, 1)
+    assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://127.0.0.1:1/", "public"),
+        ("http://localhost:1/", "public"),
+        ("http://0x7f000001:1/", "public"),
+        ("http://127.0.0.1.nip.invalid:1/", "not known|resolution|resolve|failure"),
+    ],
+)
+async def test_nothing_is_sent_inward(mill: Mill, url: str, reason: str) -> None:
+    """An address of this machine, however it is written, is not called, though a row names it."""
+    webhook = await subscribe(mill, url)
+    await completed(mill)
+    guarded = HttpHook(public_only=True)
+    await until_idle(courier(mill, guarded))
+    await guarded.close()
+    (delivery,) = await log(mill, webhook)
+    assert delivery.status is DeliveryStatus.PENDING
+    assert delivery.last_error is not None
+    assert any(word in delivery.last_error.lower() for word in reason.split("|")), delivery.last_error
+
+
+async def test_a_name_that_leads_inward_is_not_followed(
+    mill: Mill, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a public name stands for is judged when it is looked up, and nothing else is connected to."""
+    port = int(receiver.url.split(":")[2].split("/")[0])
+    webhook = await subscribe(mill, f"http://hooks.example.com:{port}/hook")
+    await completed(mill)
+    loop = asyncio.get_running_loop()
+    original = loop.getaddrinfo
+
+    async def rebound(host: str, *args: object, **more: object) -> object:
+        return await original("127.0.0.1" if host == "hooks.example.com" else host, *args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "getaddrinfo", rebound)
+    guarded = HttpHook(public_only=True)
+    await until_idle(courier(mill, guarded))
+    await guarded.close()
+    (delivery,) = await log(mill, webhook)
+    assert receiver.got == []
+    assert "not public" in str(delivery.last_error)
+
+
+async def test_two_workers_send_an_event_once(mill: Mill, receiver: Receiver, hook: HttpHook) -> None:
+    """Each event is claimed by one of them."""
+    await subscribe(mill, receiver.url)
+    for _ in range(3):
+        await completed(mill)
+    await asyncio.gather(*(until_idle(courier(mill, hook)) for _ in range(2)))
+    assert len(receiver.got) == len({headers["webhook-id"] for headers, _ in receiver.got}) == 3
+
+
+async def test_a_webhook_that_goes_takes_its_log_with_it(mill: Mill, receiver: Receiver, hook: HttpHook) -> None:
+    """What was pending for it is sent no more."""
+    webhook = await subscribe(mill, receiver.url)
+    await completed(mill)
+    mine = webhook.organisation_id
+    assert await mill.database.write(lambda tx: delete_webhook(tx, organisation_id=mine, webhook_id=webhook.id))
+    await until_idle(courier(mill, hook))
+    assert (receiver.got, await log(mill, webhook)) == ([], [])
+
+
+async def test_what_a_dead_worker_had_claimed_is_sent_by_another(
+    mill: Mill, receiver: Receiver, hook: HttpHook
+) -> None:
+    """A claim without an outcome lapses; the late outcome of the first claim then changes nothing."""
+    webhook = await subscribe(mill, receiver.url)
+    await completed(mill)
+    begun = asyncio.Event()
+
+    class Stalled:
+        """A receiver that never answers."""
+
+        async def post(self, _url: str, **_: object) -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+    dead = Courier(database=mill.database, hook=Stalled(), clock=mill.clock, metrics=Metrics())  # type: ignore[arg-type]
+    stepping = asyncio.create_task(dead.step())
+    await begun.wait()
+    stepping.cancel()
+    await asyncio.wait([stepping])
+    await until_idle(courier(mill, hook))
+    assert receiver.got == []
+    await mill.clock.advance(61)
+    await until_idle(courier(mill, hook))
+    (delivery,) = await log(mill, webhook)
+    assert (delivery.status, delivery.attempts, len(receiver.got)) == (DeliveryStatus.DELIVERED, 2, 1)
