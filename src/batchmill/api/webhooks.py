@@ -132,7 +132,7 @@ def _add(tx: Transaction, call: Call, order: WebhookOrder, batch_id: str | None,
         lock_organisation(tx, organisation_id=mine)
     count = count_webhooks(tx, organisation_id=mine, batch_id=batch_id)
     if count >= most:
-        raise errors.quota_exceeded(f"There are {count} webhooks already; at most {most} are allowed.")
+        raise errors.invalid_request(f"There are {count} webhooks already; at most {most} are allowed.")
     added = Webhook(
         id=mint_id("wh", now),
         organisation_id=mine,
