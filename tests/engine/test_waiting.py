@@ -21,6 +21,7 @@ from volume import fill, small_volume
 
 NEW = Standing(
     batch_id="batch_1",
+    organisation_id="ours",
     status=Status.VALIDATING,
     expires_at=2,
     seq=0,

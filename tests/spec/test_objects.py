@@ -55,13 +55,14 @@ def test_a_new_batch_has_every_key_with_null_where_unset() -> None:
     keys = """
         id object endpoint input_file_id completion_window status created_at request_counts output_file_id error_file_id
         in_progress_at expires_at finalizing_at completed_at failed_at cancelling_at cancelled_at metadata expired_at
-        errors model usage progress
+        errors model usage progress paused_at priority
     """
     assert list(wire) == keys.split()
     assert wire["object"] == "batch"
     assert wire["status"] == "validating"
     assert type(wire["status"]) is str
     assert wire["request_counts"] == {"completed": 0, "failed": 0, "total": 0}
+    assert wire.pop("priority") == 0
     assert {wire[key] for key in list(wire)[8:]} == {None}
 
 

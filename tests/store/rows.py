@@ -72,7 +72,8 @@ def add_batch(tx: Transaction, added: Batch | None = None, *, status: Status = S
     at = Status.VALIDATING
     for event in PATHS[status]:
         values = {"plan_key": f"{added.id}-plan"} if event is Event.ACCEPTED else {}
-        assert advance(tx, batch_id=added.id, status=at, event=event, now=NOW, values=values)
+        now = NOW + 3600 if event is Event.WINDOW_PASSED else NOW
+        assert advance(tx, batch_id=added.id, status=at, event=event, now=now, values=values)
         at = status_of(tx, added.id)
     return added.id
 

@@ -18,6 +18,7 @@ from batchmill.api.health import health_routes
 from batchmill.api.models import model_routes
 from batchmill.api.rate import Buckets, Rate
 from batchmill.api.replay import Replays
+from batchmill.api.steer import steer_routes
 from batchmill.api.webhooks import delivery_routes, webhook_routes
 from batchmill.blobs.blobs import Blobs
 from batchmill.blobs.space import Room
@@ -71,6 +72,7 @@ def create_app(
         )
     )
     app.include_router(delivery_routes(database=database, clock=clock, limits=limits))
+    app.include_router(steer_routes(database=database, room=room, clock=clock, limits=limits))
     app.include_router(model_routes(database=database, catalogue=catalogue))
     app.include_router(health_routes(database=database, blobs=blobs, clock=clock, apart=apart))
     document = openapi(version=version, limits=limits)

@@ -27,7 +27,7 @@ class Loader:
         """
         loaded: list[Work] = []
         size = sum(work.size for work in self._feed)
-        for work in self._feed:
+        for work in self._feed.by_priority():
             if work.is_wanting and (size < _LOADED_BYTES or not self._feed.is_loaded(work.model)):
                 try:
                     if not await self._shortage.outlive(self._read(work), otherwise=False):

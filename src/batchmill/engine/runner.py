@@ -22,18 +22,15 @@ from batchmill.engine.marks import Marks
 from batchmill.engine.sender import Sender, give_up
 from batchmill.engine.shortage import Shortage
 from batchmill.engine.twins import Twins
+from batchmill.engine.watch import WATCH_SECONDS, Watch
 from batchmill.engine.work import Request, Work
 from batchmill.ledger.ledger import Ledger, Portion
 from batchmill.ledger.segment import Result
 from batchmill.schedule.retry import OUTCOME_UNKNOWN, WORKER_CRASHED, Later
-from batchmill.spec.states import Status
-from batchmill.store.batch import statuses_of
 from batchmill.store.database import Database
 from batchmill.store.slice import Fence
 from batchmill.telemetry import Metrics
 
-_WATCH_SECONDS = 0.5  # how often held batches are looked at: sends stop within a second of a cancel
-_CLOSING = 30.0  # seconds; open calls of a closing batch may end so long
 _LONE_DEATHS = 3  # design, "Verdicts": a line that kills its worker three times alone in flight
 
 
@@ -67,7 +64,6 @@ class Runner:
         coalesce: bool = False,
     ) -> None:
         self._ledger = ledger
-        self._database = database
         self._lanes = lanes
         self._sender = sender
         self._lease = lease
@@ -78,6 +74,7 @@ class Runner:
         self._feed = feed
         self._group = Group(bounds=bounds)
         self._calls = Calls(ended=self._call_ended)
+        self._watching = Watch(database=database, feed=feed, calls=self._calls, clock=clock)
         self._fault: BaseException | None = None
         self._watched = self._looked = float("-inf")
         self._sated: frozenset[str] = frozenset()  # models that nothing was found for since the last watch
@@ -122,7 +119,7 @@ class Runner:
         """Watch while a step is held up, too: a commit may hang, and calls that end start others meanwhile."""
         try:
             while True:
-                await self._clock.sleep(_WATCH_SECONDS)
+                await self._clock.sleep(WATCH_SECONDS)
                 await self._watch()
         except Exception as fault:  # noqa: BLE001 - the next step raises it
             self._fault = self._fault or fault
@@ -154,27 +151,19 @@ class Runner:
     def _due_at(self) -> float:
         """Return when a step has something to do, if nobody wakes it (boot clock)."""
         times = (self._group.due(), self._feed.wakes_at(), self._lanes.opens_at(self._clock.boot()))
-        return min([self._watched + _WATCH_SECONDS, *(time for time in times if time is not None)])
+        return min([self._watched + WATCH_SECONDS, *(time for time in times if time is not None)])
 
     async def _watch(self) -> None:
-        """Stop sending for batches that are not in progress any more or whose window has closed."""
+        """Look at everything that may have changed meanwhile, if it is time to."""
         now = self._clock.boot()
-        if now < self._watched + _WATCH_SECONDS:
+        if now < self._watched + WATCH_SECONDS:
             return
         self._watched, self._sated = now, frozenset()
         self._ahead.measure(now)
         self._lanes.tell(self._metrics)
         self._sender.tell()
         await self._shortage.look()
-        held = sorted({work.batch_id for work in self._feed})
-        if not held:
-            return
-        statuses = await self._database.read(lambda tx: statuses_of(tx, batch_ids=held))
-        for work in self._feed:
-            if statuses.get(work.batch_id) is not Status.IN_PROGRESS or self._clock.now() >= work.expires_at:
-                work.close(now)
-        late = [work for work in self._feed if work.closing_since is not None and now >= work.closing_since + _CLOSING]
-        await self._calls.cancel([request for work in late for request in self._calls.of(work)])
+        await self._watching.look()
 
     async def _claim(self) -> None:
         """Claim about twenty seconds of work for models that can be served, and a Slice of each batch that waits."""
@@ -196,6 +185,8 @@ class Runner:
         self._sated = models if slices and not claims else frozenset()
         for claim in claims:
             self._feed.add(Work(claim=claim, lone=self._lanes.most(models), once=self._once))
+        if claims:
+            await self._watching.look()  # reading the Plan takes its time: they may be paused or cancelled by now
 
     async def _load(self) -> None:
         for work in await self._loader.load():
@@ -234,8 +225,9 @@ class Runner:
             await self._commit(force=True)
             return
         marked = await self._marks.alone(suspect, request.index)
-        # The write may have taken its time: the lease may have lapsed by now, the window closed, the lane gone.
-        if marked and self._free_lane(suspect.model) is lane and self._clock.now() < suspect.expires_at:
+        # The write may have taken its time: the lease may have lapsed, the batch been paused, the lane gone.
+        may_send = suspect.closing_since is None and self._feed.may_send(suspect, wall=self._clock.now())
+        if marked and may_send and self._free_lane(suspect.model) is lane:
             self._lone = suspect
             self._start(lane, request, self._clock.boot())
         else:
@@ -247,7 +239,7 @@ class Runner:
         if not self._once or self._is_solo or self._halted:
             return
         free: dict[str, int] = {}
-        for work in list(self._feed):
+        for work in self._feed.by_priority():
             left = free.setdefault(work.model, self._lanes.free_slots(work.model))
             if work.is_loaded and not work.suspect:
                 await self._marks.sent(work, left)
@@ -386,10 +378,15 @@ class Runner:
         await self._calls.cancel(self._calls.of(work))
 
     async def _release(self) -> None:
-        """Give back the Slices of closing batches, and those that others may serve, once nothing of them is out."""
-        stranded = self._lanes.stranded({work.model for work in self._feed}, self._clock.boot())
-        released = [w for w in self._feed if w.idle and (w.closing_since is not None or w.model in stranded)]
-        crashed = {w.claim.slice.fence for w in released if w.closing_since is None and w.is_tried}
+        """Give back what is closing or paused, and what others may serve, once nothing of it is out."""
+        now = self._clock.boot()
+        stranded = self._lanes.stranded({work.model for work in self._feed}, now)
+        over = [work for work in self._feed if work.closing_since is not None or self._feed.is_paused(work)]
+        left = [work for work in self._feed if work not in over and work.model in stranded]
+        released = [work for work in (*over, *left) if work.idle]
+        crashed = {work.claim.slice.fence for work in left if work.idle and work.is_tried}
+        for work in released:
+            work.close(now)  # nothing of it leaves while it is given back, whatever changes meanwhile
         if released and await self._give_back(released, crashed=crashed):
             for work in released:
                 self._feed.remove(work)

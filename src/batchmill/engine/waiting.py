@@ -1,6 +1,7 @@
 """Says of each batch that is not final, in one sentence, why it does not move on; nothing while it does."""
 
 import asyncio
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from batchmill.blobs.space import Room
 from batchmill.clock import Clock
 from batchmill.engine.attempt import stuck
 from batchmill.spec.states import Status
+from batchmill.spec.steer import paused
 from batchmill.store.batch import set_waiting
 from batchmill.store.database import Database, Transaction
 from batchmill.store.model import BackendState, list_backends, list_models
@@ -52,6 +54,8 @@ def why(standing: Standing, circumstances: Circumstances) -> str | None:
         return stuck(_DOING[standing.status], "its worker died")
     if standing.stuck or standing.put_off:
         return standing.waiting
+    if standing.paused:
+        return paused(standing.expires_at)
     if now.moved or (standing.held and not (running and (now.outage or now.short))):
         return None
     reasons = (
@@ -148,8 +152,17 @@ def _queue(standings: Sequence[Standing]) -> Iterator[tuple[str, int]]:
     for status in _DOING:
         line = [s for s in standings if s.status is status and not (s.stuck or s.put_off)]
         if status is Status.IN_PROGRESS:
-            line.sort(key=lambda s: (s.expires_at, s.batch_id))
+            sendable = [s for s in line if not s.paused]
+            line = list(_by_priority(sorted(sendable, key=lambda s: (s.expires_at, s.batch_id))))
         yield from ((s.batch_id, ahead) for ahead, s in enumerate(line))
+
+
+def _by_priority(line: Sequence[Standing]) -> Iterator[Standing]:
+    """Yield these batches so that each organisation's stand by priority, in the places that are its own."""
+    ranked: dict[str, deque[Standing]] = defaultdict(deque)
+    for standing in sorted(line, key=lambda s: -s.priority):
+        ranked[standing.organisation_id].append(standing)
+    return (ranked[standing.organisation_id].popleft() for standing in line)
 
 
 def _moment(second: int) -> str:

@@ -62,7 +62,6 @@ class Work:
         self.model = claim.slice.model
         self.out = 0
         self.closing_since: float | None = None  # boot clock
-        self.expires_at = _expires_at(claim)  # Unix seconds: no send starts later
         held = claim.slice
         # Whose last owner died over a lone line goes on where that one was.
         self._lone = lone if held.crashes >= SUSPECT_DEATHS or held.alone is not None else 0
@@ -239,10 +238,3 @@ def _set(bitmap: bytearray, index: int) -> None:
 
 def _holes(done: Bitmap, lines: int) -> list[int]:
     return [index for index in range(lines) if not _has(done, index)]
-
-
-def _expires_at(claim: Claim) -> float:
-    expires_at = claim.batch.object.expires_at
-    if expires_at is None:
-        raise ValueError(f"{claim.batch.id} has no end of its window")
-    return expires_at

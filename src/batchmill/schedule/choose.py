@@ -1,8 +1,12 @@
-"""Which batches a worker claims Slices from: organisations share by weight; within one, deadlines at risk go first.
+"""Which batches a worker claims Slices from: organisations share by weight; within one, by priority, then by deadline.
 
-While an organisation's share of the rate will do for all its deadlines, its batches take turns, so that a small one is
-not stuck behind a large one. Where it will not do, those up to the last deadline at risk go one after the other,
-nearest deadline first: at overload that gets the most lines done in time (earliest deadline first).
+A batch of higher priority has all its Slices claimed before any of a lower one, whatever their deadlines: the priority
+is what its owner says, the risk is what we estimate. One that waits so may miss its deadline, as its forecast says.
+
+Among those of one priority: while the organisation's share of the rate will do for all their deadlines, they take
+turns, so that a small one is not stuck behind a large one. Where it will not do, those up to the last deadline at risk
+go one after the other, nearest deadline first: at overload that gets the most lines done in time (earliest deadline
+first). What comes before them by priority counts as work that is to be done first.
 """
 
 from collections import deque
@@ -24,6 +28,7 @@ class Candidate:
     created_at: float
     slice_tokens: float = 1.0  # of a Slice, on average
     weight: float = 1.0  # of its organisation
+    priority: int = 0  # higher goes first, within the organisation
 
     @property
     def tokens(self) -> float:
@@ -55,7 +60,7 @@ class Chooser:
             now: Unix seconds.
             rate: Tokens a second that are got done, of all organisations; None while nobody knows.
         """
-        ordered = sorted((c for c in candidates if c.open_slices > 0), key=lambda c: (c.organisation, _urgency(c)))
+        ordered = sorted((c for c in candidates if c.open_slices > 0), key=lambda c: (c.organisation, _rank(c)))
         groups = {name: list(group) for name, group in groupby(ordered, key=lambda c: c.organisation)}
         weights = sum(group[0].weight for group in groups.values())
         shares = {
@@ -69,7 +74,7 @@ class Chooser:
     ) -> Iterator[str]:
         had = {name: max(self._had.get(name, 0.0), self._level) for name in groups}
         self._had = had
-        waiting = sorted(groups, key=lambda name: _urgency(groups[name][0]))
+        waiting = sorted(groups, key=lambda name: min(map(_urgency, groups[name])))
         while waiting:
             name = min(waiting, key=had.__getitem__)  # of equals the most urgent
             taken = next(shares[name], None)
@@ -85,9 +90,22 @@ def _urgency(candidate: Candidate) -> tuple[float, float, str]:
     return candidate.expires_at, candidate.created_at, candidate.batch_id
 
 
+def _rank(candidate: Candidate) -> tuple[int, tuple[float, float, str]]:
+    return -candidate.priority, _urgency(candidate)
+
+
 def _in_turn(group: Sequence[Candidate], *, now: float, rate: float | None) -> Iterator[Candidate]:
-    """Yield the batches of one organisation, in the order of their deadlines, once for each Slice."""
-    at_risk = _at_risk(group, now=now, rate=rate)
+    """Yield the batches of one organisation by priority, once for each Slice."""
+    before = 0.0
+    for _, level in groupby(group, key=lambda c: c.priority):
+        equals = list(level)
+        yield from _by_deadline(equals, before=before, now=now, rate=rate)
+        before += sum(candidate.tokens for candidate in equals)
+
+
+def _by_deadline(group: Sequence[Candidate], *, before: float, now: float, rate: float | None) -> Iterator[Candidate]:
+    """Yield batches of one priority, in the order of their deadlines; `before` are the tokens that come before them."""
+    at_risk = _at_risk(group, before=before, now=now, rate=rate)
     for candidate in group[:at_risk]:
         yield from repeat(candidate, candidate.open_slices)
     queues = deque(repeat(candidate, candidate.open_slices) for candidate in group[at_risk:])
@@ -98,9 +116,9 @@ def _in_turn(group: Sequence[Candidate], *, now: float, rate: float | None) -> I
             queues.append(queue)
 
 
-def _at_risk(group: Sequence[Candidate], *, now: float, rate: float | None) -> int:
+def _at_risk(group: Sequence[Candidate], *, before: float, now: float, rate: float | None) -> int:
     """Return how many batches, from the nearest deadline on, go before all others: up to the last that is at risk."""
-    at_risk, tokens = 0, 0.0
+    at_risk, tokens = 0, before
     for place, candidate in enumerate(group, 1):
         tokens += candidate.tokens
         if rate and tokens / rate > _RISK * (candidate.expires_at - now):

@@ -73,6 +73,11 @@ def not_cancellable(status: str) -> ApiError:
     return invalid_request(f"A batch that is {status} cannot be cancelled.", code="invalid_batch_state")
 
 
+def not_steerable(status: str, done: str) -> ApiError:
+    """Return the 400 for steering a batch of which nothing is sent any more; `done` reads as "paused"."""
+    return invalid_request(f"A batch that is {status} cannot be {done}.", code="invalid_batch_state")
+
+
 def too_big(what: str, limit: int, param: str | None = None) -> ApiError:
     """Return the 400 (never 413, contract a.0) for something larger than `limit` bytes."""
     return invalid_request(f"{what} is larger than {limit} bytes.", param, "invalid_value")

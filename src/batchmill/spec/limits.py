@@ -36,6 +36,7 @@ class Limits:
     metadata_value: int = 512  # a.6, in characters
     expires_after_min: int = _HOUR  # a.1, a.6
     expires_after_max: int = 30 * _DAY  # a.1, a.6
+    max_priority: int = 100  # ours; its negative is the least
 
     # Files.
     extension: str = ".jsonl"  # a.1

@@ -125,6 +125,8 @@ class BatchObject:
     model: str | None = None
     usage: Usage | None = None
     progress: Forecast | None = None
+    paused_at: int | None = None
+    priority: int = 0
 
     def wire(self, errors_shown: int | None = None) -> dict[str, object]:
         """Return the Batch object, every key always there; in lists only `errors_shown` errors and a closing one."""
@@ -152,6 +154,8 @@ class BatchObject:
             "model": self.model,
             "usage": None if self.usage is None else self.usage.wire(),
             "progress": None if self.progress is None else _progress(self.progress),
+            "paused_at": self.paused_at,
+            "priority": self.priority,
         }
 
 

@@ -120,9 +120,16 @@ def advance(
     if epoch is not None:
         expected.append(batch.c.epoch == epoch)
     changed: dict[str, object] = {**(values or {}), "status": target.value}
+    if event is Event.WINDOW_PASSED:  # it may have been lengthened since it was found to have passed
+        expected.append(batch.c.expires_at <= now)
     if target is not status:
         tx.ring()
         changed |= {STAMP[target]: now, "crashes": 0, "retry_at": None, "waiting": None, "waiting_since": None}
+        if target is Status.IN_PROGRESS:  # a pause goes on, and what is said of it
+            said = ("waiting", "waiting_since")
+            changed |= {name: case((batch.c.paused_at.is_not(None), batch.c[name])) for name in said}
+        else:
+            changed["paused_at"] = None
         if event is Event.CANCEL:
             changed |= {"owner": None, "lease_until": None, "epoch": batch.c.epoch + 1}
     moved = tx.connection.execute(update(batch).where(*expected).values(changed)).rowcount == 1
@@ -259,12 +266,6 @@ def release_batch(tx: Transaction, *, batch_id: str, epoch: int) -> bool:
     return tx.connection.execute(mine.values(owner=None, lease_until=None)).rowcount == 1
 
 
-def statuses_of(tx: Transaction, *, batch_ids: Sequence[str]) -> Mapping[str, Status]:
-    """Return the status of each of these batches."""
-    query = select(batch.c.id, batch.c.status).where(batch.c.id.in_(batch_ids))
-    return {row.id: Status(row.status) for row in tx.connection.execute(query)}
-
-
 def batches_past_window(tx: Transaction, *, now: int, limit: int) -> Sequence[tuple[str, Status]]:
     """Return batches whose completion window has closed on them before their lines were done."""
     late = (
@@ -297,8 +298,10 @@ def record_progress(
 
     Several batches of one commit are counted in the order of their ids, or two workers would wait for each other. Its
     rate is kept by the same statement; lines that came in nobody knows which time, as the first ones, count in none.
+    So it is with what was still out when the batch was paused.
     """
-    known = batch.c.counted_at <= tx.lease_now  # else there is no last commit, or the lease clock began anew
+    now = case((batch.c.paused_at.is_(None), tx.lease_now))
+    known = batch.c.counted_at <= now  # else there is no last commit, or the lease clock began anew
     gap = case((known, tx.lease_now - batch.c.counted_at), else_=0.0)
     fade = FADE_SECONDS / (FADE_SECONDS + gap)
     lines = case((known, completed + failed), else_=0)
@@ -318,7 +321,7 @@ def record_progress(
             recent_lines=(batch.c.recent_lines + lines) * fade,
             recent_tokens=(batch.c.recent_tokens + tokens) * fade,
             recent_seconds=(batch.c.recent_seconds + gap) * fade,
-            counted_at=tx.lease_now,
+            counted_at=now,
         )
         .returning(batch.c.seq, batch.c.open_slices, batch.c.status)
     )
@@ -390,5 +393,7 @@ def _batch(row: Row[tuple[object, ...]]) -> Batch:
             errors=None if row.errors is None else msgspec.json.decode(row.errors, type=tuple[LineError, ...]),
             model=row.model,
             usage=usage if usage.input_tokens + usage.output_tokens else None,
+            paused_at=row.paused_at,
+            priority=row.priority,
         ),
     )

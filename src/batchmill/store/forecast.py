@@ -35,7 +35,7 @@ def _with_forecast(found: Batch, recent: Recent, now: float) -> Batch:
     progress = forecast(
         recent,
         left=counts.total - counts.completed - counts.failed,
-        waits=found.waiting is not None,
+        waits=found.waiting is not None or facts.paused_at is not None,
         now=now,
         expires_at=facts.expires_at,
     )

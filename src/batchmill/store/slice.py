@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from sqlalchemy import ColumnElement, Row, and_, bindparam, case, delete, exists, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, bindparam, case, delete, exists, func, insert, or_, select, update
 
 from batchmill.schedule.choose import Candidate
 from batchmill.spec.states import Status
@@ -88,8 +88,14 @@ def insert_slices(tx: Transaction, slices: Iterable[Slice]) -> None:
 
 
 def list_candidates(tx: Transaction, *, models: Collection[str], worker_id: str, limit: int) -> Sequence[Candidate]:
-    """Return batches in progress that have a Slice for one of these models, the nearest deadline first."""
+    """Return batches in progress that have a Slice for one of these models and are not paused.
+
+    Each organisation's come by priority, then the nearest deadline first; where there are more than `limit`, no
+    organisation's crowd out another's.
+    """
     claimable = exists().where(slice_.c.batch_id == batch.c.id, _claimable(tx, models, worker_id))
+    in_order = (batch.c.priority.desc(), batch.c.expires_at, batch.c.id)
+    place = func.row_number().over(partition_by=batch.c.organisation_id, order_by=in_order)
     query = (
         select(
             batch.c.id,
@@ -98,12 +104,13 @@ def list_candidates(tx: Transaction, *, models: Collection[str], worker_id: str,
             batch.c.slice_tokens,
             batch.c.expires_at,
             batch.c.created_at,
+            batch.c.priority,
             organisation.c.weight,
         )
         .join(organisation, organisation.c.id == batch.c.organisation_id)
-        .where(batch.c.status == Status.IN_PROGRESS.value, claimable)
+        .where(batch.c.status == Status.IN_PROGRESS.value, batch.c.paused_at.is_(None), claimable)
         .where(or_(batch.c.retry_at.is_(None), batch.c.retry_at <= tx.lease_now))
-        .order_by(batch.c.expires_at, batch.c.id)
+        .order_by(place, batch.c.expires_at, batch.c.id)
         .limit(limit)
     )
     return [
@@ -115,6 +122,7 @@ def list_candidates(tx: Transaction, *, models: Collection[str], worker_id: str,
             created_at=row.created_at,
             slice_tokens=row.slice_tokens,
             weight=row.weight or 1,
+            priority=row.priority,
         )
         for row in tx.connection.execute(query)
     ]
@@ -125,10 +133,12 @@ def claim_slices(
 ) -> Sequence[tuple[Slice, bool]]:
     """Take the first `count` Slices for these models of a batch in progress that nobody holds: all by two statements.
 
-    A lapsed lease is nobody's. Returns each Slice and whether it was taken over: its last owner never gave it back, so
-    it counts as a crash.
+    Of a paused batch none. A lapsed lease is nobody's. Returns each Slice and whether it was taken over: its last owner
+    never gave it back, so it counts as a crash.
     """
-    running = exists().where(batch.c.id == batch_id, batch.c.status == Status.IN_PROGRESS.value)
+    running = exists().where(
+        batch.c.id == batch_id, batch.c.status == Status.IN_PROGRESS.value, batch.c.paused_at.is_(None)
+    )
     free = and_(slice_.c.batch_id == batch_id, _claimable(tx, models, worker_id), running)
     first = (
         select(slice_.c.ordinal, slice_.c.owner)

@@ -20,6 +20,7 @@ class Standing:
     """
 
     batch_id: str
+    organisation_id: str
     status: Status
     expires_at: int
     seq: int
@@ -28,6 +29,8 @@ class Standing:
     put_off: bool
     stuck: bool
     model: str | None
+    paused: bool = False
+    priority: int = 0
 
 
 def list_standings(tx: Transaction, *, limit: int) -> Sequence[Standing]:
@@ -37,6 +40,7 @@ def list_standings(tx: Transaction, *, limit: int) -> Sequence[Standing]:
     query = (
         select(
             batch.c.id.label("batch_id"),
+            batch.c.organisation_id,
             batch.c.status,
             batch.c.expires_at,
             batch.c.seq,
@@ -44,6 +48,8 @@ def list_standings(tx: Transaction, *, limit: int) -> Sequence[Standing]:
             or_(~is_free(tx), batch.c.id.in_(worked_on)).label("held"),
             (func.coalesce(batch.c.retry_at, tx.lease_now) > tx.lease_now).label("put_off"),
             is_stuck(tx).label("stuck"),
+            batch.c.paused_at.is_not(None).label("paused"),
+            batch.c.priority,
             first_open.order_by(slice_.c.ordinal).limit(1).scalar_subquery().label("model"),
         )
         .where(batch.c.status.not_in([status.value for status in FINAL]))

@@ -151,6 +151,8 @@ batch = Table(
     Column("retry_at", Float),  # on the lease clock: after a failure the batch is left alone until then
     Column("waiting", Text),  # why it does not move on, in words for its owner; null while it moves
     Column("waiting_since", BigInteger),
+    Column("paused_at", BigInteger),  # since when no line is sent; null while lines are
+    Column("priority", Integer, nullable=False, server_default="0"),  # higher goes first, within the organisation
     # How fast it goes (`schedule/forecast.py`): sums that fade with each group commit.
     Column("recent_lines", Float, nullable=False, server_default="0"),
     Column("recent_tokens", Float, nullable=False, server_default="0"),

@@ -3,6 +3,7 @@
 from batchmill.api.document.contract import contract_paths
 from batchmill.api.document.operation import FAULTS, fault_answer
 from batchmill.api.document.schemas import Json, schemas
+from batchmill.api.document.steer import steer_paths
 from batchmill.api.document.webhooks import webhook_paths, webhook_schemas
 from batchmill.spec.limits import Limits
 
@@ -12,9 +13,16 @@ def openapi(*, version: str, limits: Limits) -> Json:
     return {
         "openapi": "3.1.0",
         "info": {"title": "Batchmill", "version": version},
-        "paths": {**contract_paths(limits), **webhook_paths(limits)},
+        "paths": {
+            **contract_paths(limits),
+            **steer_paths(limits),
+            **webhook_paths(limits),
+        },
         "components": {
-            "schemas": {**schemas(limits), **webhook_schemas()},
+            "schemas": {
+                **schemas(limits),
+                **webhook_schemas(),
+            },
             "responses": {str(status): fault_answer(status) for status in FAULTS},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },

@@ -59,12 +59,7 @@ def create_order(limits: Limits) -> Json:
     lasts = object_({"anchor": {"type": "string", "enum": ["created_at"]}, "seconds": _seconds(limits)})
     members: dict[str, Json] = {
         "input_file_id": id_("file"),
-        "completion_window": {
-            "type": "string",
-            "pattern": f"^[1-9][0-9]{{0,4}}[{''.join(limits.window_units)}]$",
-            "description": f"From {limits.window_min} to {limits.window_max} seconds.",
-            "examples": ["24h"],
-        },
+        "completion_window": window(limits),
         "endpoint": {"type": "string", "enum": [*limits.endpoints], "default": limits.default_endpoint},
         "metadata": {
             "type": ["object", "null"],
@@ -75,6 +70,16 @@ def create_order(limits: Limits) -> Json:
         "output_expires_after": {**lasts, "type": ["object", "null"]},
     }
     return object_(members, optional=("endpoint", "metadata", "output_expires_after"))
+
+
+def window(limits: Limits) -> Json:
+    """Return the schema of a completion window (contract c.4)."""
+    return {
+        "type": "string",
+        "pattern": f"^[1-9][0-9]{{0,4}}[{''.join(limits.window_units)}]$",
+        "description": f"From {limits.window_min} to {limits.window_max} seconds.",
+        "examples": ["24h"],
+    }
 
 
 def _seconds(limits: Limits) -> Json:
@@ -148,6 +153,8 @@ def _batch(limits: Limits) -> Json:
             "model": TEXT_OR_NULL,
             "usage": {**usage, "type": ["object", "null"]},
             "progress": {**_progress(), "type": ["object", "null"]},
+            "paused_at": {**TIME_OR_NULL, "description": "Since when no line is sent, in Unix time; null: not paused."},
+            "priority": {"type": "integer", "description": "Higher goes first, within the organisation."},
         }
     )
 
