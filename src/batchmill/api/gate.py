@@ -34,7 +34,8 @@ class Gate:
     """An ASGI application in front of another.
 
     Past it, `request.state.organisation_id` is who asks, `request.state.caller` the digest of the key it asks with, and
-    `request.state.allowance` what the organisation may use.
+    `request.state.allowance` what the organisation may use. An answer that goes on for long asks
+    `request.state.still_admitted` now and then whether that key would still be let in.
     `calls` holds the organisations that have a limit to it.
     `broken` is called when the disk failed beneath a request: the process is to end.
     """
@@ -110,10 +111,20 @@ class Gate:
             if needed not in caller.scopes:  # known before any object is looked for (invariant S1)
                 raise errors.permission_denied(f"This key lacks the scope '{needed}'.")
             scope.setdefault("state", {}).update(
-                organisation_id=caller.organisation_id, caller=caller.digest, allowance=caller.allowance
+                organisation_id=caller.organisation_id,
+                caller=caller.digest,
+                allowance=caller.allowance,
+                still_admitted=lambda: self._still_admits(scope),
             )
         if "\0" in scope["path"]:  # nothing has such an id, and PostgreSQL cannot even be asked for one
             raise errors.not_found("object")
         headers: dict[bytes, bytes] = dict(scope["headers"])
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise errors.unsupported_media_type("Content-Encoding is not supported: send the body as it is.")
+
+    async def _still_admits(self, scope: Message) -> bool:
+        try:
+            caller = await self._auth.caller(scope)
+        except ApiError:
+            return False
+        return scope_needed(scope["method"]) in caller.scopes

@@ -1,0 +1,117 @@
+"""Answers that go on for as long as there is something to tell: server-sent events, and lines as they come."""
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TypeVar
+
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from batchmill.clock import Clock
+
+T = TypeVar("T")
+
+_BEAT = b": \n\n"  # a comment: proxies and clients give up a connection on which nothing comes
+_BEAT_SECONDS = 15.0
+_ASK_SECONDS = 15.0  # a key that was revoked is noticed within these
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the second: nginx would hold it all back
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One server-sent event (HTML Living Standard, 9.2).
+
+    `data` is UTF-8; of its line ends a client gets to see line feeds. `id` is what a client that comes back sends as
+    `Last-Event-ID`: one line, without a NUL.
+    """
+
+    name: str
+    data: bytes
+    id: str | None = None
+
+    def wire(self) -> bytes:
+        """Return its bytes."""
+        named = f"event: {self.name}\n" if self.id is None else f"event: {self.name}\nid: {self.id}\n"
+        data = b"".join(b"data: %b\n" % line for line in self.data.splitlines() or [b""])
+        return b"%b%b\n" % (named.encode(), data)
+
+
+class Streams:
+    """Makes answers of sources that look once a second and yield what is new, or None where nothing is.
+
+    A source waits by the Clock alone, and holds neither a transaction nor a thread while it does. It is closed however
+    the answer ends: at its own end, when the client goes away, when its key is no longer good, or when this process is
+    to stop (`stopping`), which must not wait for clients.
+    """
+
+    def __init__(self, *, clock: Clock, stopping: Callable[[], bool]) -> None:
+        self._clock = clock
+        self._stopping = stopping
+
+    def events(self, request: Request, source: AsyncGenerator[Event | None, None]) -> Response:
+        """Answer with events, and with a comment where there was none for 15 s.
+
+        What ends before its time ends in order: a client knows by its last event whether that was all.
+        """
+        told = self._told(request, source, Event.wire, beat=_BEAT, cut=False)
+        return _Stream(told, headers=_HEADERS, media_type="text/event-stream")
+
+    def lines(
+        self,
+        request: Request,
+        source: AsyncGenerator[bytes | None, None],
+        *,
+        media_type: str,
+        headers: Mapping[str, str],
+    ) -> Response:
+        """Answer with bytes as they are. What ends before its time is cut off, so that it never looks whole."""
+        told = self._told(request, source, bytes, beat=None, cut=True)
+        return _Stream(told, headers={**_HEADERS, **headers}, media_type=media_type)
+
+    async def _told(
+        self,
+        request: Request,
+        source: AsyncGenerator[T | None, None],
+        wire: Callable[[T], bytes],
+        *,
+        beat: bytes | None,
+        cut: bool,
+    ) -> AsyncGenerator[bytes, None]:
+        told_at = asked_at = self._clock.boot()
+        async with aclosing(source):
+            async for found in source:
+                now = self._clock.boot()
+                gone = False
+                if now - asked_at >= _ASK_SECONDS:
+                    asked_at, gone = now, not await request.state.still_admitted()
+                if gone or self._stopping():
+                    if cut:
+                        raise _Cut
+                    return
+                said = beat if found is None and now - told_at >= _BEAT_SECONDS else None
+                if found is not None:
+                    said = wire(found)
+                if said is not None:
+                    told_at = now
+                    yield said
+
+
+class _Cut(Exception):  # noqa: N818 - it states what is so
+    """The answer ends before its time."""
+
+
+class _Stream(StreamingResponse):
+    """What is told; the source is closed with it."""
+
+    def __init__(self, told: AsyncGenerator[bytes, None], *, headers: Mapping[str, str], media_type: str) -> None:
+        super().__init__(told, headers=headers, media_type=media_type)
+        self._told = told
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._told):
+            try:
+                await super().__call__(scope, receive, send)
+            except _Cut:  # the server closes the connection under an answer that has no end
+                return
