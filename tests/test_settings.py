@@ -2,6 +2,7 @@
 
 import resource
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from batchmill.backends.packing import PackingBackend
 from batchmill.backends.wire import WireTransport
 from batchmill.settings import BackendSettings, BadSettings, Settings, load_settings
 from batchmill.spec.limits import KIMI, OPEN
+from batchmill.spec.objects import Usage
+from batchmill.spec.prices import Cost, Price
 from fakeclock import FakeClock
 
 
@@ -293,6 +296,16 @@ def test_models_are_configured_by_name(tmp_path: Path) -> None:
         ('[models.m]\naliases = [""]', "models.m.aliases.0: "),
         ("[models.m.locked]\nn = {a = 1}", "models.m.locked.n"),
         ('[models.m]\naliases = ["n"]\n[models.n]\n', "models.m.aliases: "),
+        ("[models.m]\nprice = 1", "models.m.price: "),
+        ("[models.m]\nprice = {input = 1}", "models.m.price.output: "),
+        ("[models.m]\nprice = {input = 1, output = 1, outptu = 1}", "models.m.price.outptu: "),
+        ("[models.m]\nprice = {input = -1, output = 1}", "models.m.price.input: "),
+        ("[models.m]\nprice = {input = true, output = 1}", "models.m.price.input: is no number"),
+        ('[models.m]\nprice = {input = "1", output = 1}', "models.m.price.input: is no number"),
+        ("[models.m]\nprice = {input = nan, output = 1}", "models.m.price.input: "),
+        ("[models.m]\nprice = {input = inf, output = 1}", "models.m.price.input: "),
+        ("[models.m]\nprice = {input = 1e12, output = 1}", "models.m.price.input: "),
+        ("[models.m]\nprice = {input = 1, output = 1e-10}", "models.m.price.output: "),
         ('[models.m]\naliases = ["x"]\n[models.n]\naliases = ["x"]\n', "models.n.aliases: "),
     ],
 )
@@ -301,6 +314,31 @@ def test_a_model_that_is_configured_wrongly_is_named(tmp_path: Path, text: str, 
     with pytest.raises(BadSettings) as caught:
         load_settings({"settings": _file(tmp_path, text)})
     assert str(caught.value).startswith(beginning)
+
+
+def test_prices_are_read_as_they_are_written(tmp_path: Path) -> None:
+    """A tenth is a tenth, not the binary number beside it; one currency is for all, dollars by default."""
+    text = '[models."org/big"]\nprice = {input = 0.1, cached = 0.025, output = 2}\n[models.small]\n'
+    settings = load_settings({"settings": _file(tmp_path, 'currency = "CNY"\n' + text)})
+    price = Price(input=Decimal("0.1"), cached=Decimal("0.025"), output=Decimal(2))
+    assert settings.catalogue.facts("org/big").price == price
+    assert settings.catalogue.facts("small").price is None
+    cost = settings.catalogue.cost({"org/big": Usage(output_tokens=500_000)})
+    assert cost == Cost(amount=Decimal(1), currency="CNY")
+    assert load_settings({}).currency == "USD"
+
+
+def test_prices_come_from_the_environment_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are JSON there, as they are for every other fact of theirs."""
+    monkeypatch.setenv("BATCHMILL_MODELS", '{"m": {"price": {"input": 0.3, "output": 1}}}')
+    assert load_settings({}).catalogue.facts("m").price == Price(input=Decimal("0.3"), output=Decimal(1))
+
+
+@pytest.mark.parametrize("currency", ["", "usd", "$", "EURO", "USD\n"])
+def test_a_currency_has_three_capital_letters(currency: str) -> None:
+    """What is no code of ISO 4217's form is refused in one sentence that names the setting."""
+    with pytest.raises(BadSettings, match=r"^currency: [^\n]+$"):
+        load_settings({"currency": currency})
 
 
 def test_media_must_be_public_where_it_is_said(tmp_path: Path) -> None:

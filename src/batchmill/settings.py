@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from decimal import Decimal
 from ipaddress import ip_network
 from pathlib import Path
 from tomllib import TOMLDecodeError
@@ -32,11 +33,13 @@ from pydantic_settings import (
 
 from batchmill.spec.limits import PROFILES, Limits
 from batchmill.spec.models import Catalogue, ModelFacts
+from batchmill.spec.prices import Price
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, None: 1.0}
 _LONGEST = 100 * 365 * 86_400.0  # a hundred years: every calendar and every row holds its end
 _LAST_PORT = 65535
+_DEAREST = 1_000_000_000  # for a million tokens, in any currency
 _SCHEMES = ("http", "https", "echo")
 _DATABASES = ("postgresql", "postgres")
 _BUCKETS = ("s3", "gs", "az")
@@ -134,6 +137,30 @@ class BackendSettings(BaseModel):
 _Value = bool | int | float | str
 
 
+def _amount(value: object) -> object:
+    """Take a number as it is written: 0.1 is a tenth; no text, and no true, which would be read as 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
+        raise ValueError("is no number")  # noqa: TRY004 - a TypeError is none of pydantic's
+    return Decimal(str(value))
+
+
+_Amount = Annotated[Decimal, BeforeValidator(_amount), Field(ge=0, le=_DEAREST, decimal_places=9)]
+
+
+class PriceSettings(BaseModel):
+    """What a million tokens of a model cost; without `cached`, input read from a cache costs what other input does."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input: _Amount
+    output: _Amount
+    cached: _Amount | None = None
+
+    def price(self) -> Price:
+        """Return it as the rest of the program knows it."""
+        return Price(input=self.input, output=self.output, cached=self.cached)
+
+
 class ModelSettings(BaseModel):
     """One `[models."NAME"]`: what is to be said of a model that backends serve under this name.
 
@@ -151,6 +178,7 @@ class ModelSettings(BaseModel):
     supports_image_in: bool | None = None
     supports_video_in: bool | None = None
     supports_reasoning: bool | None = None
+    price: PriceSettings | None = None
 
     def facts(self, name: str) -> ModelFacts:
         """Return it as the rest of the program knows it."""
@@ -162,6 +190,7 @@ class ModelSettings(BaseModel):
             locked={param: values if isinstance(values, list) else [values] for param, values in self.locked.items()},
             owned_by=self.owned_by,
             extras={member: value for member in shown if (value := getattr(self, member)) is not None},
+            price=None if self.price is None else self.price.price(),
         )
 
 
@@ -208,6 +237,7 @@ class Settings(BaseSettings):
     backend_timeout: Annotated[tuple[Seconds, ...], NoDecode, BeforeValidator(_words)] = ()
     limits: Literal["kimi", "open"] = "kimi"
     models: dict[str, ModelSettings] = Field(default_factory=dict)
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"  # of all prices, as ISO 4217 names it
     media_urls: Literal["any", "public"] = "any"
     limits_override: dict[str, Any] = Field(default_factory=dict)  # any field of Limits, over the profile's
     database: Annotated[str, AfterValidator(_database)] | None = None  # None: SQLite under `data`
@@ -280,7 +310,8 @@ class Settings(BaseSettings):
     @property
     def catalogue(self) -> Catalogue:
         """What is configured of models."""
-        return Catalogue(model.facts(name) for name, model in self.models.items())
+        models = (model.facts(name) for name, model in self.models.items())
+        return Catalogue(models, currency=self.currency)
 
     @property
     def backends(self) -> tuple[BackendSettings, ...]:

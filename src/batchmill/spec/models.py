@@ -1,4 +1,4 @@
-"""What the operator says of models: other names, who may batch them, what is locked; and what follows for a body."""
+"""What the operator says of models: other names, prices, who may batch them, what is locked; and what follows."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -9,6 +9,8 @@ import msgspec
 
 from batchmill.spec import errors
 from batchmill.spec.errors import ApiError, clip
+from batchmill.spec.objects import Usage
+from batchmill.spec.prices import Cost, Price, total_cost
 
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}:,]', re.DOTALL)  # strings and structure, in valid JSON
 _BLANK = b" \t\r\n"
@@ -33,6 +35,7 @@ class ModelFacts:
     locked: Mapping[str, Sequence[object]] = field(default_factory=dict)  # parameter: the values it may have (c.2)
     owned_by: str = "batchmill"
     extras: Mapping[str, object] = field(default_factory=dict)  # further members of its object on the wire (a.10)
+    price: Price | None = None
 
 
 class Catalogue:
@@ -42,7 +45,8 @@ class Catalogue:
         ValueError: A name stands for two models.
     """
 
-    def __init__(self, models: Iterable[ModelFacts] = ()) -> None:
+    def __init__(self, models: Iterable[ModelFacts] = (), *, currency: str = "USD") -> None:
+        self._currency = currency  # of every price
         self._models = {model.name: model for model in models}
         self._targets: dict[str, str] = {}
         for model in self._models.values():
@@ -62,6 +66,17 @@ class Catalogue:
         """Return what is configured of the model that a name stands for."""
         target = self.resolve(name)
         return self._models.get(target) or ModelFacts(name=target)
+
+    def cost(self, usages: Mapping[str, Usage]) -> Cost | None:
+        """Return what usage comes to, given by each model or another name for it.
+
+        None if there is none, or one of the models has no price.
+        """
+        return total_cost(self._cost(name, usage) for name, usage in usages.items())
+
+    def _cost(self, name: str, usage: Usage) -> Cost | None:
+        price = self.facts(name).price
+        return None if price is None else Cost(amount=price.of(usage), currency=self._currency)
 
     def offers(self, name: str, served: Collection[str] | None) -> bool:
         """Say whether batches may use this name, where these models are known; None takes any."""
