@@ -23,8 +23,8 @@ import orjson
 from figure import Figure, arguments, report
 
 from batchmill.blobs.disk import DiskBlobs
-from batchmill.engine.validation import validate
 from batchmill.spec.limits import OPEN
+from batchmill.validation.validation import validate
 
 _CHAT = "/v1/chat/completions"
 _WORDS = ("the", "answer", "of", "number", "train", "cost", "years", "naïve", "国际", "数学", "问题", "多少", "总共")

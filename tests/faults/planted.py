@@ -21,7 +21,7 @@ import batchmill.api.batches as api_batches
 from batchmill.backends.backend import Call, Reply
 from batchmill.backends.http import HttpBackend
 from batchmill.blobs.bucket import BucketBlobs
-from batchmill.engine import feed, finalizer, sender, sweeper, validation, work
+from batchmill.engine import feed, finalizer, sender, sweeper, work
 from batchmill.engine.lease import Lease
 from batchmill.ledger import ledger, merge
 from batchmill.schedule.pace import Pace
@@ -34,6 +34,7 @@ from batchmill.store.database import Transaction
 from batchmill.store.postgres import PostgresDatabase
 from batchmill.store.slice import Fence
 from batchmill.store.tables import batch, slice_
+from batchmill.validation import validation
 
 _CANCELLED = b'"code":"batch_cancelled"'
 _LONG = 3600.0  # seconds

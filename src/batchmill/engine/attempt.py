@@ -11,11 +11,11 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from batchmill.blobs.blobs import BlobMissing, BlobsAway
 from batchmill.blobs.space import Room, is_full
 from batchmill.clock import Clock
-from batchmill.engine.child import ChildDied
 from batchmill.ledger.segment import DamagedSegment
 from batchmill.store.batch import TRIES, Batch, put_off, set_waiting
 from batchmill.store.blob import doom_blob
 from batchmill.store.database import Database, DatabaseAway, Statements, Transaction
+from batchmill.validation.child import ChildDied
 
 T = TypeVar("T")
 

@@ -12,9 +12,7 @@ from batchmill.blobs.blobs import Blobs, Written
 from batchmill.blobs.space import Room
 from batchmill.clock import Clock
 from batchmill.engine.attempt import Attempts
-from batchmill.engine.child import run_in_child
 from batchmill.engine.loop import Bell
-from batchmill.engine.validation import Validation, validate
 from batchmill.schedule.planner import Ordering
 from batchmill.spec.limits import Limits
 from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
@@ -25,6 +23,8 @@ from batchmill.store.database import Database, Transaction
 from batchmill.store.model import list_models
 from batchmill.store.organisation import find_allowance
 from batchmill.store.slice import Slice, insert_slices
+from batchmill.validation.child import run_in_child
+from batchmill.validation.validation import Validation, validate
 
 _CHILD_BYTES = 8 << 20  # larger inputs are checked in a process of their own, off the worker's event loop
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from batchmill.blobs.blobs import Blobs, Written
-from batchmill.engine.ordered import OrderedCopy
 from batchmill.schedule.plan import Cut, Record
 from batchmill.schedule.planner import Ordering, Planner
 from batchmill.spec.limits import Limits
@@ -13,6 +12,7 @@ from batchmill.spec.lines import Checker, ErrorReport, Line, RawLine, read_lines
 from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
 from batchmill.spec.objects import LineError
 from batchmill.spec.repeats import Hashes, Watched
+from batchmill.validation.ordered import OrderedCopy
 
 _ORDERING = Ordering()
 

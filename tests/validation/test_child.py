@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from batchmill.engine.child import ChildDied, run_in_child
+from batchmill.validation.child import ChildDied, run_in_child
 
 
 async def test_a_child_returns_what_the_call_returns() -> None:
