@@ -16,25 +16,24 @@ _PRICE = Price(input=Decimal("0.5"), cached=Decimal("0.25"), output=Decimal("1.5
 _CATALOGUE = Catalogue([ModelFacts(name="big", aliases=("b",), price=_PRICE), ModelFacts(name="free")], currency="EUR")
 
 
-def _usage(*, input_tokens: int = 0, cached_tokens: int = 0, output_tokens: int = 0) -> Usage:
-    return Usage(input_tokens=input_tokens, cached_tokens=cached_tokens, output_tokens=output_tokens)
+def _of(price: Price, *, read: int = 0, cached: int = 0, written: int = 0) -> Decimal:
+    return price.of(input_tokens=read, cached_tokens=cached, output_tokens=written)
 
 
 @pytest.mark.parametrize(
-    ("usage", "amount"),
+    ("tokens", "amount"),
     [
-        (_usage(), "0"),
-        (_usage(input_tokens=1_000_000), "0.5"),
-        (_usage(input_tokens=1_000_000, cached_tokens=400_000), "0.4"),
-        (_usage(output_tokens=2_000_000), "3"),
-        (_usage(input_tokens=1, output_tokens=1), "0.000002"),
-        (_usage(input_tokens=10, cached_tokens=20), "0.0000025"),
-        (Usage(output_tokens=10, reasoning_tokens=7), "0.000015"),
+        ({}, "0"),
+        ({"read": 1_000_000}, "0.5"),
+        ({"read": 1_000_000, "cached": 400_000}, "0.4"),
+        ({"written": 2_000_000}, "3"),
+        ({"read": 1, "written": 1}, "0.000002"),
+        ({"read": 10, "cached": 20}, "0.0000025"),
     ],
 )
-def test_usage_comes_to_its_parts_by_the_million(usage: Usage, amount: str) -> None:
-    """Cached input is a part of the input, reasoning a part of the output; no more is cached than was read."""
-    assert _PRICE.of(usage) == Decimal(amount)
+def test_tokens_come_to_their_parts_by_the_million(tokens: dict[str, int], amount: str) -> None:
+    """Cached input is a part of the input, and no more is cached than was read."""
+    assert _of(_PRICE, **tokens) == Decimal(amount)
 
 
 def test_cached_input_costs_what_other_input_does_where_no_price_says_otherwise() -> None:
@@ -58,8 +57,7 @@ def test_amounts_are_exact(  # noqa: PLR0917 - one for each number
     reread = min(reread, read)
     price = Price(input=paid, cached=cached, output=generated)
     exact = Fraction(paid) * (read - reread) + Fraction(cached) * reread + Fraction(generated) * written
-    usage = _usage(input_tokens=read, cached_tokens=reread, output_tokens=written)
-    assert Fraction(price.of(usage)) == exact / 1_000_000
+    assert Fraction(_of(price, read=read, cached=reread, written=written)) == exact / 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -90,9 +88,22 @@ def test_a_sum_is_known_if_all_of_its_parts_are() -> None:
 
 def test_a_name_costs_what_its_model_does() -> None:
     """An alias has its target's price, in the one currency; a model without a price makes the whole unknown."""
-    million = _usage(input_tokens=1_000_000)
+    million = Usage(input_tokens=1_000_000)
     assert _CATALOGUE.cost({"b": million}) == _CATALOGUE.cost({"big": million})
     assert _CATALOGUE.cost({"b": million, "big": million}) == Cost(amount=Decimal(1), currency="EUR")
-    assert _CATALOGUE.cost({"big": million, "free": _usage()}) is None
+    assert _CATALOGUE.cost({"big": million, "free": Usage()}) is None
     assert _CATALOGUE.cost({"unheard-of": million}) is None
     assert _CATALOGUE.cost({}) is None
+
+
+def test_tokens_of_reasoning_are_output() -> None:
+    """They are counted there already, and cost nothing beside."""
+    assert _CATALOGUE.cost({"b": Usage(output_tokens=10, reasoning_tokens=7)}) == Cost(
+        amount=Decimal("0.000015"), currency="EUR"
+    )
+
+
+def test_a_catalogue_knows_whether_there_is_any_price() -> None:
+    """Where there is none nobody needs to look for usage."""
+    assert _CATALOGUE.has_prices
+    assert not Catalogue([ModelFacts(name="free")]).has_prices

@@ -67,6 +67,11 @@ class Catalogue:
         target = self.resolve(name)
         return self._models.get(target) or ModelFacts(name=target)
 
+    @property
+    def has_prices(self) -> bool:
+        """Whether a price is configured of any model; without one there is nothing to reckon."""
+        return any(model.price is not None for model in self._models.values())
+
     def cost(self, usages: Mapping[str, Usage]) -> Cost | None:
         """Return what usage comes to, given by each model or another name for it.
 
@@ -76,7 +81,12 @@ class Catalogue:
 
     def _cost(self, name: str, usage: Usage) -> Cost | None:
         price = self.facts(name).price
-        return None if price is None else Cost(amount=price.of(usage), currency=self._currency)
+        if price is None:
+            return None
+        amount = price.of(
+            input_tokens=usage.input_tokens, cached_tokens=usage.cached_tokens, output_tokens=usage.output_tokens
+        )
+        return Cost(amount=amount, currency=self._currency)
 
     def offers(self, name: str, served: Collection[str] | None) -> bool:
         """Say whether batches may use this name, where these models are known; None takes any."""

@@ -4,8 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 
-from batchmill.spec.objects import Usage
-
 _MILLION = 6  # prices are per so many zeros of tokens
 _SHOWN = Decimal("1e-8")  # an amount on the wire is rounded to that: a hundredth of a token at a cent a thousand
 _EXACT = Context(prec=100)  # more digits than any price times any count of tokens has
@@ -19,13 +17,13 @@ class Price:
     output: Decimal
     cached: Decimal | None = None
 
-    def of(self, usage: Usage) -> Decimal:
-        """Return what this usage comes to; tokens of reasoning are output, cached ones a part of the input."""
-        cached = min(usage.cached_tokens, usage.input_tokens)  # a server that counts them apart is not paid twice
+    def of(self, *, input_tokens: int, cached_tokens: int, output_tokens: int) -> Decimal:
+        """Return what these tokens come to; cached ones are a part of the input, those of reasoning of the output."""
+        cached = min(cached_tokens, input_tokens)  # a server that counts them apart is not paid twice
         parts = (
-            (usage.input_tokens - cached, self.input),
+            (input_tokens - cached, self.input),
             (cached, self.input if self.cached is None else self.cached),
-            (usage.output_tokens, self.output),
+            (output_tokens, self.output),
         )
         total = Decimal(0)
         for tokens, price in parts:
