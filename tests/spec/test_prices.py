@@ -39,10 +39,8 @@ def test_tokens_come_to_their_parts_by_the_million(tokens: dict[str, int], amoun
 def test_cached_input_costs_what_other_input_does_where_no_price_says_otherwise() -> None:
     """A price without `cached` knows two kinds of tokens."""
     price = Price(input=Decimal(3), output=Decimal(6))
-    assert price.of(_usage(input_tokens=1_000_000, cached_tokens=600_000)) == 3
-    assert (
-        Price(input=Decimal(3), output=Decimal(6), cached=Decimal(0)).of(_usage(input_tokens=5, cached_tokens=5)) == 0
-    )
+    assert _of(price, read=1_000_000, cached=600_000) == 3
+    assert _of(Price(input=Decimal(3), output=Decimal(6), cached=Decimal(0)), read=5, cached=5) == 0
 
 
 _amounts = st.decimals(min_value=0, max_value=10**9, places=9)
