@@ -63,6 +63,7 @@ def test_a_new_batch_has_every_key(tenant: Tenant) -> None:
         "progress": None,
         "paused_at": None,
         "priority": 0,
+        "cost": None,
     }
     assert tenant.call("GET", f"/v1/batches/{made['id']}").json == made
     assert tenant.call("GET", "/v1/batches").json == {

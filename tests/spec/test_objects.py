@@ -1,6 +1,7 @@
 """The objects on the wire."""
 
 from dataclasses import replace
+from decimal import Decimal
 
 from batchmill.schedule.forecast import Forecast
 from batchmill.spec.objects import (
@@ -16,6 +17,7 @@ from batchmill.spec.objects import (
     more_errors,
     shorten,
 )
+from batchmill.spec.prices import Cost
 from batchmill.spec.states import Status
 
 BATCH = BatchObject(
@@ -55,7 +57,7 @@ def test_a_new_batch_has_every_key_with_null_where_unset() -> None:
     keys = """
         id object endpoint input_file_id completion_window status created_at request_counts output_file_id error_file_id
         in_progress_at expires_at finalizing_at completed_at failed_at cancelling_at cancelled_at metadata expired_at
-        errors model usage progress paused_at priority
+        errors model usage progress paused_at priority cost
     """
     assert list(wire) == keys.split()
     assert wire["object"] == "batch"
@@ -100,6 +102,13 @@ def test_a_batch_in_progress_shows_how_it_will_go_on() -> None:
     told = Forecast(lines_per_second=1.5, tokens_per_second=None, eta=7, misses_by=2)
     wire = replace(BATCH, progress=told).wire()
     assert wire["progress"] == {"lines_per_second": 1.5, "tokens_per_second": None, "eta": 7, "misses_by": 2}
+
+
+def test_a_batch_shows_what_it_has_cost() -> None:
+    """An amount in a currency, null where it is not known."""
+    cost = Cost(amount=Decimal("0.25"), currency="USD")
+    assert replace(BATCH, cost=cost).wire()["cost"] == {"amount": 0.25, "currency": "USD"}
+    assert BATCH.wire()["cost"] is None
 
 
 def test_a_list_shows_a_batchs_first_errors_and_counts_the_rest() -> None:

@@ -65,7 +65,7 @@ def create_app(
         "replays": Replays(database=database, clock=clock, limits=limits),
     }
     app.include_router(file_routes(blobs=blobs, retention=retention, redirect=redirect, **shared))
-    app.include_router(batch_routes(**shared))
+    app.include_router(batch_routes(catalogue=catalogue, **shared))
     app.include_router(
         webhook_routes(
             database=database, clock=clock, limits=limits, replays=shared["replays"], public_only=public_webhooks

@@ -15,6 +15,7 @@ from batchmill.spec.create import CreateOrder, parse_create
 from batchmill.spec.fingerprint import create_fingerprint
 from batchmill.spec.ids import mint_id
 from batchmill.spec.limits import Limits
+from batchmill.spec.models import Catalogue
 from batchmill.spec.objects import BatchObject, list_page
 from batchmill.spec.states import Event, Status, next_status
 from batchmill.store.batch import Batch, advance, find_batch, insert_batch, list_batches
@@ -22,10 +23,13 @@ from batchmill.store.blob import BlobGone, refer
 from batchmill.store.database import Database, Transaction
 from batchmill.store.file import File, find_file
 from batchmill.store.forecast import with_forecasts
+from batchmill.store.receipt import with_costs
 from batchmill.store.replay import Call, note_arrival
 
 
-def batch_routes(*, database: Database, room: Room, clock: Clock, limits: Limits, replays: Replays) -> APIRouter:
+def batch_routes(
+    *, database: Database, room: Room, clock: Clock, limits: Limits, replays: Replays, catalogue: Catalogue
+) -> APIRouter:
     """Return the four routes of contract a.6 to a.8."""
     router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
@@ -49,7 +53,7 @@ def batch_routes(*, database: Database, room: Room, clock: Clock, limits: Limits
 
         def statements(tx: Transaction) -> Sequence[Batch]:
             batches = list_batches(tx, organisation_id=mine, after=after, limit=limit + 1)
-            return with_forecasts(tx, batches, now=clock.now())
+            return shown(tx, batches, catalogue=catalogue, now=clock.now())
 
         found = await database.read(statements)
         page = [batch.object.wire(errors_shown=limits.errors_in_list) for batch in found[:limit]]
@@ -62,7 +66,7 @@ def batch_routes(*, database: Database, room: Room, clock: Clock, limits: Limits
 
         def statements(tx: Transaction) -> Sequence[Batch]:
             found = find_batch(tx, organisation_id=mine, batch_id=batch_id)
-            return with_forecasts(tx, [] if found is None else [found], now=clock.now())
+            return shown(tx, [] if found is None else [found], catalogue=catalogue, now=clock.now())
 
         found = await database.read(statements)
         if not found:
@@ -74,14 +78,22 @@ def batch_routes(*, database: Database, room: Room, clock: Clock, limits: Limits
     async def cancel(request: Request, batch_id: str) -> Response:
         """Cancel a batch; what is done stays done. Said again while `cancelling`, it changes nothing (choice 6)."""
         mine, caller = request.state.organisation_id, request.state.caller
-        cancelled = None
-        while cancelled is None:
-            cancelled = await write_on_reserve(
-                database, room, lambda tx: _cancel(tx, mine, caller, batch_id, now=int(clock.now()))
-            )
-        return json_answer(cancelled.object.wire())
+
+        def statements(tx: Transaction) -> Sequence[Batch]:
+            moved = _cancel(tx, mine, caller, batch_id, now=int(clock.now()))
+            return shown(tx, [] if moved is None else [moved], catalogue=catalogue, now=clock.now())
+
+        cancelled: Sequence[Batch] = ()
+        while not cancelled:
+            cancelled = await write_on_reserve(database, room, statements)
+        return json_answer(cancelled[0].object.wire())
 
     return router
+
+
+def shown(tx: Transaction, batches: Sequence[Batch], *, catalogue: Catalogue, now: float) -> Sequence[Batch]:
+    """Return batches with what is shown of them beside their rows: how they will go on, and what they have cost."""
+    return with_costs(tx, with_forecasts(tx, batches, now=now), catalogue=catalogue)
 
 
 def _add(tx: Transaction, call: Call, order: CreateOrder, *, now: float) -> Made:

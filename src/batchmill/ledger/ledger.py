@@ -22,6 +22,7 @@ from batchmill.spec.states import Event, Status
 from batchmill.store.batch import Batch, advance, batches_by_id, hold_back, record_progress, set_waiting
 from batchmill.store.blob import insert_ready
 from batchmill.store.database import Database, Transaction
+from batchmill.store.receipt import count_models
 from batchmill.store.slice import (
     Bitmap,
     Fence,
@@ -38,6 +39,7 @@ from batchmill.store.slice import (
 from batchmill.telemetry import Metrics
 
 _CANDIDATES = 256  # batches looked at for one claim
+_NOTHING = Usage()
 _ASIDE_SECONDS = 60.0  # a batch whose bytes are missing is left alone for so long
 
 
@@ -271,6 +273,9 @@ def _count(tx: Transaction, standing: Sequence[Portion], *, now: int) -> dict[st
             usage=_usage(results),
         )
         seqs[batch_id] = row.seq
+        if row.model is None:
+            owner = portions[0].slice.organisation_id
+            count_models(tx, batch_id=batch_id, organisation_id=owner, usages=_usages(portions))
         if row.open_slices == 0 and row.status is Status.IN_PROGRESS:
             advance(tx, batch_id=batch_id, status=Status.IN_PROGRESS, event=Event.DRAINED, now=now)
     return seqs
@@ -293,6 +298,14 @@ def _extents(key: str, portions: Sequence[Portion], packed: Sequence[bytes]) -> 
         )
         for portion, data, offset in zip(portions, packed, offsets, strict=False)
     ]
+
+
+def _usages(portions: Sequence[Portion]) -> dict[str, Usage]:
+    """Return what was used of each model; a model that told of nothing is left out."""
+    results: dict[str, list[Result]] = defaultdict(list)
+    for portion in portions:
+        results[portion.slice.model] += portion.results
+    return {model: usage for model, mine in results.items() if (usage := _usage(mine)) != _NOTHING}
 
 
 def _usage(results: Sequence[Result]) -> Usage:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 import msgspec
 
 from batchmill.schedule.forecast import Forecast
+from batchmill.spec.prices import Cost
 from batchmill.spec.states import Status
 
 MORE_ERRORS = "more_errors"  # the code of the entry that closes a shortened list of errors
@@ -127,6 +128,7 @@ class BatchObject:
     progress: Forecast | None = None
     paused_at: int | None = None
     priority: int = 0
+    cost: Cost | None = None
 
     def wire(self, errors_shown: int | None = None) -> dict[str, object]:
         """Return the Batch object, every key always there; in lists only `errors_shown` errors and a closing one."""
@@ -156,6 +158,7 @@ class BatchObject:
             "progress": None if self.progress is None else _progress(self.progress),
             "paused_at": self.paused_at,
             "priority": self.priority,
+            "cost": None if self.cost is None else self.cost.wire(),
         }
 
 

@@ -284,11 +284,12 @@ def batches_drained(tx: Transaction, *, limit: int) -> Sequence[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """A batch right after a group commit was counted."""
+    """A batch right after a group commit was counted; `model` is its only one, None if it has several."""
 
     seq: int
     open_slices: int
     status: Status
+    model: str | None
 
 
 def record_progress(
@@ -323,10 +324,10 @@ def record_progress(
             recent_seconds=(batch.c.recent_seconds + gap) * fade,
             counted_at=now,
         )
-        .returning(batch.c.seq, batch.c.open_slices, batch.c.status)
+        .returning(batch.c.seq, batch.c.open_slices, batch.c.status, batch.c.model)
     )
     row = tx.connection.execute(counted).one()
-    return Progress(seq=row.seq, open_slices=row.open_slices, status=Status(row.status))
+    return Progress(seq=row.seq, open_slices=row.open_slices, status=Status(row.status), model=row.model)
 
 
 def count_statuses(tx: Transaction) -> Mapping[Status, int]:

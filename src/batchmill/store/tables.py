@@ -169,6 +169,19 @@ batch = Table(
 _uncleared = batch.c.input_key.is_not(None)
 Index("ix_batch_uncleared", batch.c.status, sqlite_where=_uncleared, postgresql_where=_uncleared)
 
+# What a batch of several models used of each; one of a single model has it all in its own row.
+batch_usage = Table(
+    "batch_usage",
+    metadata,
+    Column("batch_id", String, ForeignKey("batch.id"), nullable=False),
+    Column("model", String, nullable=False),
+    _organisation(),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    PrimaryKeyConstraint("batch_id", "model"),
+)
+
 slice_ = Table(
     "slice",
     metadata,

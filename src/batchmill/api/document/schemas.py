@@ -155,8 +155,18 @@ def _batch(limits: Limits) -> Json:
             "progress": {**_progress(), "type": ["object", "null"]},
             "paused_at": {**TIME_OR_NULL, "description": "Since when no line is sent, in Unix time; null: not paused."},
             "priority": {"type": "integer", "description": "Higher goes first, within the organisation."},
+            "cost": cost_or_null(),
         }
     )
+
+
+def cost_or_null() -> Json:
+    """Return the schema of an amount of money; null where it is not known."""
+    cost = object_(
+        {"amount": {"type": "number", "minimum": 0}, "currency": {"type": "string", "pattern": "^[A-Z]{3}$"}}
+    )
+    told = "By the prices that the operator has configured; null where one is missing."
+    return {**cost, "type": ["object", "null"], "description": told}
 
 
 def _progress() -> Json:
