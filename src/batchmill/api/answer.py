@@ -9,6 +9,7 @@ from fastapi import Request, Response
 
 from batchmill.spec import errors
 from batchmill.spec.errors import ApiError
+from batchmill.spec.rules import UNREADABLE
 
 _ID = re.compile(r"[a-z]+_[0-9a-f]{46}")
 
@@ -37,6 +38,19 @@ async def read_json(request: Request, *, limit: int) -> object:
     Raises:
         ApiError: it is larger, or no JSON.
     """
+    body = await read_body(request, limit=limit)
+    try:
+        return msgspec.json.decode(body)
+    except UNREADABLE as fault:
+        raise unreadable(fault) from fault
+
+
+async def read_body(request: Request, *, limit: int) -> bytearray:
+    """Return the body as it came; at most `limit` bytes of it are ever held.
+
+    Raises:
+        ApiError: it is larger, or there is none.
+    """
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -44,11 +58,13 @@ async def read_json(request: Request, *, limit: int) -> object:
             raise errors.too_big("The request body", limit)
     if not body:
         raise errors.invalid_request("The request body is empty: send a JSON object.")
-    try:
-        return msgspec.json.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as fault:
-        what = str(fault).removeprefix("JSON is malformed: ")
-        raise errors.invalid_request(f"The request body cannot be read as JSON: {what}.") from fault
+    return body
+
+
+def unreadable(fault: Exception) -> ApiError:
+    """Return the 400 for a body that is no JSON, by what its decoder raised."""
+    what = str(fault).removeprefix("JSON is malformed: ")
+    return errors.invalid_request(f"The request body cannot be read as JSON: {what}.")
 
 
 def query_limit(request: Request, *, default: int, most: int) -> int:

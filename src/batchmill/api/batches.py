@@ -6,6 +6,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from batchmill.api.answer import json_answer, query_after, query_limit, read_json
+from batchmill.api.order import add_batch, input_file
 from batchmill.api.replay import Made, Replays
 from batchmill.api.reserve import write_on_reserve
 from batchmill.blobs.space import Room
@@ -13,15 +14,12 @@ from batchmill.clock import Clock
 from batchmill.spec import errors
 from batchmill.spec.create import CreateOrder, parse_create
 from batchmill.spec.fingerprint import create_fingerprint
-from batchmill.spec.ids import mint_id
 from batchmill.spec.limits import Limits
 from batchmill.spec.models import Catalogue
-from batchmill.spec.objects import BatchObject, list_page
+from batchmill.spec.objects import list_page
 from batchmill.spec.states import Event, Status, next_status
-from batchmill.store.batch import Batch, advance, find_batch, insert_batch, list_batches
-from batchmill.store.blob import BlobGone, refer
+from batchmill.store.batch import Batch, advance, find_batch, list_batches
 from batchmill.store.database import Database, Transaction
-from batchmill.store.file import File, find_file
 from batchmill.store.forecast import with_forecasts
 from batchmill.store.receipt import with_costs
 from batchmill.store.replay import Call, note_arrival
@@ -97,39 +95,10 @@ def shown(tx: Transaction, batches: Sequence[Batch], *, catalogue: Catalogue, no
 
 
 def _add(tx: Transaction, call: Call, order: CreateOrder, *, now: float) -> Made:
-    file = find_file(tx, organisation_id=call.organisation_id, file_id=order.input_file_id, now=int(now))
-    if file is None:
-        raise errors.unknown_input_file()
-    if file.object.purpose != "batch":
-        raise errors.invalid_value("input_file_id", "The input file must have the purpose 'batch'.")
-    try:
-        refer(tx, key=file.blob_key)
-    except BlobGone as gone:  # deleted since it was found
-        raise errors.unknown_input_file() from gone
-    added = _batch(file, order, now=now)
-    insert_batch(tx, added)
+    file = input_file(tx, organisation_id=call.organisation_id, file_id=order.input_file_id, now=now)
+    added = add_batch(tx, order, file, now=now)
     note_arrival(tx, caller=call.caller, made_id=order.input_file_id)
     return Made(id=added.id, answer=msgspec.json.encode(added.object.wire()))
-
-
-def _batch(file: File, order: CreateOrder, *, now: float) -> Batch:
-    return Batch(
-        organisation_id=file.organisation_id,
-        input_key=file.blob_key,
-        plan_key=None,
-        output_expires_after=order.output_expires_after,
-        epoch=0,
-        object=BatchObject(
-            id=mint_id("batch", now),
-            endpoint=order.endpoint,
-            input_file_id=order.input_file_id,
-            completion_window=order.completion_window,
-            status=Status.VALIDATING,
-            created_at=int(now),
-            expires_at=int(now) + order.window_seconds,
-            metadata=order.metadata,
-        ),
-    )
 
 
 def _cancel(tx: Transaction, organisation_id: str, caller: str, batch_id: str, *, now: int) -> Batch | None:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from batchmill.api.answer import json_answer, query_after, query_choice, query_limit, query_word
 from batchmill.api.download import download
 from batchmill.api.fault import SPACE_SECONDS
+from batchmill.api.order import new_file, publish_file
 from batchmill.api.replay import Made, Replays
 from batchmill.api.reserve import write_on_reserve
 from batchmill.api.slots import Slots
@@ -18,11 +19,11 @@ from batchmill.clock import Clock
 from batchmill.spec import errors
 from batchmill.spec.ids import mint_id
 from batchmill.spec.limits import Limits
-from batchmill.spec.objects import FileObject, file_deleted, list_page
-from batchmill.store.blob import doom_blob, drop_refs, insert_writing, publish_blob
+from batchmill.spec.objects import file_deleted, list_page
+from batchmill.store.blob import doom_blob, drop_refs, insert_writing
 from batchmill.store.database import Database, Transaction
-from batchmill.store.file import File, count_files, delete_file, find_file, insert_file, list_files
-from batchmill.store.organisation import Allowance, lock_organisation
+from batchmill.store.file import File, delete_file, find_file, list_files
+from batchmill.store.organisation import Allowance
 from batchmill.store.replay import Call, delete_running, note_arrival
 
 
@@ -135,18 +136,13 @@ async def _ask_for(room: Room) -> None:
 
 
 def _file(organisation_id: str, key: str, received: Upload, *, now: float, retention: int | None) -> File:
-    lasts = retention if received.expires_after is None else received.expires_after
-    return File(
+    return new_file(
         organisation_id=organisation_id,
-        blob_key=key,
-        object=FileObject(
-            id=mint_id("file", now),
-            bytes=received.written.bytes,
-            created_at=int(now),
-            filename=received.filename,
-            purpose=received.purpose,
-            expires_at=None if lasts is None else int(now) + lasts,
-        ),
+        key=key,
+        filename=received.filename,
+        size=received.written.bytes,
+        now=now,
+        lasts=retention if received.expires_after is None else received.expires_after,
     )
 
 
@@ -161,17 +157,7 @@ def _give_up(tx: Transaction, call: Call, key: str) -> None:
 
 
 def _publish(tx: Transaction, added: File, received: Upload, limits: Limits, allowance: Allowance) -> Made:
-    """Add the File and publish its bytes, if the organisation's quotas allow it."""
-    lock_organisation(tx, organisation_id=added.organisation_id)
-    count, stored = count_files(tx, organisation_id=added.organisation_id, purpose=added.object.purpose)
-    most = limits.max_files if allowance.max_files is None else allowance.max_files
-    if count >= most:
-        raise errors.invalid_value("file", f"You have {count} files; at most {most} are allowed.")
-    size = limits.max_stored_bytes if allowance.max_bytes is None else allowance.max_bytes
-    if size is not None and stored + added.object.bytes > size:
-        raise errors.invalid_value("file", f"All your files together may have {size} bytes at most.")
-    publish_blob(tx, key=added.blob_key, size=received.written.bytes, sha256=received.written.sha256)
-    insert_file(tx, added)
+    publish_file(tx, added, received.written, limits=limits, allowance=allowance)
     return Made(id=added.object.id, answer=msgspec.json.encode(added.object.wire()))
 
 

@@ -1,4 +1,4 @@
-"""How many uploads may run at a time: nobody takes all connections, descriptors and disk for himself."""
+"""How many uploads, or quotes, may run at a time: nobody takes all connections, memory and disk for himself."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 from batchmill.spec import errors
 
-_RETRY_SECONDS = 5.0  # an upload takes a while
+_RETRY_SECONDS = 5.0  # such a call takes a while
 
 
 class Slots:
-    """Slots for uploads: `each` for one key, `most` for all together."""
+    """Slots for one kind of long call: `each` for one key, `most` for all together."""
 
     def __init__(self, *, each: int, most: int) -> None:
         self._each = each
@@ -19,7 +19,7 @@ class Slots:
 
     @contextmanager
     def one(self, key: str) -> Iterator[None]:
-        """Hold a slot for as long as the upload lasts.
+        """Hold a slot for as long as the call lasts.
 
         Raises:
             ApiError: 429, there is none left (reliability A29).

@@ -1,6 +1,5 @@
 """Checks the inputs of new batches: accepted with a Plan and Slices, or failed with every bad line named."""
 
-import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
@@ -23,10 +22,8 @@ from batchmill.store.database import Database, Transaction
 from batchmill.store.model import list_models
 from batchmill.store.organisation import find_allowance
 from batchmill.store.slice import Slice, insert_slices
-from batchmill.validation.child import run_in_child
+from batchmill.validation.child import run_beside
 from batchmill.validation.validation import Validation, validate
-
-_CHILD_BYTES = 8 << 20  # larger inputs are checked in a process of their own, off the worker's event loop
 
 _ORDERING = Ordering()
 _NEW = (Status.VALIDATING,)
@@ -108,7 +105,7 @@ class Validator:
             ordering=self._ordering,
             copy_key=None if self._blobs.is_local else _copy_key(batch),
         )
-        return await (run_in_child(call) if claimed.size > _CHILD_BYTES else asyncio.to_thread(call))
+        return await run_beside(call, size=claimed.size)
 
     def _keys(self, batch: Batch) -> list[str]:
         """Return the keys that validating may write to."""

@@ -10,6 +10,7 @@ forecast is what comes true if all stays as it is; a batch that others will make
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 FADE_SECONDS = (
@@ -75,6 +76,49 @@ def forecast(recent: Recent, *, left: int, waits: bool, now: float, expires_at: 
         eta=eta,
         misses_by=late or None,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What is known of how a batch would go that is not there yet; None is what nobody can know.
+
+    `margin` is the time in seconds from its end to its deadline, negative if it would miss it.
+    """
+
+    tokens_per_second: float | None = None
+    eta: int | None = None
+    margin: int | None = None
+
+
+def outlook(
+    running: Iterable[Recent],
+    *,
+    last: Recent | None,
+    ahead: float,
+    tokens: float | None,
+    now: float,
+    expires_at: int,
+) -> Outlook:
+    """Say when a new batch would be done, if all that is there already were done before it: it is no later.
+
+    Args:
+        running: What was counted of each batch in progress on the same models; they go side by side.
+        last: The same of the last one that was completed, for the time when none is running.
+        ahead: Tokens of all batches that are there already.
+        tokens: Its own, by the same estimate; None if it would never run.
+        now: Unix seconds.
+        expires_at: Its deadline in Unix seconds.
+    """
+    rate = sum(each.tokens / each.seconds for each in running if _is_known(each) and _moves(each))
+    if not rate and last is not None and _is_known(last):
+        rate = last.tokens / last.seconds
+    if not rate:
+        return Outlook()
+    told = round(rate, _DIGITS)
+    if tokens is None:
+        return Outlook(tokens_per_second=told)
+    eta = math.ceil(now + (ahead + tokens) / rate)
+    return Outlook(tokens_per_second=told, eta=eta, margin=expires_at - eta)
 
 
 def _is_known(recent: Recent) -> bool:

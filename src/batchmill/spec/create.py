@@ -27,6 +27,23 @@ def parse_create(value: object, *, limits: Limits) -> CreateOrder:
     input_file_id = _string(value, "input_file_id")
     if not (input_file_id.isascii() and input_file_id.isprintable()):
         raise errors.unknown_input_file()  # no id of ours, and a NUL would be an error in PostgreSQL
+    return parse_order(value, input_file_id=input_file_id, limits=limits)
+
+
+def parse_trial(value: object, *, limits: Limits) -> int:
+    """Return how many lines a quote is to run, from its decoded body, which is an order; none unless it says so."""
+    trial = value.get("trial", 0) if isinstance(value, dict) else 0
+    if isinstance(trial, float) and trial.is_integer():
+        trial = int(trial)
+    if not isinstance(trial, int) or isinstance(trial, bool):
+        raise errors.invalid_type("trial", "an integer")
+    if not 0 <= trial <= limits.max_trial:
+        raise errors.invalid_value("trial", f"'trial' must be from 0 to {limits.max_trial}.")
+    return trial
+
+
+def parse_order(value: Mapping[str, object], *, input_file_id: str, limits: Limits) -> CreateOrder:
+    """Return the order in the members of a decoded JSON body, over this File; ApiError for the first thing wrong."""
     endpoint = _string(value, "endpoint") if "endpoint" in value else limits.default_endpoint
     if endpoint not in limits.endpoints:
         known = ", ".join(limits.endpoints)

@@ -1,6 +1,7 @@
 """What makes two calls the same: the digest of what they ask for (design, "Retries of our own clients")."""
 
 import hashlib
+from collections.abc import Mapping
 
 import msgspec
 
@@ -17,6 +18,11 @@ def create_fingerprint(value: object) -> str:
         return _digest(value)
     except RecursionError as fault:
         raise errors.invalid_request("The request body is nested too deeply.") from fault
+
+
+def inline_fingerprint(members: Mapping[str, object], *, sha256: str) -> str:
+    """Return the same of an order that brings its requests: its other members, and the bytes that became its File."""
+    return create_fingerprint({"order": members, "requests": sha256})
 
 
 def upload_fingerprint(*, filename: str, purpose: str, expires_after: int | None, sha256: str) -> str:

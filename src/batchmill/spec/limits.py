@@ -65,6 +65,13 @@ class Limits:
     max_files_page: int = 10_000  # a.2
     max_uploads_per_key: int = 16  # reliability A29: at a time
     max_uploads: int = 64  # all together
+    max_quotes_per_key: int = 2  # at a time: each reads a whole input
+    max_quotes: int = 4  # all together
+    max_trial: int = 100  # lines that a quote may have run
+    max_inline_bytes: int = 32 * _MIB  # a body with requests in it, which is held in memory
+    max_inline_requests: int = 10_000
+    max_inline_per_key: int = 2  # at a time
+    max_inline: int = 8  # all together
     body_idle: float = 30.0  # a body may stand still for so long (reliability 4.6)
     body_rate: int = 1024  # bytes a second that it must come at
     body_grace: float = 10.0  # beyond so much waiting

@@ -152,7 +152,7 @@ class BatchObject:
             "cancelled_at": self.cancelled_at,
             "metadata": None if self.metadata is None else dict(self.metadata),
             "expired_at": self.expired_at,
-            "errors": None if self.errors is None else _error_list(self.errors, errors_shown),
+            "errors": None if self.errors is None else error_list(self.errors, errors_shown),
             "model": self.model,
             "usage": None if self.usage is None else self.usage.wire(),
             "progress": None if self.progress is None else _progress(self.progress),
@@ -172,7 +172,8 @@ def _progress(forecast: Forecast) -> dict[str, object]:
     }
 
 
-def _error_list(errors: Sequence[LineError], shown: int | None) -> dict[str, object]:
+def error_list(errors: Sequence[LineError], shown: int | None = None) -> dict[str, object]:
+    """Return `errors` (contract c.3), the first of them if only so many are to be shown."""
     entries = errors if shown is None else shorten(errors, shown)
     return {"object": "list", "data": [entry.wire() for entry in entries]}
 

@@ -16,10 +16,20 @@ T = TypeVar("T")
 
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 _LARGE = 128 << 10  # bytes
+_HERE = 8 << 20  # bytes: larger inputs are checked in a process of their own, off this one's event loop and memory
 
 
 class ChildDied(Exception):  # noqa: N818 - it states what happened
     """The process ended without an answer."""
+
+
+async def run_beside(call: Callable[[], T], *, size: int) -> T:
+    """Run a picklable, blocking call over an input of so many bytes: in a thread, or in a process of its own.
+
+    Raises:
+        ChildDied: that process was killed.
+    """
+    return await (run_in_child(call) if size > _HERE else asyncio.to_thread(call))
 
 
 async def run_in_child(call: Callable[[], T]) -> T:
