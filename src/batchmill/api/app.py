@@ -72,7 +72,7 @@ def create_app(
         )
     )
     app.include_router(delivery_routes(database=database, clock=clock, limits=limits))
-    app.include_router(steer_routes(database=database, room=room, clock=clock, limits=limits))
+    app.include_router(steer_routes(database=database, room=room, clock=clock, limits=limits, catalogue=catalogue))
     app.include_router(model_routes(database=database, catalogue=catalogue))
     app.include_router(health_routes(database=database, blobs=blobs, clock=clock, apart=apart))
     document = openapi(version=version, limits=limits)

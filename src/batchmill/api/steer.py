@@ -1,40 +1,46 @@
 """The routes that steer a batch on its way: pause, resume, window, priority. Said again they change nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
 from batchmill.api.answer import json_answer, read_json
+from batchmill.api.batches import shown
 from batchmill.api.reserve import write_on_reserve
 from batchmill.blobs.space import Room
 from batchmill.clock import Clock
 from batchmill.spec import errors
 from batchmill.spec.limits import Limits
+from batchmill.spec.models import Catalogue
 from batchmill.spec.steer import STEERED, parse_priority, parse_window
 from batchmill.store.batch import Batch, find_batch
 from batchmill.store.database import Database, Transaction
-from batchmill.store.forecast import with_forecasts
 from batchmill.store.replay import note_arrival
 from batchmill.store.steer import pause, resume, set_priority, set_window
 
 Change = Callable[[Transaction, Batch, int], bool]  # at a Unix second; False: someone was faster
 
 
-def steer_routes(*, database: Database, room: Room, clock: Clock, limits: Limits) -> APIRouter:
+def steer_routes(*, database: Database, room: Room, clock: Clock, limits: Limits, catalogue: Catalogue) -> APIRouter:
     """Return the four routes; what they write is written on a full disk, too, as a cancel is."""
     router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
     async def steered(request: Request, batch_id: str, done: str, change: Change) -> Response:
         mine, caller = request.state.organisation_id, request.state.caller
-        batch = None
-        while batch is None:  # someone moved it in between: look again
-            batch = await write_on_reserve(
+
+        def statements(tx: Transaction) -> Sequence[Batch]:
+            changed = _steer(tx, mine, caller, batch_id, done=done, change=change, now=clock.now())
+            return shown(tx, [] if changed is None else [changed], catalogue=catalogue, now=clock.now())
+
+        found: Sequence[Batch] = ()
+        while not found:  # someone moved it in between: look again
+            found = await write_on_reserve(
                 database,
                 room,
-                lambda tx: _steer(tx, mine, caller, batch_id, done=done, change=change, now=clock.now()),
+                statements,
             )
-        return json_answer(batch.object.wire())
+        return json_answer(found[0].object.wire())
 
     @router.post("/{batch_id}/pause")
     async def pause_(request: Request, batch_id: str) -> Response:
@@ -74,8 +80,7 @@ def _steer(
     note_arrival(tx, caller=caller, made_id=batch_id)
     if not change(tx, found, int(now)):
         return None
-    changed = find_batch(tx, organisation_id=organisation_id, batch_id=batch_id)
-    return None if changed is None else with_forecasts(tx, [changed], now=now)[0]
+    return find_batch(tx, organisation_id=organisation_id, batch_id=batch_id)
 
 
 def _pause(tx: Transaction, found: Batch, now: int) -> bool:
