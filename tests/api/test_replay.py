@@ -240,13 +240,14 @@ def test_members_in_another_order_are_the_same_call(tenant: Tenant) -> None:
     check_replay(tenant.call("POST", "/v1/batches", turned, x_stainless_retry_count="1"), first)
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
-def test_a_batch_that_its_client_knows_is_never_replayed(tenant: Tenant, method: str) -> None:
-    """After a retrieve or a cancel, a retry is another client's, and makes a batch of its own."""
+@pytest.mark.parametrize(
+    ("method", "below"), [("GET", ""), ("POST", "/cancel"), ("POST", "/pause"), ("POST", "/resume")]
+)
+def test_a_batch_that_its_client_knows_is_never_replayed(tenant: Tenant, method: str, below: str) -> None:
+    """After a retrieve, a cancel or a pause, a retry is another client's, and makes a batch of its own."""
     file_id = tenant.upload()["id"]
     first = create(tenant, file_id, retries=0)
-    path = f"/v1/batches/{first.json['id']}"
-    assert tenant.call(method, path if method == "GET" else f"{path}/cancel").status == 200
+    assert tenant.call(method, f"/v1/batches/{first.json['id']}{below}").status == 200
     check_new(create(tenant, file_id, retries=1))
     assert batches(tenant) == 2
 

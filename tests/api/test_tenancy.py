@@ -1,6 +1,7 @@
 """Every place of an id × whose id it is × every kind of key (invariants S1, S4; D9, D10)."""
 
 import itertools
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -33,6 +34,11 @@ def _at(method: str, path: str) -> Call:
     return lambda tenant, name: tenant.call(method, path.format(name))
 
 
+def _steer(route: str, body: object) -> Call:
+    text = json.dumps(body).encode()
+    return lambda tenant, name: tenant.call("POST", f"/v1/batches/{name}/{route}", text)
+
+
 def _create(tenant: Tenant, name: str) -> Answer:
     return tenant.send_json({"input_file_id": name, "completion_window": "24h"})
 
@@ -45,6 +51,10 @@ PLACES: Mapping[str, Place] = {
     "create": Place(prefix="file", call=_create, reads=False, unknown=400, malformed=400),
     "retrieve batch": Place(prefix="batch", call=_at("GET", "/v1/batches/{}")),
     "cancel": Place(prefix="batch", call=_at("POST", "/v1/batches/{}/cancel"), reads=False),
+    "pause": Place(prefix="batch", call=_at("POST", "/v1/batches/{}/pause"), reads=False),
+    "resume": Place(prefix="batch", call=_at("POST", "/v1/batches/{}/resume"), reads=False),
+    "window": Place(prefix="batch", call=_steer("window", {"completion_window": "48h"}), reads=False),
+    "priority": Place(prefix="batch", call=_steer("priority", {"priority": 1}), reads=False),
     "batches after": Place(prefix="batch", call=_at("GET", "/v1/batches?after={}"), unknown=200, malformed=400),
 }
 IDS = ("own", "foreign", "foreign result", "unknown", "deleted", "malformed", "of the other kind")

@@ -1,5 +1,6 @@
 """What a client does, as the API does it: upload, create, cancel, delete, straight on the rows and the bytes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from batchmill.blobs.blobs import Blobs
@@ -7,6 +8,7 @@ from batchmill.clock import Clock
 from batchmill.spec.ids import mint_id
 from batchmill.spec.objects import BatchObject, FileObject
 from batchmill.spec.states import Event, Status, next_status
+from batchmill.spec.steer import STEERED
 from batchmill.store.batch import Batch, advance, find_batch, insert_batch
 from batchmill.store.blob import drop_refs, insert_writing, publish_blob, refer
 from batchmill.store.database import Database, Transaction
@@ -100,6 +102,16 @@ class Client:
             return status is Status.CANCELLING or advance(
                 tx, batch_id=batch_id, status=status, event=Event.CANCEL, now=self._now
             )
+
+        return await self.database.write(statements)
+
+    async def steer(self, batch_id: str, change: Callable[[Transaction, Batch], bool]) -> bool:
+        """Pause, resume or change a batch; False if it is past that, or as it should be already."""
+
+        def statements(tx: Transaction) -> bool:
+            found = find_batch(tx, organisation_id=self.organisation_id, batch_id=batch_id)
+            assert found is not None
+            return found.object.status in STEERED and change(tx, found)
 
         return await self.database.write(statements)
 

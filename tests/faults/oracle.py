@@ -18,10 +18,11 @@ from batchmill.ledger.segment import unpack_results
 from batchmill.schedule.plan import line_numbers
 from batchmill.spec.results import result_id
 from batchmill.spec.states import FINAL, STAMP, TRANSITIONS, Status
+from batchmill.spec.steer import STEERED
 from faults.virtual import VirtualClock
 
 STUCK_SECONDS = 150.0  # all is final so long after the last fault: 60 s, and the grace and retry times before them
-_STOPS_SENDING = 8.0  # of a cancel: the Runner's half second, and a step whose every crossing is delayed
+_STOPS_SENDING = 8.0  # of a cancel or a pause: the Runner's half second, and a step whose every crossing is delayed
 _ATTEMPT = re.compile(r"_(\d+)a\d+$")
 _STAMPS = sorted(set(STAMP.values()))
 _ENDS = {Status.CANCELLED: "batch_cancelled", Status.EXPIRED: "batch_expired"}
@@ -65,6 +66,8 @@ class Account:
     expires_at: float
     seen: dict[str, Any] | None = None
     status_at: float = 0.0
+    paused_at: float | None = None  # on the boot clock
+    window_at: float = float("-inf")  # when the window became another, on the boot clock
     recorded: int = 0
     planned: list[Line] = field(default_factory=list)  # in the Plan's order, once there is one
 
@@ -156,6 +159,11 @@ class Oracle:
         if before is None or before["status"] != status:
             self.states[status] += 1
             account.status_at = self.clock.boot()
+        if row["expires_at"] != account.expires_at:
+            account.expires_at, account.window_at = row["expires_at"], self.clock.boot()
+        if (row["paused_at"] is None) != (account.paused_at is None):
+            account.paused_at = None if row["paused_at"] is None else self.clock.boot()
+        hold(row["paused_at"] is None or status in STEERED, f"{batch_id}: {status}, and paused")
         if before is not None:
             was = Status(before["status"])
             hold(status is was or status in TRANSITIONS[was].values(), f"{batch_id}: {was} became {status}")
@@ -180,7 +188,11 @@ class Oracle:
         )
         mine = bool(found) and found[0]["epoch"] == int(attempt[1])
         hold(not (mine and line.text is not None), f"{line.custom_id} is sent again by the owner who knows its Result")
-        hold(awake == 0.0 or self.clock.now() < account.expires_at, f"{line.custom_id} is sent after its window")
+        known = min(awake, self.clock.boot() - account.window_at)  # for how long its end could be known
+        in_time = self.clock.now() < account.expires_at
+        hold(awake == 0.0 or in_time or known < _STOPS_SENDING, f"{line.custom_id} is sent after its window")
+        paused = 0.0 if account.paused_at is None else min(awake, self.clock.boot() - account.paused_at)
+        hold(paused < _STOPS_SENDING, f"{line.custom_id} is sent {paused} s after its batch was paused")
         assert account.seen is not None
         late = min(awake, self.clock.boot() - account.status_at)
         closing = account.seen["status"] != Status.IN_PROGRESS

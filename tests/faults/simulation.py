@@ -3,10 +3,11 @@
 import asyncio
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import Context
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,10 @@ from batchmill.schedule.pace import Pace
 from batchmill.spec import ids
 from batchmill.spec.limits import OPEN
 from batchmill.spec.states import Status
+from batchmill.store.batch import Batch
 from batchmill.store.database import SqliteDatabase, Transaction
 from batchmill.store.migrate import migrate
+from batchmill.store.steer import pause, resume, set_priority, set_window
 from batchmill.store.tables import metadata
 from batchmill.telemetry import Metrics
 from faults.client import CHAT, Client
@@ -46,6 +49,7 @@ from faults.virtual import Process, VirtualClock, VirtualLoop, context_of
 LEASE = 5.0
 DRAIN = 30.0
 MODELS = ("m0", "m1", "m2", "m3", "m4")  # a Slice is of one model: many of them make small ones
+_STEERING = 1_005
 _GARBAGE_SECONDS = 4_000.0  # past the hour after which the Sweeper takes what nobody knows
 # Chances at one crossing; a seed has each kind not at all, so, or three times so.
 _RATES = {
@@ -113,6 +117,8 @@ class Simulation:
         self._loop = loop
         self._clock = world.clock
         self._rng = random.Random(seed)  # noqa: S311 - drawn again from the same seed
+        self._steering = random.Random(seed + _STEERING)  # noqa: S311 - one of its own: older seeds find what they found
+        self._steers = self._steering.random() < 0.5
         self.trace = Trace(loop)
         rates = {kind: rate * self._rng.choice((0, 1, 1, 3)) for kind, rate in _RATES.items()}
         self._fate = Fate(rng=self._rng, rates=rates, trace=self.trace)
@@ -277,6 +283,7 @@ class Simulation:
         )
         self._clients.append(client)
         await client.join()
+        steering: list[asyncio.Task[None]] = []
         for _ in range(rng.choice((1, 1, 2))):
             await asyncio.sleep(rng.uniform(0.0, 5.0))
             lines = rng.choice((1, 3, 10, 25, 50))
@@ -294,6 +301,8 @@ class Simulation:
             self.oracle.add(batch_id, account)
             self.trace.note("create", "", f"{batch_id} lines={lines} valid={valid} window={window}")
             self.committed()
+            if self._steers:
+                steering.append(asyncio.create_task(self._steer(client, batch_id)))
             if rng.random() < 0.3:
                 await asyncio.sleep(rng.uniform(0.0, 10.0))
                 self.trace.note("delete", "", await client.delete(file.object.id))
@@ -304,6 +313,35 @@ class Simulation:
                 self.committed()
                 if "stop" in self._timed and rng.random() < 0.5:
                     self._strike("stop")  # whoever holds a closing batch's Slices must not come back with Results
+        for each in steering:
+            await each
+
+    async def _steer(self, client: Client, batch_id: str) -> None:
+        """Change a batch's priority and window now and then; pause it, let it go on, or leave it paused to its end."""
+        rng = self._steering
+
+        async def change(kind: str, how: Callable[[Transaction, Batch], bool]) -> None:
+            self.trace.note(kind, "", f"{batch_id} {await client.steer(batch_id, how)}")
+            self.committed()
+
+        def window(seconds: int) -> Callable[[Transaction, Batch], bool]:
+            return partial(set_window, window="1h", expires_at=int(self._clock.now()) + seconds)
+
+        for _ in range(rng.choice((1, 1, 3))):
+            await asyncio.sleep(rng.uniform(0.0, 6.0))
+            await change("priority", partial(set_priority, priority=rng.randint(-2, 2)))
+            if rng.random() < 0.3:
+                await change("window", window(rng.choice((5, 30, 4_000))))
+            await change("pause", partial(pause, now=int(self._clock.now())))
+            await asyncio.sleep(rng.choice((0.2, 2.0, 15.0)) * rng.random())
+            if rng.random() < 0.8:
+                await change("resume", resume)
+        await asyncio.sleep(max(0.0, self._faults_end - self._loop.time()))  # no clock jumps back any more
+        if rng.random() < 0.5:
+            await change("window", window(4_000))
+            await change("resume", resume)
+        else:
+            await change("window", window(5))
 
     async def _until_status(self, batch_id: str, status: Status) -> None:
         """Return when somebody works on a batch in this status, at the latest after a while."""

@@ -193,3 +193,37 @@ def _oracle(batches: Sequence[Candidate], *, rate: float, until: float) -> int:
         left[first.batch_id] -= 1
         in_time += 1
     return in_time
+
+
+def test_a_higher_priority_goes_first() -> None:
+    """Within an organisation all Slices of the higher go before any of the lower; of equals it is as ever."""
+    high = [candidate("h1", priority=1, open_slices=2, expires_at=3 * DAY), candidate("h2", priority=1, open_slices=1)]
+    chosen = choose([candidate("low", priority=-1, open_slices=1), candidate("mid", open_slices=1), *high], 9)
+    assert chosen == ("h2", "h1", "h1", "mid", "low")
+
+
+def test_a_priority_outweighs_a_deadline_at_risk() -> None:
+    """What the owner says goes before what we estimate: a lower batch at risk waits all the same."""
+    risky = candidate("risky", open_slices=9, expires_at=10)
+    assert choose([risky, candidate("high", priority=1, open_slices=2)], 4, rate=1.0) == (
+        "high",
+        "high",
+        "risky",
+        "risky",
+    )
+
+
+def test_what_goes_before_puts_deadlines_at_risk() -> None:
+    """Whether a deadline is at risk counts what comes before it by priority."""
+    pair = [candidate("near", open_slices=2, expires_at=100), candidate("far", open_slices=2, expires_at=200)]
+    first = candidate("first", priority=1, open_slices=1, slice_tokens=95)
+    assert choose(pair, 4, rate=1.0) == ("near", "far", "near", "far")
+    assert choose([*pair, first], 5, rate=1.0) == ("first", "near", "near", "far", "far")
+
+
+def test_a_priority_is_none_of_other_organisations_affair() -> None:
+    """Organisations share as ever, and of equals the nearest deadline is served first."""
+    urgent = candidate("b", "b", priority=100, expires_at=2 * DAY)
+    assert choose([candidate("a", "a", priority=-100), urgent], 4) == ("a", "b", "a", "b")
+    late = candidate("a late", "a", priority=100, expires_at=9 * DAY)
+    assert choose([candidate("a near", "a", expires_at=1), late, urgent], 2) == ("a late", "b")
