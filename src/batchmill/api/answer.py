@@ -32,21 +32,21 @@ def error_answer(error: ApiError) -> Response:
     return answer
 
 
-async def read_json(request: Request, *, limit: int) -> object:
-    """Return the decoded JSON body; at most `limit` bytes of it are ever held.
+async def read_json(request: Request, *, limit: int, optional: bool = False) -> object:
+    """Return the decoded JSON body; at most `limit` bytes of it are ever held. An `optional` one that is empty is {}.
 
     Raises:
         ApiError: it is larger, or no JSON.
     """
-    body = await read_body(request, limit=limit)
+    body = await read_body(request, limit=limit, optional=optional)
     try:
-        return msgspec.json.decode(body)
+        return msgspec.json.decode(body) if body else {}
     except UNREADABLE as fault:
         raise unreadable(fault) from fault
 
 
-async def read_body(request: Request, *, limit: int) -> bytearray:
-    """Return the body as it came; at most `limit` bytes of it are ever held.
+async def read_body(request: Request, *, limit: int, optional: bool = False) -> bytearray:
+    """Return the body as it came; at most `limit` bytes of it are ever held. An `optional` one may be empty.
 
     Raises:
         ApiError: it is larger, or there is none.
@@ -56,7 +56,7 @@ async def read_body(request: Request, *, limit: int) -> bytearray:
         body += chunk
         if len(body) > limit:
             raise errors.too_big("The request body", limit)
-    if not body:
+    if not (body or optional):
         raise errors.invalid_request("The request body is empty: send a JSON object.")
     return body
 

@@ -8,13 +8,16 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Mount
 
+from batchmill.api.account import account_routes
 from batchmill.api.answer import error_answer
+from batchmill.api.backends import backend_routes
 from batchmill.api.batches import batch_routes
 from batchmill.api.document import openapi
 from batchmill.api.fault import as_api_error
 from batchmill.api.files import file_routes
 from batchmill.api.gate import DOCS_ASSETS, App, Gate
 from batchmill.api.health import health_routes
+from batchmill.api.keys import key_routes
 from batchmill.api.models import model_routes
 from batchmill.api.rate import Buckets, Rate
 from batchmill.api.replay import Replays
@@ -48,8 +51,9 @@ def create_app(
     public_webhooks: bool = True,
     calls: Rate | None = None,
 ) -> App:
-    """Build the API: the contract's routes, models, and health; `broken` as in `Gate`, `retention` in seconds.
+    """Build the API: the contract's routes, models, the account, and health.
 
+    `broken` as in `Gate`, `retention` in seconds.
     `redirect`: a download is sent on to the bucket, where there is one.
     `public_webhooks`: events go to public hosts only.
     `calls`: where the calls of organisations are counted, if not in this process's memory.
@@ -74,6 +78,9 @@ def create_app(
     app.include_router(delivery_routes(database=database, clock=clock, limits=limits))
     app.include_router(steer_routes(database=database, room=room, clock=clock, limits=limits, catalogue=catalogue))
     app.include_router(model_routes(database=database, catalogue=catalogue))
+    app.include_router(account_routes(database=database, clock=clock, limits=limits, catalogue=catalogue))
+    app.include_router(key_routes(**shared))
+    app.include_router(backend_routes(database=database))
     app.include_router(health_routes(database=database, blobs=blobs, clock=clock, apart=apart))
     document = openapi(version=version, limits=limits)
     app.openapi = lambda: document  # type: ignore[method-assign] # the framework's own way to bring a document

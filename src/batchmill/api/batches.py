@@ -21,6 +21,7 @@ from batchmill.spec.states import Event, Status, next_status
 from batchmill.store.batch import Batch, advance, find_batch, list_batches
 from batchmill.store.database import Database, Transaction
 from batchmill.store.forecast import with_forecasts
+from batchmill.store.organisation import Allowance
 from batchmill.store.receipt import with_costs
 from batchmill.store.replay import Call, note_arrival
 
@@ -38,7 +39,10 @@ def batch_routes(
         value = await read_json(request, limit=limits.max_json_body)
         order, fingerprint = parse_create(value, limits=limits), create_fingerprint(value)
         answer = await replays.once(
-            request, call=call, fingerprint=fingerprint, make=lambda tx: _add(tx, call, order, now=clock.now())
+            request,
+            call=call,
+            fingerprint=fingerprint,
+            make=lambda tx: _add(tx, call, order, allowance=request.state.allowance, now=clock.now()),
         )
         return answer.response()
 
@@ -94,9 +98,9 @@ def shown(tx: Transaction, batches: Sequence[Batch], *, catalogue: Catalogue, no
     return with_costs(tx, with_forecasts(tx, batches, now=now), catalogue=catalogue)
 
 
-def _add(tx: Transaction, call: Call, order: CreateOrder, *, now: float) -> Made:
+def _add(tx: Transaction, call: Call, order: CreateOrder, *, allowance: Allowance, now: float) -> Made:
     file = input_file(tx, organisation_id=call.organisation_id, file_id=order.input_file_id, now=now)
-    added = add_batch(tx, order, file, now=now)
+    added = add_batch(tx, order, file, key_id=call.api_key_id, allowance=allowance, now=now)
     note_arrival(tx, caller=call.caller, made_id=order.input_file_id)
     return Made(id=added.id, answer=msgspec.json.encode(added.object.wire()))
 

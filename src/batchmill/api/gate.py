@@ -33,9 +33,10 @@ DOCS_ASSETS = "/docs/assets"  # below it are the files that the page loads, open
 class Gate:
     """An ASGI application in front of another.
 
-    Past it, `request.state.organisation_id` is who asks, `request.state.caller` the digest of the key it asks with, and
-    `request.state.allowance` what the organisation may use. An answer that goes on for long asks
-    `request.state.still_admitted` now and then whether that key would still be let in.
+    Past it, `request.state.organisation_id` is who asks, `request.state.key_id` the key it asks with and
+    `request.state.caller` that key's digest, `request.state.scopes` what the key may do, and `request.state.allowance`
+    what the organisation may use. An answer that goes on for long asks `request.state.still_admitted` now and then
+    whether that key would still be let in.
     `calls` holds the organisations that have a limit to it.
     `broken` is called when the disk failed beneath a request: the process is to end.
     """
@@ -107,12 +108,16 @@ class Gate:
                 added += taken.headers()
                 if not taken.allowed:
                     raise errors.rate_limited(taken.wait)
-            needed = scope_needed(scope["method"])
-            if needed not in caller.scopes:  # known before any object is looked for (invariant S1)
+            needed = scope_needed(scope["method"], scope["path"])
+            if (
+                needed is not None and needed not in caller.scopes
+            ):  # known before any object is looked for (invariant S1)
                 raise errors.permission_denied(f"This key lacks the scope '{needed}'.")
             scope.setdefault("state", {}).update(
                 organisation_id=caller.organisation_id,
+                key_id=caller.key_id,
                 caller=caller.digest,
+                scopes=caller.scopes,
                 allowance=caller.allowance,
                 still_admitted=lambda: self._still_admits(scope),
             )

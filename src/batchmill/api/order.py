@@ -2,16 +2,19 @@
 
 from batchmill.blobs.blobs import Written
 from batchmill.spec import errors
+from batchmill.spec.budgets import day_refusal
 from batchmill.spec.create import CreateOrder
 from batchmill.spec.ids import mint_id
 from batchmill.spec.limits import Limits
 from batchmill.spec.objects import BatchObject, FileObject
 from batchmill.spec.states import Status
+from batchmill.spec.usage import day_of
 from batchmill.store.batch import Batch, insert_batch
 from batchmill.store.blob import BlobGone, publish_blob, refer
 from batchmill.store.database import Transaction
 from batchmill.store.file import File, count_files, find_file, insert_file
 from batchmill.store.organisation import Allowance, lock_organisation
+from batchmill.store.usage import tokens_used
 
 
 def new_file(
@@ -71,18 +74,25 @@ def input_file(tx: Transaction, *, organisation_id: str, file_id: str, now: floa
     return file
 
 
-def add_batch(tx: Transaction, order: CreateOrder, file: File, *, now: float) -> Batch:
-    """Add a batch in `validating`, with a reference of its own to the File's bytes.
+def add_batch(
+    tx: Transaction, order: CreateOrder, file: File, *, key_id: str | None, allowance: Allowance, now: float
+) -> Batch:
+    """Add a batch in `validating`, with a reference of its own to the File's bytes; `key_id` is that of who asks.
+
+    What is used up is asked first. How many tokens a batch has, and what it costs, only its validation knows: the
+    budgets of those are the Validator's.
 
     Raises:
-        ApiError: the File was deleted since it was found.
+        ApiError: the organisation has used up its tokens of today, or the File was deleted since it was found.
     """
+    _refuse_over_budget(tx, organisation_id=file.organisation_id, allowance=allowance, now=now)
     try:
         refer(tx, key=file.blob_key)
     except BlobGone as gone:
         raise errors.unknown_input_file() from gone
     added = Batch(
         organisation_id=file.organisation_id,
+        key_id=key_id,
         input_key=file.blob_key,
         plan_key=None,
         output_expires_after=order.output_expires_after,
@@ -100,3 +110,16 @@ def add_batch(tx: Transaction, order: CreateOrder, file: File, *, now: float) ->
     )
     insert_batch(tx, added)
     return added
+
+
+def _refuse_over_budget(tx: Transaction, *, organisation_id: str, allowance: Allowance, now: float) -> None:
+    """Refuse a new batch where the day's tokens are used up.
+
+    No lock is held over it: what is used grows with each group commit, and nothing here adds to it.
+    """
+    if allowance.tokens_per_day is None:
+        return
+    used = tokens_used(tx, organisation_id=organisation_id, day=day_of(now))
+    refusal = day_refusal(used=used, limit=allowance.tokens_per_day, now=now)
+    if refusal is not None:
+        raise refusal

@@ -41,10 +41,14 @@ _RETRY_SECONDS = 5.0  # an upload takes a while
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """What a call made, and how its answer tells of it."""
+    """What a call made, and how its answer tells of it.
+
+    `kept` is what a repeated call gets, where the answer holds a secret: rows are no place for that.
+    """
 
     id: str
     answer: bytes
+    kept: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +84,7 @@ class Replays:
             id=mint_id("replay", self._clock.now()),
             organisation_id=request.state.organisation_id,
             caller=request.state.caller,
+            api_key_id=request.state.key_id,
             route=route,
             key_digest=self._key_digest(request.headers.getlist(_KEY)),
             retries=int(count) if _COUNT.fullmatch(count) else 0,
@@ -170,7 +175,7 @@ class Replays:
             call=call,
             fingerprint=fingerprint,
             made_id=made.id,
-            answer=made.answer,
+            answer=made.answer if made.kept is None else made.kept,
             expires_at=int(self._clock.now()) + lasts,
         )
         return Answer(body=made.answer, replayed=False)

@@ -8,8 +8,10 @@ import typer
 
 from batchmill.cli.option import (
     BytesOption,
+    CostOption,
     DatabaseOption,
     DataOption,
+    DayOption,
     FileOption,
     FilesOption,
     IdArgument,
@@ -17,6 +19,7 @@ from batchmill.cli.option import (
     ListOption,
     ModelsOption,
     NameArgument,
+    QueueOption,
     RateOption,
     WeightOption,
     say,
@@ -114,13 +117,17 @@ def orgs_create(
     models: ModelsOption = None,
     requests_per_minute: RateOption = None,
     weight: WeightOption = None,
+    tokens_per_day: DayOption = None,
+    enqueued_tokens: QueueOption = None,
+    batch_cost: CostOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make an organisation."""
     from batchmill.cli.orgs import create_org  # noqa: PLC0415 - as above
 
     limits = {"max_files": max_files, "max_bytes": max_bytes, "models": models}
-    limits |= {"requests_per_minute": requests_per_minute, "weight": weight}
+    limits |= {"requests_per_minute": requests_per_minute, "weight": weight, "tokens_per_day": tokens_per_day}
+    limits |= {"enqueued_tokens": enqueued_tokens, "batch_cost": batch_cost}
     made = create_org(settings_of({"data": data, "database": database, "settings": settings}), name=name, limits=limits)
     say(json.dumps(made) if as_json else shown(made))
 
@@ -151,12 +158,16 @@ def orgs_set(
     models: ModelsOption = None,
     requests_per_minute: RateOption = None,
     weight: WeightOption = None,
+    tokens_per_day: DayOption = None,
+    enqueued_tokens: QueueOption = None,
+    batch_cost: CostOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Change what an organisation may use, from the next request on; the word none removes a limit."""
     from batchmill.cli.orgs import set_org  # noqa: PLC0415 - as above
 
     limits = {"max_files": max_files, "max_bytes": max_bytes, "models": models}
-    limits |= {"requests_per_minute": requests_per_minute, "weight": weight}
+    limits |= {"requests_per_minute": requests_per_minute, "weight": weight, "tokens_per_day": tokens_per_day}
+    limits |= {"enqueued_tokens": enqueued_tokens, "batch_cost": batch_cost}
     changed = set_org(settings_of({"data": data, "database": database, "settings": settings}), name=name, limits=limits)
     say(json.dumps(changed) if as_json else shown(changed))

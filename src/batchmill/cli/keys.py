@@ -10,21 +10,21 @@ from batchmill.assemble import build_clock
 from batchmill.cli.exit import Exit, Stop
 from batchmill.cli.rows import in_rows
 from batchmill.settings import Seconds, Settings
-from batchmill.spec.ids import key_digest, key_hint, mint_id, mint_key
-from batchmill.spec.scopes import DEFAULT_SCOPES, Scope
+from batchmill.spec.ids import mint_id
+from batchmill.spec.keys import LONGEST_NAME, LONGEST_SECONDS, is_name
+from batchmill.spec.scopes import DEFAULT_SCOPES, Scope, in_order
 from batchmill.store.database import Transaction
 from batchmill.store.organisation import (
     Key,
-    expire_key,
+    add_key,
     find_organisation,
-    insert_key,
     insert_organisation,
     list_keys,
+    replace_key,
     revoke_key,
 )
 
-_Lasts = Annotated[Seconds, Field(le=100 * 365 * 86_400)]  # a hundred years: every calendar holds its end
-_LONGEST_NAME = 100
+_Lasts = Annotated[Seconds, Field(le=LONGEST_SECONDS)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,19 +50,8 @@ def make_key(
     if organisation_id is None:
         organisation_id = mint_id("org", now)
         insert_organisation(tx, organisation_id=organisation_id, name=org, now=int(now))
-    made = MadeKey(id=mint_id("key", now), key=mint_key(), org=org)
-    insert_key(
-        tx,
-        key_id=made.id,
-        organisation_id=organisation_id,
-        digest=key_digest(made.key),
-        now=int(now),
-        name=name,
-        hint=key_hint(made.key),
-        scopes=scopes,
-        expires_at=None if expires_in is None else int(now + expires_in),
-    )
-    return made
+    key_id, key = add_key(tx, organisation_id=organisation_id, now=now, name=name, scopes=scopes, expires_in=expires_in)
+    return MadeKey(id=key_id, key=key, org=org)
 
 
 def create_key(
@@ -94,7 +83,7 @@ def show_keys(settings: Settings) -> list[dict[str, object]]:
             "org": key.org,
             "name": key.name,
             "hint": key.hint,
-            "scopes": [scope for scope in Scope if scope in key.scopes],
+            "scopes": in_order(key.scopes),
             "created_at": key.created_at,
             "expires_at": key.expires_at,
             "revoked_at": key.revoked_at,
@@ -128,9 +117,8 @@ def rotate_key(settings: Settings, *, key_id: str, overlap: str) -> MadeKey:
         old = _known(tx, key_id)
         if not old.is_live(int(now)):
             raise Stop(f"The key {key_id} is revoked or expired: make a new one with `keys create`.", Exit.FAULT)
-        lasts = None if old.expires_at is None else old.expires_at - old.created_at
-        expire_key(tx, key_id=old.id, expires_at=int(now + more))
-        return make_key(tx, org=old.org, now=now, name=old.name, scopes=old.scopes, expires_in=lasts)
+        made_id, key = replace_key(tx, old, now=now, overlap=more)
+        return MadeKey(id=made_id, key=key, org=old.org)
 
     now, more = build_clock().now(), read_seconds("--overlap", overlap)
     return in_rows(settings, statements)
@@ -142,9 +130,9 @@ def read_name(option: str, text: str) -> str:
     Raises:
         Stop: it is blank, longer than a line, or holds what no terminal can show.
     """
-    if not (text.isprintable() and text == text.strip() and 1 <= len(text) <= _LONGEST_NAME):
+    if not is_name(text):
         raise Stop(
-            f"{option}: {text!r} is no name: 1 to {_LONGEST_NAME} characters that can be seen, no space at either end.",
+            f"{option}: {text!r} is no name: 1 to {LONGEST_NAME} characters that can be seen, no space at either end.",
             Exit.USAGE,
         )
     return text

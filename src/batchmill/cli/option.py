@@ -46,6 +46,15 @@ BytesOption = Annotated[str | None, typer.Option(help="Bytes that its files may 
 ModelsOption = Annotated[str | None, typer.Option(help="Models that it may use, with commas between.")]
 RateOption = Annotated[str | None, typer.Option(help="Calls of the API that it may make in a minute.")]
 WeightOption = Annotated[str | None, typer.Option(help="Its share beside other organisations; 1 is the usual one.")]
+DayOption = Annotated[
+    str | None, typer.Option("--tokens-per-day", help="Tokens after which it creates no more batches that day (UTC).")
+]
+QueueOption = Annotated[
+    str | None, typer.Option("--enqueued-tokens", help="Tokens of each model that its running batches may have to do.")
+]
+CostOption = Annotated[
+    str | None, typer.Option("--batch-cost", help="What a batch may cost, by estimate, in the currency of the prices.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 ListOption = Annotated[bool, typer.Option("--json", help="Print a JSON list.")]
 DatabaseOption = Annotated[

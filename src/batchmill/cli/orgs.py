@@ -1,7 +1,9 @@
 """`batchmill orgs`: make and list organisations, and say what each may use."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from decimal import Decimal
 from typing import Any
 
 from batchmill.assemble import build_clock
@@ -20,8 +22,16 @@ from batchmill.store.organisation import (
 )
 
 _NONE = "none"  # takes a limit away
-_LEAST = {"max_files": 0, "max_bytes": 0, "requests_per_minute": 1, "weight": 1}
+_LEAST = {
+    "max_files": 0,
+    "max_bytes": 0,
+    "requests_per_minute": 1,
+    "weight": 1,
+    "tokens_per_day": 0,
+    "enqueued_tokens": 0,
+}
 _MOST = 1 << 53  # every reader of JSON knows whole numbers up to here
+_AMOUNT = re.compile(r"\d{1,12}(\.\d{1,8})?", re.ASCII)  # of money, as exact as costs are shown
 
 
 def create_org(settings: Settings, *, name: str, limits: Mapping[str, str | None]) -> dict[str, object]:
@@ -43,7 +53,7 @@ def create_org(settings: Settings, *, name: str, limits: Mapping[str, str | None
 
 
 def set_org(settings: Settings, *, name: str, limits: Mapping[str, str | None]) -> dict[str, object]:
-    """Change what an organisation may use: a number, or names of models with commas; `none` takes a limit away.
+    """Change what an organisation may use: numbers, or names of models with commas; `none` takes a limit away.
 
     Raises:
         Stop: there is no such organisation, or a limit makes no sense.
@@ -76,6 +86,8 @@ def _value(name: str, text: str) -> object:
         return None
     if name == "models":
         return _models(text)
+    if name == "batch_cost":
+        return _amount(text)
     least = _LEAST[name]
     if not (text.isascii() and text.isdigit() and least <= int(text[:17]) <= _MOST and len(text) <= len(str(_MOST))):
         option = f"--{name.replace('_', '-')}"
@@ -92,6 +104,13 @@ def _models(text: str) -> tuple[str, ...]:
     return names
 
 
+def _amount(text: str) -> Decimal:
+    if not _AMOUNT.fullmatch(text):
+        raise Stop(f"--batch-cost: {text!r} is neither an amount such as 12.50 nor the word none.", Exit.USAGE)
+    return Decimal(text)
+
+
 def _shown(organisation: Organisation) -> dict[str, object]:
     facts = {"id": organisation.id, "name": organisation.name, "created_at": organisation.created_at}
-    return facts | asdict(organisation.allowance)
+    most = organisation.allowance.batch_cost
+    return facts | asdict(organisation.allowance) | {"batch_cost": None if most is None else float(most)}

@@ -17,6 +17,7 @@ from batchmill.cli.process import Order
 from batchmill.cli.rows import check_bytes, in_rows
 from batchmill.cli.supervisor import Child, Supervisor, python_module
 from batchmill.settings import BadSettings, Settings
+from batchmill.spec.scopes import Scope
 from batchmill.store.batch import pass_over, unstick
 from batchmill.store.database import Transaction
 from batchmill.store.organisation import has_keys
@@ -154,7 +155,8 @@ def _tell(listening: Mapping[str, socket.socket], key: str | None) -> None:
 def _prepare_store(settings: Settings) -> str | None:
     """Bring the tables up to date; make an organisation and a key where there are none, and return the key.
 
-    Where rows are shared no key is made, since what is printed there is kept in logs: "" where one is missing.
+    It may do everything in its organisation, keys and usage included: it is its owner's, who has no other yet. Where
+    rows are shared no key is made, since what is printed there is kept in logs: "" where one is missing.
     """
     now = build_clock().now()
 
@@ -162,7 +164,7 @@ def _prepare_store(settings: Settings) -> str | None:
         begin_anew(tx, shared=not settings.is_embedded)
         if has_keys(tx):
             return None
-        return make_key(tx, org="default", now=now).key if settings.is_embedded else ""
+        return make_key(tx, org="default", now=now, scopes=set(Scope)).key if settings.is_embedded else ""
 
     return in_rows(settings, statements)
 

@@ -1,7 +1,8 @@
 """Seals batches: fences what is open, writes the result files in input order, moves the batch to its end."""
 
 import asyncio
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -15,11 +16,13 @@ from batchmill.ledger.merge import Rest, Text, merge_results
 from batchmill.spec.ids import mint_id
 from batchmill.spec.objects import FileObject
 from batchmill.spec.states import Event, Status
+from batchmill.spec.usage import Used, day_of
 from batchmill.store.batch import Batch, advance, claim_batch, has_batch, holds_batch, is_settled, release_batch
 from batchmill.store.blob import doom_blob, insert_writing, publish_blob
 from batchmill.store.database import Database, Transaction
 from batchmill.store.file import File, insert_file
 from batchmill.store.slice import Segment, Slice, fence_slices, list_segments, list_slices
+from batchmill.store.usage import Whose, count_usage
 
 _GRACE_SECONDS = 30  # runners have so long to let open calls end; then their Slices are taken
 _ONE_GO = 4 << 20  # bytes
@@ -118,7 +121,9 @@ class Finalizer:
     async def _close(self, batch: Batch) -> None:
         closing = await self._fence(batch)
         files, expired = await asyncio.to_thread(self._write_files, closing)
-        sealed = await self._database.write(lambda tx: self._seal(tx, batch, files, late=expired > 0))
+        sealed = await self._database.write(
+            lambda tx: self._seal(tx, batch, files, late=expired > 0, unanswered=_unanswered(closing))
+        )
         counts = {f"{_KINDS[kind]}_lines": file.lines for kind, file in files.items()}
         self._log.info("sealed" if sealed else "not sealed: someone was faster", batch=batch.id, **counts)
 
@@ -167,8 +172,19 @@ class Finalizer:
                 file.writer.discard()
         return files, unanswered
 
-    def _seal(self, tx: Transaction, batch: Batch, files: dict[bool, _ResultFile], *, late: bool) -> bool:
-        """Publish the Files and make the last move in one transaction, if nobody was faster."""
+    def _seal(
+        self,
+        tx: Transaction,
+        batch: Batch,
+        files: dict[bool, _ResultFile],
+        *,
+        late: bool,
+        unanswered: Mapping[Whose, Used],
+    ) -> bool:
+        """Publish the Files and make the last move in one transaction, if nobody was faster.
+
+        Lines that were never answered are counted here, as requests that failed: no group commit has.
+        """
         now = self._clock.now()
         status = batch.object.status
         ids = {kind: mint_id("file", now) if file.written else None for kind, file in files.items()}
@@ -196,7 +212,9 @@ class Finalizer:
                 insert_file(tx, added)
             else:
                 doom_blob(tx, key=file.key)
-        if not moved:
+        if moved:
+            count_usage(tx, unanswered, day=day_of(now))
+        else:
             release_batch(tx, batch_id=batch.id, epoch=batch.epoch)
         return moved
 
@@ -211,6 +229,15 @@ def _rest(batch: Batch) -> Rest | None:
         and facts.finalizing_at < facts.expires_at
     )
     return None if drained_in_time else _RESTS[facts.status]
+
+
+def _unanswered(closing: _Closing) -> Mapping[Whose, Used]:
+    """Return the open lines of a batch's Slices, which are nobody's any more, by their models."""
+    holes: Counter[Whose] = Counter()
+    for held in closing.slices:
+        whose = Whose(held.organisation_id, closing.batch.key_id or "", held.model)
+        holes[whose] += held.lines - int.from_bytes(held.done, "little").bit_count()
+    return {whose: Used(requests=count, failed=count) for whose, count in holes.items() if count}
 
 
 def _key(batch: Batch, kind: bool) -> str:

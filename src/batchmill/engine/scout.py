@@ -13,7 +13,7 @@ from batchmill.engine.lanes import Lane
 from batchmill.engine.loop import Bell
 from batchmill.store.database import Database, Transaction
 from batchmill.store.lane import forget_backends, say_health
-from batchmill.store.model import add_models, has_backend
+from batchmill.store.model import add_models, has_backend, keep_models
 from batchmill.telemetry import Metrics
 
 _ASK_SECONDS = 30.0  # how often a well backend is asked for its models
@@ -115,6 +115,8 @@ class Scout:
             if is_first:
                 names = [lane.backend.name for lane in self._lanes]
                 forget_backends(tx, worker_id=self._worker_id, names=names)
+            if models:
+                keep_models(tx, name=name, models=models)
             return add_models(tx, names=models, now=now)
 
         try:

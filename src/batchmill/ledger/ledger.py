@@ -3,7 +3,7 @@
 import asyncio
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Collection, Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, compress
@@ -17,8 +17,8 @@ from batchmill.ledger.segment import Result, pack_results
 from batchmill.schedule.choose import Candidate, Chooser
 from batchmill.schedule.plan import RECORD_BYTES, Record, unpack
 from batchmill.spec.ids import mint_id
-from batchmill.spec.objects import Usage
 from batchmill.spec.states import Event, Status
+from batchmill.spec.usage import Used, day_of, total_tokens, total_used
 from batchmill.store.batch import Batch, advance, batches_by_id, hold_back, record_progress, set_waiting
 from batchmill.store.blob import insert_ready
 from batchmill.store.database import Database, Transaction
@@ -36,6 +36,7 @@ from batchmill.store.slice import (
     record_done,
     release_slice,
 )
+from batchmill.store.usage import Whose, count_usage
 from batchmill.telemetry import Metrics
 
 _CANDIDATES = 256  # batches looked at for one claim
@@ -174,8 +175,9 @@ class Ledger:
                     refs=len(standing),
                     now=int(now),
                 )
-                seqs = _count(tx, standing, now=int(now))
+                seqs, used = _count(tx, standing, now=int(now))
                 insert_segments(tx, [replace(e, seq=seqs[e.batch_id]) for e in compress(extents, stands)])
+                count_usage(tx, used, day=day_of(now))  # last: other batches' commits wait for these rows, too
             return frozenset(p.slice.fence for p, stood in zip(portions, stands, strict=True) if not stood)
 
         with self._metrics.commit_seconds.time():
@@ -252,8 +254,8 @@ def _record(tx: Transaction, portion: Portion) -> bool:
     )
 
 
-def _count(tx: Transaction, standing: Sequence[Portion], *, now: int) -> dict[str, int]:
-    """Add each batch's share to its row; return the commit's `seq` in each batch.
+def _count(tx: Transaction, standing: Sequence[Portion], *, now: int) -> tuple[dict[str, int], Mapping[Whose, Used]]:
+    """Add each batch's share to its row; return the commit's `seq` in each batch, and who has used what.
 
     The row is the busiest of all, so only what carries its number, the Segments, is written after it.
     """
@@ -261,24 +263,28 @@ def _count(tx: Transaction, standing: Sequence[Portion], *, now: int) -> dict[st
     for portion in standing:
         shares[portion.slice.batch_id].append(portion)
     seqs: dict[str, int] = {}
+    used: dict[Whose, Used] = {}
     for batch_id, portions in sorted(shares.items()):  # one order for all workers: no deadlock
-        results = [result for portion in portions for result in portion.results]
-        succeeded = sum(result.succeeded for result in results)
+        owner, parts = portions[0].slice.organisation_id, _used(portions)
+        whole = total_used(parts.values())
         row = record_progress(
             tx,
             batch_id=batch_id,
-            completed=succeeded,
-            failed=len(results) - succeeded,
+            completed=whole.requests - whole.failed,
+            failed=whole.failed,
             closed_slices=sum(portion.closed for portion in portions),
-            usage=_usage(results),
+            usage=whole.tokens,
         )
         seqs[batch_id] = row.seq
         if row.model is None:
-            owner = portions[0].slice.organisation_id
-            count_models(tx, batch_id=batch_id, organisation_id=owner, usages=_usages(portions))
+            usages = {model: part.tokens for model, part in parts.items() if part.tokens != _NOTHING}
+            count_models(tx, batch_id=batch_id, organisation_id=owner, usages=usages)
+        for model, part in parts.items():
+            whose = Whose(owner, row.key_id or "", model)
+            used[whose] = total_used((used.get(whose, Used()), part))
         if row.open_slices == 0 and row.status is Status.IN_PROGRESS:
             advance(tx, batch_id=batch_id, status=Status.IN_PROGRESS, event=Event.DRAINED, now=now)
-    return seqs
+    return seqs, used
 
 
 def _extents(key: str, portions: Sequence[Portion], packed: Sequence[bytes]) -> list[Segment]:
@@ -300,19 +306,17 @@ def _extents(key: str, portions: Sequence[Portion], packed: Sequence[bytes]) -> 
     ]
 
 
-def _usages(portions: Sequence[Portion]) -> dict[str, Usage]:
-    """Return what was used of each model; a model that told of nothing is left out."""
+def _used(portions: Sequence[Portion]) -> dict[str, Used]:
+    """Return what was used of each model."""
     results: dict[str, list[Result]] = defaultdict(list)
     for portion in portions:
         results[portion.slice.model] += portion.results
-    return {model: usage for model, mine in results.items() if (usage := _usage(mine)) != _NOTHING}
+    return {model: _sum(mine) for model, mine in results.items()}
 
 
-def _usage(results: Sequence[Result]) -> Usage:
-    told = [result.usage for result in results if result.usage is not None]
-    return Usage(
-        input_tokens=sum(usage.input_tokens for usage in told),
-        cached_tokens=sum(usage.cached_tokens for usage in told),
-        output_tokens=sum(usage.output_tokens for usage in told),
-        reasoning_tokens=sum(usage.reasoning_tokens for usage in told),
+def _sum(results: Sequence[Result]) -> Used:
+    return Used(
+        requests=len(results),
+        failed=sum(not result.succeeded for result in results),
+        tokens=total_tokens(result.usage for result in results if result.usage is not None),
     )

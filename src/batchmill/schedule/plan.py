@@ -42,6 +42,7 @@ class Cut:
     lines: int
     bytes: int  # of the input lines, together
     model: int
+    tokens: int  # of the lines, by estimate
 
 
 def pack(record: Record) -> bytes:
@@ -92,11 +93,11 @@ def cut(
 
     A line above max_bytes is a Slice by itself.
     """
-    lines = size = model = 0
+    lines = size = model = tokens = 0
     for record in records:
         if lines and (record.model != model or lines == max_lines or size + record.length > max_bytes):
-            yield Cut(first=first, lines=lines, bytes=size, model=model)
-            first, lines, size = first + lines, 0, 0
-        lines, size, model = lines + 1, size + record.length, record.model
+            yield Cut(first=first, lines=lines, bytes=size, model=model, tokens=tokens)
+            first, lines, size, tokens = first + lines, 0, 0, 0
+        lines, size, model, tokens = lines + 1, size + record.length, record.model, tokens + record.tokens
     if lines:
-        yield Cut(first=first, lines=lines, bytes=size, model=model)
+        yield Cut(first=first, lines=lines, bytes=size, model=model, tokens=tokens)

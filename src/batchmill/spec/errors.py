@@ -100,7 +100,7 @@ def permission_denied(message: str) -> ApiError:
 
 
 def not_found(what: str) -> ApiError:
-    """Return the 404 for "file", "batch" or "model": one answer for what is not there and what is not yours."""
+    """Return the 404 for "file", "batch", "model" or "key": one answer for what is not there and what is not yours."""
     return ApiError(status=404, type="resource_not_found_error", message=f"No such {what}.", code="resource_not_found")
 
 
@@ -174,6 +174,20 @@ def rate_limited(retry_after: float) -> ApiError:
         message="Too many requests. Try again later.",
         code="rate_limit_exceeded",
         headers={"Retry-After": _seconds(retry_after)},
+    )
+
+
+def tokens_used_up(message: str, *, retry_after: int) -> ApiError:
+    """Return the 429 for a budget of tokens that is used up until `retry_after` seconds from now.
+
+    The time is told as it is; the official client, which obeys no more than a minute, is told not to try meanwhile.
+    """
+    return ApiError(
+        status=429,
+        type="rate_limit_reached_error",
+        message=message,
+        code="token_limit_exceeded",
+        headers={"Retry-After": str(retry_after), "x-should-retry": "false"},
     )
 
 

@@ -17,6 +17,7 @@ _ORDERED = (
     ("expires_after_min", "expires_after_max"),
     ("batches_page", "max_batches_page"),
     ("files_page", "max_files_page"),
+    ("keys_page", "max_keys_page"),
 )
 
 
@@ -80,6 +81,10 @@ class Limits:
     drain_seconds: float = 5.0  # for those
     answer_idle: float = 60.0  # an answer may wait for so long for its client to read any of it
     failed_auth_per_minute: int | None = 60  # S10: bad keys from one address
+    max_keys: int = 1_000  # that are good, in an organisation
+    keys_page: int = 1_000
+    max_keys_page: int = 1_000
+    usage_days: int = 366  # that may be asked for at once
     max_idempotency_key: int = 255  # a.9, in characters
     max_webhooks: int = 20  # ours: of an organisation, and of each batch
     idempotency_kept: int = _DAY  # choice 9

@@ -46,7 +46,7 @@ class Catalogue:
     """
 
     def __init__(self, models: Iterable[ModelFacts] = (), *, currency: str = "USD") -> None:
-        self._currency = currency  # of every price
+        self.currency = currency  # of every price
         self._models = {model.name: model for model in models}
         self._targets: dict[str, str] = {}
         for model in self._models.values():
@@ -86,7 +86,7 @@ class Catalogue:
         amount = price.of(
             input_tokens=usage.input_tokens, cached_tokens=usage.cached_tokens, output_tokens=usage.output_tokens
         )
-        return Cost(amount=amount, currency=self._currency)
+        return Cost(amount=amount, currency=self.currency)
 
     def offers(self, name: str, served: Collection[str] | None) -> bool:
         """Say whether batches may use this name, where these models are known; None takes any."""

@@ -32,6 +32,7 @@ _TIMES = (
 class Batch:
     """A batch: what its organisation sees of it, and what the loops need.
 
+    `key_id` is that of the key that created it, if that was noted.
     `crashes` counts the validatings or finalizings that failed in a row; `waiting` says in words why it does not move
     on, and `waiting_since` (Unix seconds) from when on.
     """
@@ -42,6 +43,7 @@ class Batch:
     plan_key: str | None
     output_expires_after: int | None
     epoch: int
+    key_id: str | None = None
     crashes: int = 0
     waiting: str | None = None
     waiting_since: int | None = None
@@ -60,6 +62,7 @@ def insert_batch(tx: Transaction, added: Batch) -> None:
         insert(batch).values(
             id=facts.id,
             organisation_id=added.organisation_id,
+            key_id=added.key_id,
             input_file_id=facts.input_file_id,
             input_key=added.input_key,
             endpoint=facts.endpoint,
@@ -290,6 +293,7 @@ class Progress:
     open_slices: int
     status: Status
     model: str | None
+    key_id: str | None
 
 
 def record_progress(
@@ -324,10 +328,16 @@ def record_progress(
             recent_seconds=(batch.c.recent_seconds + gap) * fade,
             counted_at=now,
         )
-        .returning(batch.c.seq, batch.c.open_slices, batch.c.status, batch.c.model)
+        .returning(batch.c.seq, batch.c.open_slices, batch.c.status, batch.c.model, batch.c.key_id)
     )
     row = tx.connection.execute(counted).one()
-    return Progress(seq=row.seq, open_slices=row.open_slices, status=Status(row.status), model=row.model)
+    return Progress(
+        seq=row.seq,
+        open_slices=row.open_slices,
+        status=Status(row.status),
+        model=row.model,
+        key_id=row.key_id,
+    )
 
 
 def count_statuses(tx: Transaction) -> Mapping[Status, int]:
@@ -377,6 +387,7 @@ def _batch(row: Row[tuple[object, ...]]) -> Batch:
         plan_key=row.plan_key,
         output_expires_after=row.output_expires_after,
         epoch=row.epoch,
+        key_id=row.key_id,
         crashes=row.crashes,
         waiting=row.waiting,
         waiting_since=row.waiting_since,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Table, select
+from sqlalchemy import Table, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from batchmill.store.database import Transaction
@@ -18,6 +18,7 @@ class BackendState:
     well: bool
     reason: str | None
     since: int
+    models: tuple[str, ...] = ()  # that it told last
 
 
 def add_models(tx: Transaction, *, names: Iterable[str], now: int) -> tuple[str, ...]:
@@ -41,6 +42,13 @@ def save_backend(tx: Transaction, state: BackendState) -> None:
     tx.connection.execute(added.on_conflict_do_update(index_elements=[backend.c.name], set_=values))
 
 
+def keep_models(tx: Transaction, *, name: str, models: Iterable[str]) -> None:
+    """Keep which models a backend tells, if that is news."""
+    told = "\n".join(models)
+    news = update(backend).where(backend.c.name == name, backend.c.models.is_distinct_from(told))
+    tx.connection.execute(news.values(models=told))
+
+
 def has_backend(tx: Transaction, *, name: str) -> bool:
     """Say whether there is a row of this backend."""
     return tx.connection.execute(select(backend.c.name).where(backend.c.name == name)).first() is not None
@@ -49,7 +57,16 @@ def has_backend(tx: Transaction, *, name: str) -> bool:
 def list_backends(tx: Transaction) -> Sequence[BackendState]:
     """Return how each backend was when it was last heard of."""
     rows = tx.connection.execute(select(backend).order_by(backend.c.name))
-    return [BackendState(name=r.name, well=r.well, reason=r.reason, since=r.since) for r in rows]
+    return [
+        BackendState(
+            name=row.name,
+            well=row.well,
+            reason=row.reason,
+            since=row.since,
+            models=tuple(row.models.split("\n")) if row.models else (),
+        )
+        for row in rows
+    ]
 
 
 def _insert(tx: Transaction, table: Table) -> postgresql.Insert | sqlite.Insert:

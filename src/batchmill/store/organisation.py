@@ -2,10 +2,13 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, Select, func, insert, or_, select, update
 
+from batchmill.spec.ids import key_digest, key_hint, mint_id, mint_key
 from batchmill.spec.scopes import DEFAULT_SCOPES, Scope, read_scopes, write_scopes
 from batchmill.store.database import Transaction
 from batchmill.store.tables import api_key, organisation
@@ -20,6 +23,9 @@ class Allowance:
     models: tuple[str, ...] | None = None
     requests_per_minute: int | None = None
     weight: int | None = None  # of the tokens that organisations share; None is 1
+    tokens_per_day: int | None = None  # budgets: see `spec.budgets`; None is none
+    enqueued_tokens: int | None = None
+    batch_cost: Decimal | None = None
 
     def permits(self, model: str) -> bool:
         """Say whether the organisation may use this model."""
@@ -28,9 +34,10 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who asks: the organisation, the digest of the key that was shown, and what the two may do."""
+    """Who asks: the organisation, the key that was shown by its id and its digest, and what the two may do."""
 
     organisation_id: str
+    key_id: str
     digest: str
     scopes: frozenset[Scope]
     allowance: Allowance
@@ -92,6 +99,12 @@ def list_organisations(tx: Transaction) -> Sequence[Organisation]:
     ]
 
 
+def find_name(tx: Transaction, *, organisation_id: str) -> str:
+    """Return the name of an organisation."""
+    query = select(organisation.c.name).where(organisation.c.id == organisation_id)
+    return str(tx.connection.execute(query).scalar_one())
+
+
 def find_allowance(tx: Transaction, *, organisation_id: str) -> Allowance:
     """Return what an organisation may use."""
     return _allowance(tx.connection.execute(select(organisation).where(organisation.c.id == organisation_id)).one())
@@ -105,6 +118,9 @@ def save_allowance(tx: Transaction, *, organisation_id: str, allowance: Allowanc
         "models": None if allowance.models is None else msgspec.json.encode(allowance.models).decode(),
         "requests_per_minute": allowance.requests_per_minute,
         "weight": allowance.weight,
+        "tokens_per_day": allowance.tokens_per_day,
+        "enqueued_tokens": allowance.enqueued_tokens,
+        "batch_cost": None if allowance.batch_cost is None else f"{allowance.batch_cost:f}",
     }
     tx.connection.execute(update(organisation).where(organisation.c.id == organisation_id).values(values))
 
@@ -144,7 +160,7 @@ def has_keys(tx: Transaction) -> bool:
 def find_caller(tx: Transaction, *, digest: str, now: int) -> Caller | None:
     """Return whom a live key stands for. The look-up is by digest, so its time tells nothing of the key (S3)."""
     query = (
-        select(api_key.c.scopes, api_key.c.organisation_id, organisation)
+        select(api_key.c.id.label("key_id"), api_key.c.scopes, api_key.c.organisation_id, organisation)
         .join(organisation, organisation.c.id == api_key.c.organisation_id)
         .where(api_key.c.digest == digest, _live(now))
     )
@@ -153,20 +169,75 @@ def find_caller(tx: Transaction, *, digest: str, now: int) -> Caller | None:
         return None
     return Caller(
         organisation_id=row.organisation_id,
+        key_id=row.key_id,
         digest=digest,
         scopes=read_scopes(row.scopes),
         allowance=_allowance(row),
     )
 
 
+def add_key(
+    tx: Transaction,
+    *,
+    organisation_id: str,
+    now: float,
+    name: str | None = None,
+    scopes: Collection[Scope] = DEFAULT_SCOPES,
+    expires_in: float | None = None,
+) -> tuple[str, str]:
+    """Make a key; return its id, and the key itself, which is kept nowhere. `expires_in` in seconds."""
+    key_id, key = mint_id("key", now), mint_key()
+    insert_key(
+        tx,
+        key_id=key_id,
+        organisation_id=organisation_id,
+        digest=key_digest(key),
+        now=int(now),
+        name=name,
+        hint=key_hint(key),
+        scopes=scopes,
+        expires_at=None if expires_in is None else int(now + expires_in),
+    )
+    return key_id, key
+
+
+def replace_key(tx: Transaction, old: Key, *, now: float, overlap: float) -> tuple[str, str]:
+    """Make a key like another that is live, which stays good for `overlap` seconds; see `add_key`."""
+    lasts = None if old.expires_at is None else old.expires_at - old.created_at
+    expire_key(tx, key_id=old.id, expires_at=int(now + overlap))
+    return add_key(tx, organisation_id=old.organisation_id, now=now, name=old.name, scopes=old.scopes, expires_in=lasts)
+
+
+def count_live_keys(tx: Transaction, *, organisation_id: str, now: int) -> int:
+    """Return how many keys of an organisation are good for a request."""
+    mine = select(func.count()).select_from(api_key).where(api_key.c.organisation_id == organisation_id, _live(now))
+    return int(tx.connection.execute(mine).scalar_one())
+
+
+def find_key(tx: Transaction, *, organisation_id: str, key_id: str) -> Key | None:
+    """Return a key of the organisation."""
+    return next((key for key in list_keys(tx, key_id=key_id) if key.organisation_id == organisation_id), None)
+
+
+def page_keys(tx: Transaction, *, organisation_id: str, after: str | None, limit: int) -> Sequence[Key]:
+    """Return at most `limit` keys of the organisation, newest first, beyond the id `after`."""
+    query = _keys().where(api_key.c.organisation_id == organisation_id).order_by(api_key.c.id.desc()).limit(limit)
+    return _read(tx, query if after is None else query.where(api_key.c.id < after))
+
+
 def list_keys(tx: Transaction, *, key_id: str | None = None) -> Sequence[Key]:
     """Return every key, or the one of this id; the oldest first."""
-    query = select(api_key, organisation.c.name.label("org")).join(
+    query = _keys().order_by(api_key.c.id)
+    return _read(tx, query if key_id is None else query.where(api_key.c.id == key_id))
+
+
+def _keys() -> Select[Any]:
+    return select(api_key, organisation.c.name.label("org")).join(
         organisation, organisation.c.id == api_key.c.organisation_id
     )
-    if key_id is not None:
-        query = query.where(api_key.c.id == key_id)
-    rows = tx.connection.execute(query.order_by(api_key.c.id))
+
+
+def _read(tx: Transaction, query: Select[Any]) -> Sequence[Key]:
     return [
         Key(
             id=row.id,
@@ -179,7 +250,7 @@ def list_keys(tx: Transaction, *, key_id: str | None = None) -> Sequence[Key]:
             expires_at=row.expires_at,
             revoked_at=row.revoked_at,
         )
-        for row in rows
+        for row in tx.connection.execute(query)
     ]
 
 
@@ -206,4 +277,7 @@ def _allowance(row: Row[tuple[object, ...]]) -> Allowance:
         models=None if row.models is None else msgspec.json.decode(row.models, type=tuple[str, ...]),
         requests_per_minute=row.requests_per_minute,
         weight=row.weight,
+        tokens_per_day=row.tokens_per_day,
+        enqueued_tokens=row.enqueued_tokens,
+        batch_cost=None if row.batch_cost is None else Decimal(row.batch_cost),
     )

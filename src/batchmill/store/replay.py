@@ -23,6 +23,7 @@ class Call:
     route: str
     key_digest: str | None  # SHA-256 of its Idempotency-Key, which counts in the organisation and the route
     retries: int  # how many times the client says that it has sent it before
+    api_key_id: str | None = None  # of its API key: what it makes belongs to that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,6 +45,7 @@ class Slice:
     alone: int | None = None  # the line that its last owner was sending with nothing else in flight
     alone_crashes: int = 0  # owners that died over that very line
     sent: Bitmap | None = None  # lines that may have been sent; None where nobody keeps account of that
+    tokens: int | None = None  # of its lines, by estimate; None where nobody has noted it
 
     @property
     def fence(self) -> Fence:
@@ -79,6 +80,7 @@ def insert_slices(tx: Transaction, slices: Iterable[Slice]) -> None:
             "first": s.first,
             "lines": s.lines,
             "bytes": s.bytes,
+            "tokens": s.tokens,
             "done": s.done,
             "open": True,
         }
@@ -334,4 +336,5 @@ def _slice(row: Row[tuple[object, ...]]) -> Slice:
         alone=row.alone,
         alone_crashes=row.alone_crashes,
         sent=None if row.sent is None else bytes(row.sent),
+        tokens=row.tokens,
     )

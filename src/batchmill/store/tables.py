@@ -51,6 +51,10 @@ organisation = Table(
     Column("models", Text),  # JSON
     Column("requests_per_minute", BigInteger),
     Column("weight", BigInteger),  # its share beside others; null is 1
+    # Its budgets; null is none.
+    Column("tokens_per_day", BigInteger),
+    Column("enqueued_tokens", BigInteger),  # of each model
+    Column("batch_cost", String),  # a decimal number, exact, in the currency of the prices
 )
 
 api_key = Table(
@@ -113,6 +117,7 @@ batch = Table(
     metadata,
     Column("id", String, primary_key=True),
     _organisation(),
+    Column("key_id", String),  # of the key that created it; null: nobody has noted it
     Column("input_file_id", String, nullable=False),  # no foreign key: the File may be deleted while the batch lives
     Column("input_key", String),  # the batch's own reference to the bytes, until it is terminal
     Column("endpoint", String, nullable=False),
@@ -192,6 +197,7 @@ slice_ = Table(
     Column("first", Integer, nullable=False),  # its first record in the Plan
     Column("lines", Integer, nullable=False),
     Column("bytes", BigInteger, nullable=False),
+    Column("tokens", BigInteger),  # of its lines, by estimate; null: nobody has noted it
     Column("done", LargeBinary, nullable=False),  # a bit a line, least significant first
     Column("open", Boolean, nullable=False),
     Column("owner", String),
@@ -221,6 +227,24 @@ segment = Table(
     Column("crc32", BigInteger, nullable=False),
     PrimaryKeyConstraint("batch_id", "slice", "seq"),
     Index("ix_segment_blob", "blob_key"),
+)
+
+# What was used in a day of UTC. The rows are the busiest of all: whoever writes several does so in the order of their
+# keys, and last in the transaction.
+usage_day = Table(
+    "usage_day",
+    metadata,
+    _organisation(),
+    Column("day", Integer, nullable=False),  # days since 1970-01-01
+    Column("key_id", String, nullable=False),  # of the key that created the batch; empty: nobody has noted it
+    Column("model", String, nullable=False),
+    Column("requests", BigInteger, nullable=False),  # that have a result
+    Column("failed", BigInteger, nullable=False),  # of those
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    PrimaryKeyConstraint("organisation_id", "day", "key_id", "model"),
 )
 
 # What a POST answered, for the client whose copy of the answer is lost (contract, choice 9). The status is 200: no
@@ -300,6 +324,7 @@ backend = Table(
     Column("leader", String),
     Column("total", BigInteger, nullable=False, server_default="0"),  # 0: nobody has said it
     Column("round", BigInteger, nullable=False, server_default="0"),
+    Column("models", Text),  # that it told last, one a line; null: none yet
 )
 
 # What one worker has to do with one backend; it counts while the worker's lease holds.

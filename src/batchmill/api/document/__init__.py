@@ -1,5 +1,6 @@
 """The OpenAPI 3.1 document of what is served, with this server's own limits."""
 
+from batchmill.api.document.account import account_paths, account_schemas
 from batchmill.api.document.contract import contract_paths
 from batchmill.api.document.operation import FAULTS, fault_answer
 from batchmill.api.document.schemas import Json, schemas
@@ -16,11 +17,13 @@ def openapi(*, version: str, limits: Limits) -> Json:
         "paths": {
             **contract_paths(limits),
             **steer_paths(limits),
+            **account_paths(limits),
             **webhook_paths(limits),
         },
         "components": {
             "schemas": {
                 **schemas(limits),
+                **account_schemas(),
                 **webhook_schemas(),
             },
             "responses": {str(status): fault_answer(status) for status in FAULTS},

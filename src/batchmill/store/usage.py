@@ -1,0 +1,99 @@
+"""The rows of what was used in a day, and of what is still to be done: what budgets are judged by."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import Table, func, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from batchmill.spec.objects import Usage
+from batchmill.spec.states import Status
+from batchmill.spec.usage import DayUse, Used
+from batchmill.store.database import Transaction
+from batchmill.store.tables import api_key, batch, slice_, usage_day
+
+_TOKENS = Usage.__struct_fields__
+_COUNTS = ("requests", "failed", *_TOKENS)
+
+
+class Whose(NamedTuple):
+    """Whose use it is: sorts in the order in which the rows are locked. `key_id` is empty where nobody has noted it."""
+
+    organisation_id: str
+    key_id: str
+    model: str
+
+
+def count_usage(tx: Transaction, used: Mapping[Whose, Used], *, day: int) -> None:
+    """Add to what was used in a day (days since 1970-01-01), at the very end of a transaction: see the table."""
+    if not used:
+        return
+    added = _insert(tx, usage_day)
+    more = {name: usage_day.c[name] + added.excluded[name] for name in _COUNTS}
+    rows = [
+        {
+            **whose._asdict(),
+            "day": day,
+            "requests": of.requests,
+            "failed": of.failed,
+            **{name: getattr(of.tokens, name) for name in _TOKENS},
+        }
+        for whose, of in sorted(used.items(), key=lambda item: item[0])
+    ]
+    statement = added.on_conflict_do_update(index_elements=list(usage_day.primary_key), set_=more)
+    for row in rows:  # one by one: no driver may order them otherwise
+        tx.connection.execute(statement, row)
+
+
+def list_usage(
+    tx: Transaction, *, organisation_id: str, first: int, last: int, by_key: bool = True
+) -> Sequence[DayUse]:
+    """Return what an organisation used from the day `first` to `last`, the oldest first; else `by_key` of all keys."""
+    days = usage_day.c.day.between(first, last) & (usage_day.c.organisation_id == organisation_id)
+    sums = [func.sum(usage_day.c[name]).label(name) for name in _COUNTS]
+    query = select(usage_day.c.day, usage_day.c.model, *sums).where(days)
+    order: tuple[Any, ...] = (usage_day.c.day, usage_day.c.model)
+    if by_key:
+        name = func.max(api_key.c.name).label("name")
+        query = query.add_columns(usage_day.c.key_id, name).outerjoin(api_key, api_key.c.id == usage_day.c.key_id)
+        order = (*order, usage_day.c.key_id)
+    return [
+        DayUse(
+            day=row["day"],
+            model=row["model"],
+            key_id=row.get("key_id") or None,
+            key_name=row.get("name"),
+            used=Used(
+                requests=int(row["requests"]),
+                failed=int(row["failed"]),
+                tokens=Usage(**{name: int(row[name]) for name in _TOKENS}),
+            ),
+        )
+        for row in tx.connection.execute(query.group_by(*order).order_by(*order)).mappings()
+    ]
+
+
+def tokens_used(tx: Transaction, *, organisation_id: str, day: int) -> int:
+    """Return the tokens, in and out, that an organisation used in a day."""
+    total = func.coalesce(func.sum(usage_day.c.input_tokens + usage_day.c.output_tokens), 0)
+    mine = select(total).where(usage_day.c.organisation_id == organisation_id, usage_day.c.day == day)
+    return int(tx.connection.execute(mine).scalar_one())
+
+
+def tokens_enqueued(tx: Transaction, *, organisation_id: str) -> Mapping[str, int]:
+    """Return the tokens, by estimate and model, of an organisation's batches in progress that are not done yet.
+
+    A Slice counts until its last line is done; one that an older version planned counts as the average of its batch.
+    """
+    tokens = func.sum(func.coalesce(slice_.c.tokens, batch.c.slice_tokens))
+    query = (
+        select(slice_.c.model, tokens.label("tokens"))
+        .join(batch, batch.c.id == slice_.c.batch_id)
+        .where(batch.c.organisation_id == organisation_id, batch.c.status == Status.IN_PROGRESS.value, slice_.c.open)
+        .group_by(slice_.c.model)
+    )
+    return {row.model: int(row.tokens) for row in tx.connection.execute(query)}
+
+
+def _insert(tx: Transaction, table: Table) -> postgresql.Insert | sqlite.Insert:
+    return postgresql.insert(table) if tx.connection.dialect.name == "postgresql" else sqlite.insert(table)
