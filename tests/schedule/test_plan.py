@@ -67,9 +67,9 @@ def test_a_slice_holds_at_most_so_many_lines_and_bytes() -> None:
 def test_a_line_above_the_limit_is_a_slice_by_itself() -> None:
     """A line longer than a whole Slice may be is still sent."""
     assert list(cut([record(5), record(99), record(5)], max_bytes=20)) == [
-        Cut(first=0, lines=1, bytes=5, model=0),
-        Cut(first=1, lines=1, bytes=99, model=0),
-        Cut(first=2, lines=1, bytes=5, model=0),
+        Cut(first=0, lines=1, bytes=5, model=0, tokens=6),
+        Cut(first=1, lines=1, bytes=99, model=0, tokens=6),
+        Cut(first=2, lines=1, bytes=5, model=0, tokens=6),
     ]
 
 

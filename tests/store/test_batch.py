@@ -317,8 +317,8 @@ async def test_progress_adds_up(database: Database) -> None:
         return first, record_progress(tx, batch_id="batch_1", completed=4, failed=2, closed_slices=1, usage=usage)
 
     first, second = await database.write(statements)
-    assert first == Progress(seq=1, open_slices=1, status=Status.IN_PROGRESS, model=None)
-    assert second == Progress(seq=2, open_slices=0, status=Status.IN_PROGRESS, model=None)
+    assert first == Progress(seq=1, open_slices=1, status=Status.IN_PROGRESS, model=None, key_id=None)
+    assert second == Progress(seq=2, open_slices=0, status=Status.IN_PROGRESS, model=None, key_id=None)
     seen = (await database.read(get_batch)).object
     assert seen.counts.wire() == {"completed": 7, "failed": 3, "total": 16}
     assert seen.usage == Usage(input_tokens=20, cached_tokens=2, output_tokens=4_000_000_000, reasoning_tokens=8)

@@ -1,5 +1,7 @@
 """Organisations and their keys."""
 
+from decimal import Decimal
+
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
@@ -9,15 +11,20 @@ from batchmill.store.database import Database, Transaction
 from batchmill.store.organisation import (
     Allowance,
     Caller,
+    add_key,
+    count_live_keys,
     expire_key,
     find_allowance,
     find_caller,
+    find_key,
+    find_name,
     find_organisation,
     has_keys,
     insert_key,
     insert_organisation,
     list_keys,
     list_organisations,
+    page_keys,
     revoke_key,
     save_allowance,
 )
@@ -52,7 +59,7 @@ async def test_a_key_leads_to_its_organisation_until_it_is_revoked(database: Dat
     await database.write(add)
     assert await database.read(has_keys)
     assert await caller(database) == Caller(
-        organisation_id="org_1", digest=DIGEST, scopes=DEFAULT_SCOPES, allowance=Allowance()
+        organisation_id="org_1", key_id="key_1", digest=DIGEST, scopes=DEFAULT_SCOPES, allowance=Allowance()
     )
     assert await caller(database, digest="cd" * 32) is None
     await database.write(lambda tx: revoke_key(tx, key_id="key_1", now=NOW))
@@ -103,9 +110,44 @@ async def test_a_key_keeps_what_it_was_made_with(database: Database) -> None:
     assert await database.read(lambda tx: list_keys(tx, key_id="key_3")) == []
 
 
+async def test_keys_are_counted_and_found_within_their_organisation(database: Database) -> None:
+    """Another organisation's key is none, and those that are good no more do not count; pages begin with the newest."""
+
+    def more(tx: Transaction) -> list[str]:
+        add(tx)
+        insert_organisation(tx, organisation_id="org_2", name="other", now=NOW)
+        ids = [add_key(tx, organisation_id=org, now=NOW + n)[0] for n, org in enumerate(("org_1", "org_2", "org_1"))]
+        revoke_key(tx, key_id=ids[2], now=NOW)
+        add_key(tx, organisation_id="org_1", now=NOW, expires_in=1)
+        return ids
+
+    first, theirs, _revoked = await database.write(more)
+
+    def seen(tx: Transaction) -> list[object]:
+        page = page_keys(tx, organisation_id="org_1", after=None, limit=2)
+        return [
+            count_live_keys(tx, organisation_id="org_1", now=NOW),
+            count_live_keys(tx, organisation_id="org_1", now=NOW + 1),
+            find_key(tx, organisation_id="org_1", key_id=theirs),
+            find_name(tx, organisation_id="org_2"),
+            page[0].id,
+            [key.id for key in page_keys(tx, organisation_id="org_1", after=first, limit=9)],
+        ]
+
+    assert await database.read(seen) == [3, 2, None, "other", "key_1", []]
+
+
 async def test_an_organisation_may_use_what_it_is_told(database: Database) -> None:
     """Its allowance is that of each of its keys, and None takes a limit away."""
-    allowance = Allowance(max_files=1, max_bytes=2, models=("m", "n/é"), requests_per_minute=3)
+    allowance = Allowance(
+        max_files=1,
+        max_bytes=2,
+        models=("m", "n/é"),
+        requests_per_minute=3,
+        tokens_per_day=1 << 40,
+        enqueued_tokens=0,
+        batch_cost=Decimal("0.00000001"),
+    )
     await database.write(add)
     for wanted in (allowance, Allowance(models=()), Allowance()):
         await database.write(lambda tx, a=wanted: save_allowance(tx, organisation_id="org_1", allowance=a))

@@ -109,9 +109,8 @@ class Gate:
                 if not taken.allowed:
                     raise errors.rate_limited(taken.wait)
             needed = scope_needed(scope["method"], scope["path"])
-            if (
-                needed is not None and needed not in caller.scopes
-            ):  # known before any object is looked for (invariant S1)
+            # Known before any object is looked for (invariant S1).
+            if needed is not None and needed not in caller.scopes:
                 raise errors.permission_denied(f"This key lacks the scope '{needed}'.")
             scope.setdefault("state", {}).update(
                 organisation_id=caller.organisation_id,
@@ -132,4 +131,5 @@ class Gate:
             caller = await self._auth.caller(scope)
         except ApiError:
             return False
-        return scope_needed(scope["method"]) in caller.scopes
+        needed = scope_needed(scope["method"], scope["path"])
+        return needed is None or needed in caller.scopes
