@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from batchmill.spec.budgets import cost_budget, cost_refusal, day_budget, day_refusal, queue_budgets, queue_refusals
+from batchmill.spec.budgets import cost_budget, cost_refusals, day_budget, day_refusal, queue_budgets, queue_refusals
 from batchmill.spec.prices import Cost
 from batchmill.spec.usage import DAY_SECONDS, day_end, day_of
 
@@ -48,13 +48,11 @@ def test_each_model_has_a_queue_of_its_own() -> None:
 def test_a_batch_may_cost_so_much() -> None:
     """The very limit passes; beyond it both amounts are told, and a cost that nobody knows is no small one."""
     limit = Decimal("12.50")
-    assert cost_refusal(cost=Cost(amount=Decimal("12.5"), currency="EUR"), limit=limit) is None
-    beyond = cost_refusal(cost=Cost(amount=Decimal("12.500001"), currency="EUR"), limit=limit)
-    assert beyond is not None
+    assert cost_refusals(cost=Cost(amount=Decimal("12.5"), currency="EUR"), limit=limit) == []
+    (beyond,) = cost_refusals(cost=Cost(amount=Decimal("12.500001"), currency="EUR"), limit=limit)
     assert beyond.code == "batch_cost_exceeded"
     assert "12.500001 EUR by estimate; a batch may cost 12.50 EUR" in beyond.message
-    unknown = cost_refusal(cost=None, limit=limit)
-    assert unknown is not None
+    (unknown,) = cost_refusals(cost=None, limit=limit)
     assert unknown.code == "batch_cost_unknown"
     assert "12.50" in unknown.message
 

@@ -118,23 +118,21 @@ async def test_keys_are_counted_and_found_within_their_organisation(database: Da
         insert_organisation(tx, organisation_id="org_2", name="other", now=NOW)
         ids = [add_key(tx, organisation_id=org, now=NOW + n)[0] for n, org in enumerate(("org_1", "org_2", "org_1"))]
         revoke_key(tx, key_id=ids[2], now=NOW)
-        add_key(tx, organisation_id="org_1", now=NOW, expires_in=1)
-        return ids
+        return [*ids, add_key(tx, organisation_id="org_1", now=NOW - 9, expires_in=10)[0]]
 
-    first, theirs, _revoked = await database.write(more)
+    first, theirs, revoked, expiring = await database.write(more)
 
     def seen(tx: Transaction) -> list[object]:
-        page = page_keys(tx, organisation_id="org_1", after=None, limit=2)
         return [
             count_live_keys(tx, organisation_id="org_1", now=NOW),
             count_live_keys(tx, organisation_id="org_1", now=NOW + 1),
             find_key(tx, organisation_id="org_1", key_id=theirs),
             find_name(tx, organisation_id="org_2"),
-            page[0].id,
-            [key.id for key in page_keys(tx, organisation_id="org_1", after=first, limit=9)],
+            [key.id for key in page_keys(tx, organisation_id="org_1", after=None, limit=2)],
+            [key.id for key in page_keys(tx, organisation_id="org_1", after=revoked, limit=9)],
         ]
 
-    assert await database.read(seen) == [3, 2, None, "other", "key_1", []]
+    assert await database.read(seen) == [3, 2, None, "other", ["key_1", revoked], [first, expiring]]
 
 
 async def test_an_organisation_may_use_what_it_is_told(database: Database) -> None:

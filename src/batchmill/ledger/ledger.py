@@ -17,6 +17,7 @@ from batchmill.ledger.segment import Result, pack_results
 from batchmill.schedule.choose import Candidate, Chooser
 from batchmill.schedule.plan import RECORD_BYTES, Record, unpack
 from batchmill.spec.ids import mint_id
+from batchmill.spec.objects import Usage
 from batchmill.spec.states import Event, Status
 from batchmill.spec.usage import Used, day_of, total_tokens, total_used
 from batchmill.store.batch import Batch, advance, batches_by_id, hold_back, record_progress, set_waiting
