@@ -297,6 +297,7 @@ class Mill:
                     input_key=key,
                     plan_key=None,
                     output_expires_after=order.get("output_expires_after"),
+                    key_id=order.get("key_id"),
                     epoch=0,
                 ),
             )

@@ -5,9 +5,12 @@ import errno
 import pytest
 
 from batchmill.spec.states import Status
+from batchmill.spec.usage import Used
 from batchmill.store.batch import claim_batch
+from batchmill.store.usage import Whose
 from engine.faulty import FaultyBlobs
 from engine.mill import LEASE, Mill, line, lines
+from engine.test_account import used
 from fakeclock import settle
 
 
@@ -22,7 +25,7 @@ async def _closing(mill: Mill) -> str:
 
 
 async def test_a_second_finalizer_starts_again(mill: Mill) -> None:
-    """A Finalizer that died after it wrote its files is followed by another; only the second's bytes stay."""
+    """A Finalizer that died after it wrote its files is followed by another; the second's bytes stay, and count."""
     batch_id = await _closing(mill)
     dead, heir = mill.hand(mill.echo()).finalizer, mill.hand(mill.echo()).finalizer
     batch = await mill.database.write(dead._claim)
@@ -32,7 +35,11 @@ async def test_a_second_finalizer_starts_again(mill: Mill) -> None:
     await mill.clock.advance(LEASE + 1)
     assert await heir.step()
     assert await mill.status(batch_id) is Status.COMPLETED
-    assert not await mill.database.write(lambda tx: dead._seal(tx, batch, files, late=late > 0))
+    nothing = Whose(batch.organisation_id, "", "nothing")
+    assert not await mill.database.write(
+        lambda tx: dead._seal(tx, batch, files, late=late > 0, unanswered={nothing: Used(requests=1)})
+    )
+    assert nothing not in await used(mill)
     assert len(await mill.results(batch_id)) == 5
 
 
@@ -44,7 +51,7 @@ async def test_a_cancel_beats_a_finalizer(mill: Mill) -> None:
     assert batch is not None
     files, late = finalizer._write_files(await finalizer._fence(batch))
     await mill.cancel(batch_id)
-    assert not await mill.database.write(lambda tx: finalizer._seal(tx, batch, files, late=late > 0))
+    assert not await mill.database.write(lambda tx: finalizer._seal(tx, batch, files, late=late > 0, unanswered={}))
     assert await finalizer.step()
     assert await mill.status(batch_id) is Status.CANCELLED
     assert len(await mill.results(batch_id)) == 5
