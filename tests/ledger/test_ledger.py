@@ -18,6 +18,7 @@ from batchmill.spec.states import Event, Status
 from batchmill.store.batch import advance
 from batchmill.store.database import Database, Transaction
 from batchmill.store.slice import list_segments, list_slices
+from batchmill.store.usage import list_usage
 from batchmill.store.worker import void_leases
 from ledger.work import add_work, claim, portion, result, whole
 from store.rows import LAPSED, MINE, NOW, THEIRS, add_organisations, blobs_by_key, get_batch, status_of
@@ -33,7 +34,14 @@ async def _organisations(database: Database) -> None:
 def rows(tx: Transaction, batch_id: str = "batch_1", organisation_id: str = MINE) -> list[object]:
     """Return all that a group commit writes."""
     batch = get_batch(tx, batch_id, organisation_id=organisation_id)
-    return [batch, list_slices(tx, batch_id=batch_id), list_segments(tx, batch_id=batch_id), blobs_by_key(tx)]
+    slices, segments = list_slices(tx, batch_id=batch_id), list_segments(tx, batch_id=batch_id)
+    return [batch, slices, segments, blobs_by_key(tx), used(tx)]
+
+
+def used(tx: Transaction, organisation_id: str = MINE) -> list[tuple[int, int, int]]:
+    """Return the requests, those that failed, and the tokens that were counted in each day."""
+    found = list_usage(tx, organisation_id=organisation_id, first=0, last=1 << 20)
+    return [(of.used.requests, of.used.failed, of.used.tokens.input_tokens) for of in found]
 
 
 def commit_keys(tx: Transaction) -> dict[str, tuple[str, int]]:
@@ -111,6 +119,7 @@ async def test_a_group_commit_counts(ledger: Ledger, database: Database, blobs: 
     assert [segment.seq for segment in segments] == [1, 2]
     (kept,) = await database.read(lambda tx: list_slices(tx, batch_id="batch_1"))
     assert kept.done == b"\x07"
+    assert await database.read(used) == [(3, 1, 20)]
 
 
 async def test_the_last_closed_slice_drains_the_batch(ledger: Ledger, database: Database, blobs: Blobs) -> None:
@@ -155,6 +164,7 @@ async def test_a_slice_that_was_taken_over_is_dropped_and_the_others_stand(
         assert [found.index for found in unpack_results(data, crc32=segment.crc32)] == [5]
     assert list((await database.read(commit_keys)).values()) == [("ready", 2)]
     assert (await database.read(get_batch)).object.counts.completed == 2
+    assert await database.read(used) == [(2, 0, 20)]
 
 
 async def test_a_commit_of_which_nothing_stands_writes_no_row(
@@ -218,9 +228,11 @@ async def test_a_group_commit_may_hold_several_batches(ledger: Ledger, database:
     def seen(tx: Transaction) -> list[object]:
         owner = tx.connection.scalar(text("SELECT organisation_id FROM blob WHERE key LIKE 'commit%'"))
         batches = [get_batch(tx, "batch_1"), get_batch(tx, "batch_2", organisation_id=THEIRS)]
-        return [owner, *((batch.object.status, batch.object.counts.completed) for batch in batches)]
+        counted = [used(tx), used(tx, THEIRS)]
+        return [owner, *((batch.object.status, batch.object.counts.completed) for batch in batches), *counted]
 
-    assert await database.read(seen) == [None, (Status.IN_PROGRESS, 1), (Status.FINALIZING, 8)]
+    progress = [(Status.IN_PROGRESS, 1), (Status.FINALIZING, 8)]
+    assert await database.read(seen) == [None, *progress, [(1, 0, 10)], [(8, 0, 80)]]
 
 
 async def test_workers_that_commit_to_the_same_batches_do_not_block_each_other(
@@ -238,6 +250,7 @@ async def test_workers_that_commit_to_the_same_batches_do_not_block_each_other(
     for name in names:
         segments = await database.read(lambda tx, name=name: list_segments(tx, batch_id=name))  # type: ignore[misc] - bound early
         assert sorted(segment.seq for segment in segments) == [1, 2, 3, 4, 5, 6]
+    assert await database.read(used) == [(12, 0, 120)]
 
 
 async def test_a_released_slice_is_free_at_once(

@@ -1,9 +1,10 @@
 """What is known of models and backends."""
 
 import asyncio
+from dataclasses import replace
 
 from batchmill.store.database import Database, Transaction
-from batchmill.store.model import BackendState, add_models, list_backends, list_models, save_backend
+from batchmill.store.model import BackendState, add_models, keep_models, list_backends, list_models, save_backend
 
 
 async def test_a_model_is_new_once(database: Database) -> None:
@@ -33,3 +34,14 @@ async def test_workers_that_start_together_learn_the_same(database: Database) ->
     await asyncio.gather(*(database.write(statements) for _ in range(6)))
     assert await database.read(list_models) == [("m", 1)]
     assert len(await database.read(list_backends)) == 1
+
+
+async def test_a_backend_keeps_the_models_that_it_told_last(database: Database) -> None:
+    """None before it told any; of a backend without a row nothing is kept."""
+    state = BackendState(name="b", well=True, reason=None, since=1)
+    await database.write(lambda tx: save_backend(tx, state))
+    for models in ((), ("m", "n/é"), ("n/é",)):
+        await database.write(lambda tx, m=models: keep_models(tx, name="b", models=m))  # type: ignore[misc] - bound early
+        assert await database.read(list_backends) == [replace(state, models=models)]
+    await database.write(lambda tx: keep_models(tx, name="c", models=["m"]))
+    assert [backend.name for backend in await database.read(list_backends)] == ["b"]
