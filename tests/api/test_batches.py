@@ -9,10 +9,11 @@ from api.served import LINE, Tenant
 from batchmill.spec.ids import mint_id
 from batchmill.spec.objects import FileObject, LineError, Usage
 from batchmill.spec.states import Event, Status
-from batchmill.store.batch import advance, record_progress
+from batchmill.store.batch import advance
 from batchmill.store.blob import insert_ready
 from batchmill.store.database import Transaction
 from batchmill.store.file import File, insert_file
+from batchmill.store.tally import record_progress
 
 REFUSED = (400, "invalid_request_error")
 

@@ -34,9 +34,9 @@ class Place:
 
     def call(self, tenant: Tenant, name: str) -> Answer:
         """Ask as this tenant for what has this id."""
-        method, path = self.route.split(" ")
+        method, path = self.route.replace("{}", name).split(" ", maxsplit=1)
         if self.body is None:
-            return tenant.call(method, path.replace("{}", name))
+            return tenant.call(method, path)
         told = {member: name if value == "{}" else value for member, value in self.body.items()}
         return tenant.call(method, path, json.dumps(told).encode(), Content_Type="application/json")
 
@@ -54,9 +54,7 @@ PLACES: Mapping[str, Place] = {
     "cancel": Place(route="POST /v1/batches/{}/cancel", prefix="batch", scope=WRITE),
     "pause": Place(route="POST /v1/batches/{}/pause", prefix="batch", scope=WRITE),
     "resume": Place(route="POST /v1/batches/{}/resume", prefix="batch", scope=WRITE),
-    "window": Place(
-        route="POST /v1/batches/{}/window", prefix="batch", body={"completion_window": "48h"}, scope=WRITE
-    ),
+    "window": Place(route="POST /v1/batches/{}/window", prefix="batch", body={"completion_window": "48h"}, scope=WRITE),
     "priority": Place(route="POST /v1/batches/{}/priority", prefix="batch", body={"priority": 1}, scope=WRITE),
     "batches after": Place(route="GET /v1/batches?after={}", prefix="batch", unknown=200, malformed=400),
     "revoke": Place(route="POST /v1/keys/{}/revoke", prefix="key", scope=ADMIN),
@@ -87,6 +85,7 @@ PLAIN: Mapping[str, Scope | None] = {
     "GET /v1/none": Scope.READ,
 }
 _COLLECTIONS = {"file": "/v1/files", "batch": "/v1/batches", "key": "/v1/keys", "wh": "/v1/webhooks"}
+_OTHER = {"file": "batch", "batch": "key", "key": "wh", "wh": "file"}
 IDS = ("own", "foreign", "foreign result", "unknown", "deleted", "malformed", "of the other kind")
 CASES = list(itertools.product(PLACES, IDS))
 BAD_KEYS = ("none", "malformed", "unknown", "revoked", "expired")
@@ -113,7 +112,9 @@ class Stage:
             return gone
         if whose == "malformed":
             return f"{prefix}_%00..'--"
-        return mint_id(prefix if whose == "unknown" else {"file": "batch", "batch": "key", "key": "wh", "wh": "file"}[prefix], 1)
+        return mint_id(
+            prefix if whose == "unknown" else {"file": "batch", "batch": "key", "key": "wh", "wh": "file"}[prefix], 1
+        )
 
 
 def _make(tenant: Tenant, prefix: str) -> str:

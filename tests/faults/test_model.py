@@ -34,12 +34,12 @@ from batchmill.ledger.segment import Result
 from batchmill.spec.limits import OPEN
 from batchmill.spec.results import result_id, unanswered
 from batchmill.spec.states import TRANSITIONS, Event, Status
-from batchmill.store.batch import Progress, record_progress
 from batchmill.store.database import Database, Statements, Transaction
 from batchmill.store.file import File
 from batchmill.store.model import add_models
 from batchmill.store.slice import record_done
 from batchmill.store.tables import slice_
+from batchmill.store.tally import Progress, record_progress
 from batchmill.telemetry import Metrics
 from faults.client import Client
 from faults.oracle import Account, Line, Oracle, hold

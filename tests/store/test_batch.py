@@ -11,7 +11,6 @@ from batchmill.spec.states import FINAL, STAMP, TRANSITIONS, Event, Status
 from batchmill.store.batch import (
     TRIES,
     Batch,
-    Progress,
     advance,
     batches_by_id,
     batches_drained,
@@ -27,7 +26,6 @@ from batchmill.store.batch import (
     is_settled,
     list_batches,
     put_off,
-    record_progress,
     release_batch,
     retry_stuck,
     set_waiting,
@@ -36,6 +34,7 @@ from batchmill.store.batch import (
 from batchmill.store.database import Database, Transaction
 from batchmill.store.slice import claim_slices, record_done, release_slice
 from batchmill.store.tables import batch as batch_table
+from batchmill.store.tally import Progress, record_progress
 from store.rows import (
     LAPSED,
     LEASE,

@@ -8,10 +8,11 @@ from sqlalchemy import Row, select, update
 from batchmill.schedule.forecast import UNKNOWN
 from batchmill.spec.objects import Usage
 from batchmill.spec.states import Status
-from batchmill.store.batch import pass_over, record_progress, set_waiting
+from batchmill.store.batch import pass_over, set_waiting
 from batchmill.store.database import Database, Transaction
 from batchmill.store.forecast import with_forecasts
 from batchmill.store.tables import batch
+from batchmill.store.tally import record_progress
 from store.rows import NOW, a_batch, add_batch, add_organisations, add_running, get_batch
 
 TOKENS = Usage(input_tokens=300, output_tokens=100, cached_tokens=7, reasoning_tokens=9)

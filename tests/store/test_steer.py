@@ -9,12 +9,13 @@ from batchmill.schedule.forecast import UNKNOWN, Forecast
 from batchmill.spec.objects import Usage
 from batchmill.spec.states import Event, Status
 from batchmill.spec.steer import paused
-from batchmill.store.batch import TRIES, Batch, advance, claim_batch, put_off, record_progress, set_waiting
+from batchmill.store.batch import TRIES, Batch, advance, claim_batch, put_off, set_waiting
 from batchmill.store.database import Database, Transaction
 from batchmill.store.forecast import with_forecasts
 from batchmill.store.slice import claim_slices, list_candidates
 from batchmill.store.steer import Course, courses_of, pause, resume, set_priority, set_window
 from batchmill.store.tables import batch
+from batchmill.store.tally import record_progress
 from store.rows import LEASE, NOW, THEIRS, add_batch, add_organisations, add_running, get_batch
 
 SAID = paused(NOW + 3600)

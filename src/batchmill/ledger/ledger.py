@@ -20,7 +20,7 @@ from batchmill.spec.ids import mint_id
 from batchmill.spec.objects import Usage
 from batchmill.spec.states import Event, Status
 from batchmill.spec.usage import Used, day_of, total_tokens, total_used
-from batchmill.store.batch import Batch, advance, batches_by_id, hold_back, record_progress, set_waiting
+from batchmill.store.batch import Batch, advance, batches_by_id, hold_back, set_waiting
 from batchmill.store.blob import insert_ready
 from batchmill.store.database import Database, Transaction
 from batchmill.store.receipt import count_models
@@ -37,6 +37,7 @@ from batchmill.store.slice import (
     record_done,
     release_slice,
 )
+from batchmill.store.tally import record_progress
 from batchmill.store.usage import Whose, count_usage
 from batchmill.telemetry import Metrics
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import msgspec
 from sqlalchemy import ColumnElement, Row, and_, case, func, insert, or_, select, true, update
 
-from batchmill.schedule.forecast import FADE_SECONDS
 from batchmill.spec.objects import BatchObject, Counts, LineError, Usage
 from batchmill.spec.states import FINAL, STAMP, Event, Status, next_status
 from batchmill.store.database import Transaction
@@ -283,61 +282,6 @@ def batches_drained(tx: Transaction, *, limit: int) -> Sequence[str]:
     """Return batches in progress without an open Slice: whoever closed the last one died before it said so."""
     drained = select(batch.c.id).where(batch.c.status == Status.IN_PROGRESS.value, batch.c.open_slices == 0)
     return tx.connection.execute(drained.limit(limit)).scalars().all()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """A batch right after a group commit was counted; `model` is its only one, None if it has several."""
-
-    seq: int
-    open_slices: int
-    status: Status
-    model: str | None
-    key_id: str | None
-
-
-def record_progress(
-    tx: Transaction, *, batch_id: str, completed: int, failed: int, closed_slices: int, usage: Usage
-) -> Progress:
-    """Count the Results of one group commit, at the end of its transaction: the row is the busiest of all.
-
-    Several batches of one commit are counted in the order of their ids, or two workers would wait for each other. Its
-    rate is kept by the same statement; lines that came in nobody knows which time, as the first ones, count in none.
-    So it is with what was still out when the batch was paused.
-    """
-    now = case((batch.c.paused_at.is_(None), tx.lease_now))
-    known = batch.c.counted_at <= now  # else there is no last commit, or the lease clock began anew
-    gap = case((known, tx.lease_now - batch.c.counted_at), else_=0.0)
-    fade = FADE_SECONDS / (FADE_SECONDS + gap)
-    lines = case((known, completed + failed), else_=0)
-    tokens = case((known, usage.input_tokens + usage.output_tokens), else_=0)
-    counted = (
-        update(batch)
-        .where(batch.c.id == batch_id)
-        .values(
-            completed=batch.c.completed + completed,
-            failed=batch.c.failed + failed,
-            open_slices=batch.c.open_slices - closed_slices,
-            seq=batch.c.seq + 1,
-            input_tokens=batch.c.input_tokens + usage.input_tokens,
-            cached_tokens=batch.c.cached_tokens + usage.cached_tokens,
-            output_tokens=batch.c.output_tokens + usage.output_tokens,
-            reasoning_tokens=batch.c.reasoning_tokens + usage.reasoning_tokens,
-            recent_lines=(batch.c.recent_lines + lines) * fade,
-            recent_tokens=(batch.c.recent_tokens + tokens) * fade,
-            recent_seconds=(batch.c.recent_seconds + gap) * fade,
-            counted_at=now,
-        )
-        .returning(batch.c.seq, batch.c.open_slices, batch.c.status, batch.c.model, batch.c.key_id)
-    )
-    row = tx.connection.execute(counted).one()
-    return Progress(
-        seq=row.seq,
-        open_slices=row.open_slices,
-        status=Status(row.status),
-        model=row.model,
-        key_id=row.key_id,
-    )
 
 
 def count_statuses(tx: Transaction) -> Mapping[Status, int]:
