@@ -286,7 +286,8 @@ class Oracle:
         pointing = self.query(
             "SELECT key, COUNT(*) AS n FROM (SELECT blob_key AS key FROM file UNION ALL SELECT blob_key FROM segment"
             " UNION ALL SELECT input_key FROM batch WHERE input_key IS NOT NULL"
-            " UNION ALL SELECT plan_key FROM batch WHERE plan_key IS NOT NULL) GROUP BY key"
+            " UNION ALL SELECT plan_key FROM batch WHERE plan_key IS NOT NULL"
+            " UNION ALL SELECT order_key FROM batch WHERE order_key IS NOT NULL) GROUP BY key"
         )
         refs = {row["key"]: row["n"] for row in pointing}
         for row in self.query("SELECT * FROM blob"):

@@ -46,6 +46,7 @@ def _check_blobs(rows: Connection, mill: Mill) -> None:
         "SELECT blob_key FROM file",
         "SELECT input_key FROM batch WHERE input_key IS NOT NULL",
         "SELECT plan_key FROM batch WHERE plan_key IS NOT NULL",
+        "SELECT order_key FROM batch WHERE order_key IS NOT NULL",
         "SELECT blob_key FROM segment",
     ):
         refs.update(key for (key,) in rows.execute(sql))

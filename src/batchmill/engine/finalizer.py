@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import structlog
@@ -12,7 +13,8 @@ from batchmill.blobs.blobs import Blobs, BlobWriter, Written
 from batchmill.blobs.space import Room
 from batchmill.clock import Clock
 from batchmill.engine.attempt import Attempts
-from batchmill.ledger.merge import Rest, Text, merge_results
+from batchmill.ledger.merge import Merged, Rest, Text, merge_results
+from batchmill.ledger.order import Order
 from batchmill.spec.ids import mint_id
 from batchmill.spec.objects import FileObject
 from batchmill.spec.states import Event, Status
@@ -55,14 +57,36 @@ class _ResultFile:
     lines: int = 0
     written: Written | None = None
 
-    def take(self, texts: Sequence[Text]) -> None:
-        """Write a Slice's lines: in one go, unless they are so large that a copy of them all would be felt."""
+    def take(self, texts: Sequence[Text], size: int) -> None:
+        """Write lines of so many bytes: in one go, unless they are so large that a copy of them all would be felt."""
         self.lines += len(texts)
-        if sum(map(len, texts)) <= _ONE_GO:
+        if size <= _ONE_GO:
             self.writer.write(b"".join(texts))
         else:
             for text in texts:
                 self.writer.write(text)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Files:
+    """What a closing batch's Results are written to, and how many lines were never answered.
+
+    `order` is the order in which they came, once it is durable.
+    """
+
+    results: Mapping[bool, _ResultFile]
+    unanswered: int = 0
+    order: Written | None = None
+
+    def take(self, merged: Merged, order: Order) -> None:
+        """Write some lines, and note where they are."""
+        lengths = list(map(len, merged.texts))
+        output, size = merged.output, sum(lengths)
+        self.results[True].take(output, size)
+        if len(output) < len(lengths):
+            self.results[False].take(merged.error, size)
+        order.add(lengths=lengths, succeeded=merged.succeeded, ranks=merged.ranks)
+        self.unanswered += merged.rest
 
 
 class Finalizer:
@@ -96,7 +120,7 @@ class Finalizer:
         batch = await self._attempts.begin(waits=self._waits, claim=self._claim)
         if batch is None:
             return False
-        async with self._attempts.over(batch, keys=[_key(batch, kind) for kind in _KINDS]):
+        async with self._attempts.over(batch, keys=_keys(batch)):
             await self._close(batch)
         return True
 
@@ -107,24 +131,22 @@ class Finalizer:
         return is_settled(tx, now=int(self._clock.now()), grace=_GRACE_SECONDS)
 
     def _claim(self, tx: Transaction) -> Batch | None:
-        """Take a settled batch and announce its two files."""
+        """Take a settled batch and announce its two files, and the order of their lines."""
         batch = claim_batch(
             tx, worker_id=self._worker_id, statuses=_CLOSING, lease=self._lease, ready=self._settled(tx)
         )
         if batch is not None:
-            for kind in _KINDS:
-                insert_writing(
-                    tx, key=_key(batch, kind), organisation_id=batch.organisation_id, now=int(self._clock.now())
-                )
+            for key in _keys(batch):
+                insert_writing(tx, key=key, organisation_id=batch.organisation_id, now=int(self._clock.now()))
         return batch
 
     async def _close(self, batch: Batch) -> None:
         closing = await self._fence(batch)
-        files, expired = await asyncio.to_thread(self._write_files, closing)
+        files = await asyncio.to_thread(self._write_files, closing)
         sealed = await self._database.write(
-            lambda tx: self._seal(tx, batch, files, late=expired > 0, unanswered=_unanswered(closing))
+            lambda tx: self._seal(tx, batch, files, unanswered=_unanswered(closing))
         )
-        counts = {f"{_KINDS[kind]}_lines": file.lines for kind, file in files.items()}
+        counts = {f"{_KINDS[kind]}_lines": file.lines for kind, file in files.results.items()}
         self._log.info("sealed" if sealed else "not sealed: someone was faster", batch=batch.id, **counts)
 
     async def _fence(self, batch: Batch) -> _Closing:
@@ -146,72 +168,86 @@ class Finalizer:
         await self._database.write(take)
         return await self._database.read(look)
 
-    def _write_files(self, closing: _Closing) -> tuple[dict[bool, _ResultFile], int]:
-        """Stream the Results into the two files; return those, and how many lines were never answered."""
+    def _write_files(self, closing: _Closing) -> _Files:
+        """Stream the Results into the two files, and write down in which order they came."""
         batch = closing.batch
-        files: dict[bool, _ResultFile] = {}
-        unanswered = 0
+        lines = sum(held.lines for held in closing.slices)
+        results: dict[bool, _ResultFile] = {}
+        files = _Files(results=results)
         try:
             for kind in _KINDS:
-                files[kind] = _ResultFile(key=_key(batch, kind), writer=self._blobs.writer(_key(batch, kind)))
-            for merged in merge_results(
-                blobs=self._blobs,
-                batch=batch,
-                slices=closing.slices,
-                segments=closing.segments,
-                rest=_rest(batch),
-            ):
-                files[True].take(merged.output)
-                files[False].take(merged.error)
-                unanswered += merged.rest
-            for file in files.values():
+                results[kind] = _ResultFile(key=_key(batch, kind), writer=self._blobs.writer(_key(batch, kind)))
+            with ExitStack() as stack:
+                if lines:
+                    scratch = stack.enter_context(self._blobs.scratch())
+                    order = Order(scratch=scratch, lines=lines)
+                    stack.callback(order.close)
+                    self._merge(closing, files, order)
+                    files.order = self._write_order(batch, order)
+            for file in results.values():
                 if file.lines:
                     file.written = file.writer.finish()
         finally:
-            for file in files.values():
+            for file in results.values():
                 file.writer.discard()
-        return files, unanswered
+        return files
 
-    def _seal(
-        self,
-        tx: Transaction,
-        batch: Batch,
-        files: dict[bool, _ResultFile],
-        *,
-        late: bool,
-        unanswered: Mapping[Whose, Used],
-    ) -> bool:
+    def _merge(self, closing: _Closing, files: _Files, order: Order) -> None:
+        for merged in merge_results(
+            blobs=self._blobs,
+            batch=closing.batch,
+            slices=closing.slices,
+            segments=closing.segments,
+            rest=_rest(closing.batch),
+        ):
+            files.take(merged, order)
+
+    def _write_order(self, batch: Batch, order: Order) -> Written:
+        writer = self._blobs.writer(_order_key(batch))
+        try:
+            order.write(writer)
+            return writer.finish()
+        finally:
+            writer.discard()
+
+    def _seal(self, tx: Transaction, batch: Batch, files: _Files, *, unanswered: Mapping[Whose, Used]) -> bool:
         """Publish the Files and make the last move in one transaction, if nobody was faster.
 
         Lines that were never answered are counted here, as requests that failed: no group commit has.
         """
         now = self._clock.now()
         status = batch.object.status
-        ids = {kind: mint_id("file", now) if file.written else None for kind, file in files.items()}
+        late = files.unanswered > 0 and status is Status.FINALIZING
+        ids = {kind: mint_id("file", now) if file.written else None for kind, file in files.results.items()}
         moved = advance(
             tx,
             batch_id=batch.id,
             status=status,
-            event=Event.SEALED_LATE if late and status is Status.FINALIZING else Event.SEALED,
+            event=Event.SEALED_LATE if late else Event.SEALED,
             now=int(now),
             epoch=batch.epoch,
             values={
-                "completed": files[True].lines,
-                "failed": files[False].lines,
+                "completed": files.results[True].lines,
+                "failed": files.results[False].lines,
                 "output_file_id": ids[True],
                 "error_file_id": ids[False],
+                "order_key": _order_key(batch) if files.order else None,
                 "owner": None,
                 "lease_until": None,
             },
         )
         lasts = self._retention if batch.output_expires_after is None else batch.output_expires_after
-        for kind, file in files.items():
+        for kind, file in files.results.items():
             if moved and file.written is not None:
                 publish_blob(tx, key=file.key, size=file.written.bytes, sha256=file.written.sha256)
                 added = _file(batch, kind, str(ids[kind]), file, file.written.bytes, now=int(now), lasts=lasts)
                 insert_file(tx, added)
             else:
                 doom_blob(tx, key=file.key)
+        if moved and files.order is not None:
+            publish_blob(tx, key=_order_key(batch), size=files.order.bytes, sha256=files.order.sha256)
+        else:
+            doom_blob(tx, key=_order_key(batch))
         if moved:
             count_usage(tx, unanswered, day=day_of(now))
         else:
@@ -243,6 +279,15 @@ def _unanswered(closing: _Closing) -> Mapping[Whose, Used]:
 def _key(batch: Batch, kind: bool) -> str:
     """Return the key of a result file; it carries the Finalizer's own epoch, so two never write the same."""
     return f"{batch.id}-{batch.epoch}-{_KINDS[kind]}"
+
+
+def _order_key(batch: Batch) -> str:
+    return f"{batch.id}-{batch.epoch}-order"
+
+
+def _keys(batch: Batch) -> list[str]:
+    """Return the keys that finalizing may write to."""
+    return [*(_key(batch, kind) for kind in _KINDS), _order_key(batch)]
 
 
 def _file(batch: Batch, kind: bool, file_id: str, file: _ResultFile, size: int, *, now: int, lasts: int | None) -> File:

@@ -3,18 +3,20 @@
 A million lines pass here while a client waits for its files: their bytes are copied in bulk, and next to no object is
 made for a line (bench/closing.py has the figures). Where the Plan is in the file's own order, Slices are read one at a
 time. Slices whose lines interleave are a group, at most a piece of the Plan: its Results are laid into scratch as they
-come, and picked from there line by line.
+come, and picked from there line by line. With each line comes its rank: its place in the order in which the Results
+were made durable (`ledger/order.py`).
 """
 
 import mmap
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, compress, groupby, islice
-from operator import attrgetter, not_
+from itertools import accumulate, compress, count, groupby, islice
+from operator import not_
 from typing import BinaryIO, Protocol
 
 from batchmill.blobs.blobs import Blobs
+from batchmill.ledger.order import first_ranks
 from batchmill.ledger.segment import DamagedSegment, find_results
 from batchmill.schedule.plan import RECORD_BYTES, line_numbers, record_at
 from batchmill.spec.results import result_id, unanswered
@@ -27,6 +29,7 @@ _IN_MEMORY = 16 << 20
 _IN_SCRATCH = 1 << 30
 
 Text = bytes | memoryview
+Ranked = tuple[Segment, int]  # and the rank of its first Result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,14 +42,25 @@ class Rest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Merged:
-    """Some lines in input order, each with its line end: those for the output and for the error file.
+    """Some lines in input order, each with its line end; which succeeded, for the output file; and the rank of each.
 
-    `rest` counts those of the error file that were never answered and have become a `Rest`.
+    `rest` counts those that were never answered and have become a `Rest`: they rank last, in input order.
     """
 
-    output: Sequence[Text]
-    error: Sequence[Text]
+    texts: Sequence[Text]
+    succeeded: Sequence[int]
+    ranks: Sequence[int]
     rest: int
+
+    @property
+    def output(self) -> list[Text]:
+        """The lines for the output file."""
+        return list(compress(self.texts, self.succeeded))
+
+    @property
+    def error(self) -> list[Text]:
+        """The lines for the error file."""
+        return list(compress(self.texts, map(not_, self.succeeded)))
 
 
 class _Texts(Protocol):
@@ -60,14 +74,19 @@ class _Group:
     """Slices side by side in the Plan whose lines are all before or behind all others in the input."""
 
     slices: Sequence[Slice]
-    segments: Sequence[Sequence[Segment]]  # of each Slice
+    segments: Sequence[Sequence[Ranked]]  # of each Slice
     plan: bytes
     order: Sequence[int]  # its places in the order of the input
 
     @property
+    def lines(self) -> int:
+        """How many it holds."""
+        return len(self.plan) // RECORD_BYTES
+
+    @property
     def bytes(self) -> int:
         """Those of its Results."""
-        return sum(segment.bytes for segments in self.segments for segment in segments)
+        return sum(segment.bytes for segments in self.segments for segment, _ in segments)
 
 
 def merge_results(
@@ -96,18 +115,18 @@ def merge_results(
         BlobMissing: the bytes of a Segment, of the Plan or of the input are gone.
         OSError: there is no room for scratch.
     """
-    closed = _Closed(blobs=blobs, batch=batch, rest=rest)
+    closed = _Closed(blobs=blobs, batch=batch, rest=rest, last=count(sum(segment.lines for segment in segments)))
     for group in _groups(blobs=blobs, batch=batch, slices=slices, segments=segments):
         if len(group.slices) == 1 or group.bytes <= in_memory:
-            texts, succeeded = _in_memory(blobs, group)
-            yield from closed.lines(group, group.order, texts, succeeded)
+            texts, facts = _in_memory(blobs, group)
+            yield from closed.lines(group, group.order, texts, facts)
         else:
             share = len(group.order) // (1 + group.bytes // in_scratch) + 1
             for start in range(0, len(group.order), share):
                 wanted = group.order[start : start + share]
                 with blobs.scratch() as scratch:
                     found = _Scattered(blobs=blobs, group=group, wanted=wanted, scratch=scratch)
-                    yield from closed.lines(group, wanted, found, found.succeeded)
+                    yield from closed.lines(group, wanted, found, found.facts)
                     found.close()
 
 
@@ -120,7 +139,8 @@ def _groups(*, blobs: Blobs, batch: Batch, slices: Sequence[Slice], segments: Se
         lines = sum(held.lines for held in of)
         return blobs.read(key, offset=of[0].first * RECORD_BYTES, length=lines * RECORD_BYTES)
 
-    by_slice = {ordinal: tuple(group) for ordinal, group in groupby(segments, key=attrgetter("slice"))}
+    ranked = zip(segments, first_ranks(segments), strict=True)
+    by_slice = {ordinal: tuple(group) for ordinal, group in groupby(ranked, key=lambda each: each[0].slice)}
     spans: list[tuple[int, int]] = []
     for start in range(0, len(slices), _SLICES):
         some = slices[start : start + _SLICES]
@@ -150,20 +170,20 @@ class _Closed:
     blobs: Blobs
     batch: Batch
     rest: Rest | None
+    last: Iterator[int]  # the ranks of lines that were never answered
 
-    def lines(self, group: _Group, order: Sequence[int], texts: _Texts, succeeded: Sequence[int]) -> Iterator[Merged]:
+    def lines(self, group: _Group, order: Sequence[int], texts: _Texts, facts: "_Facts") -> Iterator[Merged]:
         """Yield the lines at these places of a group."""
         for start in range(0, len(order), _BLOCK):
             places = order[start : start + _BLOCK]
             found: list[Text] = [texts[place] or b"" for place in places]
+            ranks = [facts.ranks[place] for place in places]
             holes = [at for at, text in enumerate(found) if not text]
             if holes:
                 for at, line in zip(holes, self._rest_of(group, [places[at] for at in holes]), strict=True):
-                    found[at] = line
-            done = [succeeded[place] for place in places]
-            yield Merged(
-                output=list(compress(found, done)), error=list(compress(found, map(not_, done))), rest=len(holes)
-            )
+                    found[at], ranks[at] = line, next(self.last)
+            succeeded = [facts.succeeded[place] for place in places]
+            yield Merged(texts=found, succeeded=succeeded, ranks=ranks, rest=len(holes))
 
     def _rest_of(self, group: _Group, holes: Sequence[int]) -> Iterator[bytes]:
         """Yield the line of each hole, with the custom_id that stands in the input."""
@@ -177,22 +197,28 @@ class _Closed:
             yield unanswered(result_id(self.batch.id, record.line), custom_id, self.rest.code, self.rest.message)
 
 
-def _in_memory(blobs: Blobs, group: _Group) -> tuple[list[Text | None], bytearray]:
+class _Facts:
+    """Of lines side by side in the Plan, by place: which have a Result that succeeded, and the ranks of the Results."""
+
+    def __init__(self, lines: int) -> None:
+        self.succeeded = bytearray(lines)
+        self.ranks = array("I", bytes(4 * lines))
+
+
+def _in_memory(blobs: Blobs, group: _Group) -> tuple[list[Text | None], _Facts]:
     texts: list[Text | None] = []
-    succeeded = bytearray()
+    facts = _Facts(group.lines)
     for held, segments in zip(group.slices, group.segments, strict=True):
-        of_slice, ok = _results_of_slice(blobs=blobs, held=held, segments=segments)
-        texts += of_slice
-        succeeded += bytes(ok)
-    return texts, succeeded
+        texts += _results_of_slice(blobs=blobs, held=held, segments=segments, facts=facts, first=len(texts))
+    return texts, facts
 
 
 class _Scattered:
     """Results of a group by place, those `wanted` of them; their bytes are in scratch."""
 
     def __init__(self, *, blobs: Blobs, group: _Group, wanted: Sequence[int], scratch: BinaryIO) -> None:
-        lines = len(group.plan) // RECORD_BYTES
-        self.succeeded = bytearray(lines)
+        lines = group.lines
+        self.facts = _Facts(lines)
         self._start = array("Q", bytes(8 * lines))
         self._end = array("Q", bytes(8 * lines))
         is_wanted = bytearray(lines)
@@ -200,8 +226,7 @@ class _Scattered:
             is_wanted[place] = True
         end = first = 0
         for held, segments in zip(group.slices, group.segments, strict=True):
-            texts, succeeded = _results_of_slice(blobs=blobs, held=held, segments=segments)
-            self.succeeded[first : first + held.lines] = bytes(succeeded)
+            texts = _results_of_slice(blobs=blobs, held=held, segments=segments, facts=self.facts, first=first)
             for place, text in enumerate(texts, start=first):
                 if text is not None and is_wanted[place]:
                     scratch.write(text)
@@ -223,29 +248,36 @@ class _Scattered:
 
 
 def _results_of_slice(
-    *, blobs: Blobs, held: Slice, segments: Iterable[Segment]
-) -> tuple[list[Text | None], Sequence[int]]:
-    """Return what was made durable of a Slice, just the lines that its bitmap says are done; and which succeeded."""
+    *, blobs: Blobs, held: Slice, segments: Iterable[Ranked], facts: _Facts, first: int
+) -> list[Text | None]:
+    """Return what was made durable of a Slice, just the lines that its bitmap says are done.
+
+    What else is known of them goes into `facts`, from the place `first` on.
+    """
     texts: list[Text | None] = [None] * held.lines
-    succeeded = bytearray(held.lines)
+    succeeded, ranks = facts.succeeded, facts.ranks
     beyond: list[int] = []
-    for segment in segments:
+    for segment, first_rank in segments:
         data = blobs.read(segment.blob_key, offset=segment.offset, length=segment.bytes)
         view = memoryview(data)
-        for index, ok, _, start, end in find_results(data, crc32=segment.crc32):
+        found = find_results(data, crc32=segment.crc32)
+        if len(found) != segment.lines:
+            raise DamagedSegment(f"{held.batch_id}: {len(found)} Results in a Segment of {segment.lines}")
+        for rank, (index, ok, _, start, end) in enumerate(found, first_rank):
             if index >= held.lines:
                 beyond.append(index)
             elif texts[index] is not None:
                 raise DamagedSegment(f"{held.batch_id}: line {index} of Slice {held.ordinal} stands twice")
             else:
                 texts[index] = view[start:end]
-                succeeded[index] = ok
+                succeeded[first + index] = ok
+                ranks[first + index] = rank
     done = int.from_bytes(held.done, "little")
     if all(texts) and done == (1 << held.lines) - 1 and not beyond:
-        return texts, succeeded
+        return texts
     odd = [index for index, text in enumerate(texts) if (text is not None) != (done >> index & 1)] + beyond
     if odd:
         raise DamagedSegment(
             f"{held.batch_id}: lines {odd} of Slice {held.ordinal} are done or have a Result, not both"
         )
-    return texts, succeeded
+    return texts

@@ -129,6 +129,7 @@ class BatchObject:
     paused_at: int | None = None
     priority: int = 0
     cost: Cost | None = None
+    parent_id: str | None = None
 
     def wire(self, errors_shown: int | None = None) -> dict[str, object]:
         """Return the Batch object, every key always there; in lists only `errors_shown` errors and a closing one."""
@@ -159,6 +160,7 @@ class BatchObject:
             "paused_at": self.paused_at,
             "priority": self.priority,
             "cost": None if self.cost is None else self.cost.wire(),
+            "parent_id": self.parent_id,
         }
 
 

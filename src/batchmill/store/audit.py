@@ -73,6 +73,7 @@ def wrong_refs(tx: Transaction) -> Sequence[tuple[str, int, int]]:
         select(file.c.blob_key.label("key")),
         select(batch.c.input_key).where(batch.c.input_key.is_not(None)),
         select(batch.c.plan_key).where(batch.c.plan_key.is_not(None)),
+        select(batch.c.order_key).where(batch.c.order_key.is_not(None)),
         select(segment.c.blob_key),
     ).subquery()
     counted = select(pointing.c.key, func.count().label("rows")).group_by(pointing.c.key).subquery()
@@ -91,6 +92,7 @@ def missing_blobs(tx: Transaction) -> Sequence[tuple[str, str]]:
     pointing = union_all(
         select(batch.c.id, batch.c.input_key.label("key")).where(batch.c.input_key.is_not(None)),
         select(batch.c.id, batch.c.plan_key).where(batch.c.plan_key.is_not(None)),
+        select(batch.c.id, batch.c.order_key).where(batch.c.order_key.is_not(None)),
         select(segment.c.batch_id, segment.c.blob_key).distinct(),
         select(file.c.id, file.c.blob_key),
     ).subquery()

@@ -33,7 +33,8 @@ class Batch:
 
     `key_id` is that of the key that created it, if that was noted.
     `crashes` counts the validatings or finalizings that failed in a row; `waiting` says in words why it does not move
-    on, and `waiting_since` (Unix seconds) from when on.
+    on, and `waiting_since` (Unix seconds) from when on. `order_key` is where the order of a final batch's Results is
+    kept. `retry_group` is the error group of the parent's lines that it retries; None: all that were left.
     """
 
     organisation_id: str
@@ -46,6 +47,8 @@ class Batch:
     crashes: int = 0
     waiting: str | None = None
     waiting_since: int | None = None
+    order_key: str | None = None
+    retry_group: str | None = None
 
     @property
     def id(self) -> str:
@@ -71,6 +74,8 @@ def insert_batch(tx: Transaction, added: Batch) -> None:
             status=Status.VALIDATING.value,
             created_at=facts.created_at,
             expires_at=facts.expires_at,
+            parent_id=facts.parent_id,
+            retry_group=added.retry_group,
         )
     )
 
@@ -335,6 +340,8 @@ def _batch(row: Row[tuple[object, ...]]) -> Batch:
         crashes=row.crashes,
         waiting=row.waiting,
         waiting_since=row.waiting_since,
+        order_key=row.order_key,
+        retry_group=row.retry_group,
         object=BatchObject(
             id=row.id,
             endpoint=row.endpoint,
@@ -351,5 +358,6 @@ def _batch(row: Row[tuple[object, ...]]) -> Batch:
             usage=usage if usage.input_tokens + usage.output_tokens else None,
             paused_at=row.paused_at,
             priority=row.priority,
+            parent_id=row.parent_id,
         ),
     )

@@ -149,6 +149,9 @@ batch = Table(
     Column("plan_key", String),
     Column("output_file_id", String),
     Column("error_file_id", String),
+    Column("order_key", String),  # where each Result is in these two, by rank (`ledger/order.py`), while one is there
+    Column("parent_id", String),  # the batch whose failed lines it retries; that is kept for ever, as every batch is
+    Column("retry_group", String),  # of that batch's failed lines it has those of this error group; null: of all
     Column("owner", String),
     Column("epoch", Integer, nullable=False, server_default="0"),
     Column("lease_until", Float),
@@ -173,6 +176,9 @@ batch = Table(
 # What still has something to let go of: without it every sweep would look at all batches that ever were.
 _uncleared = batch.c.input_key.is_not(None)
 Index("ix_batch_uncleared", batch.c.status, sqlite_where=_uncleared, postgresql_where=_uncleared)
+_ordered, _child = batch.c.order_key.is_not(None), batch.c.parent_id.is_not(None)
+Index("ix_batch_order_key", batch.c.order_key, sqlite_where=_ordered, postgresql_where=_ordered)
+Index("ix_batch_parent_id", batch.c.parent_id, sqlite_where=_child, postgresql_where=_child)
 
 # What a batch of several models used of each; one of a single model has it all in its own row.
 batch_usage = Table(
@@ -227,6 +233,7 @@ segment = Table(
     Column("crc32", BigInteger, nullable=False),
     PrimaryKeyConstraint("batch_id", "slice", "seq"),
     Index("ix_segment_blob", "blob_key"),
+    Index("ix_segment_order", "batch_id", "seq", "slice"),  # the order of a running batch's Results
 )
 
 # What was used in a day of UTC. The rows are the busiest of all: whoever writes several does so in the order of their

@@ -156,6 +156,7 @@ def _batch(limits: Limits) -> Json:
             "paused_at": {**TIME_OR_NULL, "description": "Since when no line is sent, in Unix time; null: not paused."},
             "priority": {"type": "integer", "description": "Higher goes first, within the organisation."},
             "cost": cost_or_null(),
+            "parent_id": {**TEXT_OR_NULL, "description": "The batch whose failed lines it retries."},
         }
     )
 
