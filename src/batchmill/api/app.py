@@ -13,6 +13,7 @@ from batchmill.api.answer import error_answer
 from batchmill.api.backends import backend_routes
 from batchmill.api.batches import batch_routes
 from batchmill.api.document import openapi
+from batchmill.api.events import Streams
 from batchmill.api.fault import as_api_error
 from batchmill.api.files import file_routes
 from batchmill.api.gate import DOCS_ASSETS, App, Gate
@@ -23,9 +24,11 @@ from batchmill.api.rate import Buckets, Rate
 from batchmill.api.replay import Replays
 from batchmill.api.steer import steer_routes
 from batchmill.api.webhooks import delivery_routes, webhook_routes
+from batchmill.api.results import result_routes
 from batchmill.blobs.blobs import Blobs
 from batchmill.blobs.space import Room
 from batchmill.clock import Clock
+from batchmill.ledger.page import Pages
 from batchmill.spec import errors
 from batchmill.spec.errors import ApiError
 from batchmill.spec.limits import Limits
@@ -44,6 +47,7 @@ def create_app(
     limits: Limits,
     version: str,
     broken: Callable[[], None],
+    stopping: Callable[[], bool] = lambda: False,
     retention: int | None = None,
     redirect: bool = False,
     catalogue: Catalogue = NOTHING_CONFIGURED,
@@ -54,6 +58,7 @@ def create_app(
     """Build the API: the contract's routes, models, the account, and health.
 
     `broken` as in `Gate`, `retention` in seconds.
+    `stopping` says that this process is to end: answers that go on for long end then.
     `redirect`: a download is sent on to the bucket, where there is one.
     `public_webhooks`: events go to public hosts only.
     `calls`: where the calls of organisations are counted, if not in this process's memory.
@@ -77,6 +82,16 @@ def create_app(
     )
     app.include_router(delivery_routes(database=database, clock=clock, limits=limits))
     app.include_router(steer_routes(database=database, room=room, clock=clock, limits=limits, catalogue=catalogue))
+    app.include_router(
+        result_routes(
+            database=database,
+            pages=Pages(database=database, blobs=blobs, clock=clock),
+            streams=Streams(clock=clock, stopping=stopping),
+            clock=clock,
+            limits=limits,
+            stopping=stopping,
+        )
+    )
     app.include_router(model_routes(database=database, catalogue=catalogue))
     app.include_router(account_routes(database=database, clock=clock, limits=limits, catalogue=catalogue))
     app.include_router(key_routes(**shared))

@@ -14,8 +14,15 @@ from batchmill.settings import Settings
 from batchmill.telemetry import Metrics
 
 
-def build_api(*, settings: Settings, storage: Storage, clock: Clock, broken: Callable[[], None]) -> App:
-    """Build the API; `broken` is called when the disk fails beneath it."""
+def build_api(
+    *,
+    settings: Settings,
+    storage: Storage,
+    clock: Clock,
+    broken: Callable[[], None],
+    stopping: Callable[[], bool],
+) -> App:
+    """Build the API; `broken` is called when the disk fails beneath it, `stopping` says that it is to end."""
     return create_app(
         database=storage.database,
         blobs=storage.blobs,
@@ -24,6 +31,7 @@ def build_api(*, settings: Settings, storage: Storage, clock: Clock, broken: Cal
         limits=limits_of(settings),
         version=version("batchmill"),
         broken=broken,
+        stopping=stopping,
         retention=retention_of(settings),
         redirect=settings.download_redirect,
         catalogue=settings.catalogue,

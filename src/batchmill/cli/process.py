@@ -85,7 +85,10 @@ async def _api(order: Order) -> None:
     def end() -> None:
         server.should_exit = True  # the supervisor starts the next one, which recovers
 
-    app = build_api(settings=settings, storage=storage, clock=clock, broken=end)
+    def stopping() -> bool:
+        return server.should_exit
+
+    app = build_api(settings=settings, storage=storage, clock=clock, broken=end, stopping=stopping)
     server = uvicorn.Server(
         server_config(
             app,

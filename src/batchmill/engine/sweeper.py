@@ -23,6 +23,7 @@ from batchmill.store.batch import (
 from batchmill.store.blob import delete_blobs, doom_stale, doomed_keys, drop_refs, known_keys
 from batchmill.store.database import Database, Transaction
 from batchmill.store.file import delete_expired, has_expired
+from batchmill.store.order import clear_order, useless_orders
 from batchmill.store.replay import delete_old_replays, has_old_replays
 from batchmill.store.slice import delete_slices
 from batchmill.store.worker import forget_dead, forget_names, has_elder
@@ -76,7 +77,7 @@ class Sweeper:
             self._forget_replays,
             self._remove_doomed,
         )
-        by_time = (self._remove_orphans, self._start_anew, self._tell)
+        by_time = (self._remove_orders, self._remove_orphans, self._start_anew, self._tell)
         needed = await self._is_needed()
         for sweep in () if needed is None else (*by_rows, *by_time) if needed else by_time:
             try:
@@ -169,6 +170,20 @@ class Sweeper:
         if keys:
             await self._database.write(lambda tx: delete_blobs(tx, keys=keys))
         return len(keys) >= _AT_ONCE
+
+    async def _remove_orders(self) -> bool:
+        """Every ten minutes, ahead of the orphans, let go of orders that lead to no File any more."""
+        if self._clock.boot() < self._orphans_at:
+            return False
+
+        def statements(tx: Transaction) -> None:
+            for batch_id, key in found:
+                if clear_order(tx, batch_id=batch_id):
+                    drop_refs(tx, key=key)
+
+        while found := await self._database.read(lambda tx: useless_orders(tx, limit=_AT_ONCE)):
+            await self._database.write(statements)
+        return False
 
     async def _remove_orphans(self) -> bool:
         """Every ten minutes, remove bytes that no row knows and that are too old to be on their way."""

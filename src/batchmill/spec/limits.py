@@ -18,6 +18,7 @@ _ORDERED = (
     ("batches_page", "max_batches_page"),
     ("files_page", "max_files_page"),
     ("keys_page", "max_keys_page"),
+    ("results_page", "max_results_page"),
 )
 
 
@@ -64,6 +65,10 @@ class Limits:
     max_batches_page: int = 100  # a.8
     files_page: int = 10_000  # a.2
     max_files_page: int = 10_000  # a.2
+    results_page: int = 1_000  # lines; a page is bounded in bytes, too
+    max_results_page: int = 10_000
+    max_results_wait: int = 60  # seconds
+    max_requests_asked: int = 100  # custom_ids whose requests are looked for in one call
     max_uploads_per_key: int = 16  # reliability A29: at a time
     max_uploads: int = 64  # all together
     max_quotes_per_key: int = 2  # at a time: each reads a whole input

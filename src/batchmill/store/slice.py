@@ -275,20 +275,22 @@ def insert_segments(tx: Transaction, segments: Iterable[Segment]) -> None:
 def list_segments(tx: Transaction, *, batch_id: str) -> Sequence[Segment]:
     """Return a batch's Segments, Slice by Slice, the oldest first."""
     query = select(segment).where(segment.c.batch_id == batch_id).order_by(segment.c.slice, segment.c.seq)
-    return [
-        Segment(
-            batch_id=row.batch_id,
-            organisation_id=row.organisation_id,
-            slice=row.slice,
-            seq=row.seq,
-            blob_key=row.blob_key,
-            offset=row.offset,
-            bytes=row.bytes,
-            lines=row.lines,
-            crc32=row.crc32,
-        )
-        for row in tx.connection.execute(query)
-    ]
+    return [segment_of_row(row) for row in tx.connection.execute(query)]
+
+
+def segment_of_row(row: Row[tuple[object, ...]]) -> Segment:
+    """Return the Segment that a whole row of the table stands for."""
+    return Segment(
+        batch_id=row.batch_id,
+        organisation_id=row.organisation_id,
+        slice=row.slice,
+        seq=row.seq,
+        blob_key=row.blob_key,
+        offset=row.offset,
+        bytes=row.bytes,
+        lines=row.lines,
+        crc32=row.crc32,
+    )
 
 
 def delete_slices(tx: Transaction, *, batch_id: str, limit: int) -> tuple[Sequence[tuple[str, int]], bool]:

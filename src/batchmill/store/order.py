@@ -1,0 +1,32 @@
+"""The rows behind the order of a batch's Results: its Segments by rank, its result files, and what is kept of both."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import exists, select, tuple_, update
+
+from batchmill.store.database import Transaction
+from batchmill.store.slice import Segment, segment_of_row
+from batchmill.store.tables import batch, file, segment
+
+
+def list_ranked(
+    tx: Transaction, *, batch_id: str, seq: int, ordinal: int, after: bool = False, limit: int
+) -> Sequence[Segment]:
+    """Return at most so many Segments in their order, from that of a commit and a Slice on, or `after` it."""
+    place, given = tuple_(segment.c.seq, segment.c.slice), tuple_(seq, ordinal)
+    query = select(segment).where(segment.c.batch_id == batch_id, place > given if after else place >= given)
+    query = query.order_by(segment.c.seq, segment.c.slice).limit(limit)
+    return [segment_of_row(row) for row in tx.connection.execute(query)]
+
+
+def useless_orders(tx: Transaction, *, limit: int) -> Sequence[tuple[str, str]]:
+    """Return batches, with their `order_key`, of whose two result Files none is there any more."""
+    left = exists().where(file.c.id.in_((batch.c.output_file_id, batch.c.error_file_id)))
+    query = select(batch.c.id, batch.c.order_key).where(batch.c.order_key.is_not(None), ~left).limit(limit)
+    return [(batch_id, key) for batch_id, key in tx.connection.execute(query)]
+
+
+def clear_order(tx: Transaction, *, batch_id: str) -> bool:
+    """Let a batch refer to its order no more; False if another Sweeper did that already."""
+    kept = update(batch).where(batch.c.id == batch_id, batch.c.order_key.is_not(None))
+    return tx.connection.execute(kept.values(order_key=None)).rowcount == 1
