@@ -181,9 +181,11 @@ class Sweeper:
                 if clear_order(tx, batch_id=batch_id):
                     drop_refs(tx, key=key)
 
+        more = False
         while found := await self._database.read(lambda tx: useless_orders(tx, limit=_AT_ONCE)):
             await self._database.write(statements)
-        return False
+            more = True  # bytes that are doomed now
+        return more
 
     async def _remove_orphans(self) -> bool:
         """Every ten minutes, remove bytes that no row knows and that are too old to be on their way."""
