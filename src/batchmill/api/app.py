@@ -22,9 +22,9 @@ from batchmill.api.keys import key_routes
 from batchmill.api.models import model_routes
 from batchmill.api.rate import Buckets, Rate
 from batchmill.api.replay import Replays
+from batchmill.api.results import result_routes
 from batchmill.api.steer import steer_routes
 from batchmill.api.webhooks import delivery_routes, webhook_routes
-from batchmill.api.results import result_routes
 from batchmill.blobs.blobs import Blobs
 from batchmill.blobs.space import Room
 from batchmill.clock import Clock

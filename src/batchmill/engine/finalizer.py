@@ -143,9 +143,7 @@ class Finalizer:
     async def _close(self, batch: Batch) -> None:
         closing = await self._fence(batch)
         files = await asyncio.to_thread(self._write_files, closing)
-        sealed = await self._database.write(
-            lambda tx: self._seal(tx, batch, files, unanswered=_unanswered(closing))
-        )
+        sealed = await self._database.write(lambda tx: self._seal(tx, batch, files, unanswered=_unanswered(closing)))
         counts = {f"{_KINDS[kind]}_lines": file.lines for kind, file in files.results.items()}
         self._log.info("sealed" if sealed else "not sealed: someone was faster", batch=batch.id, **counts)
 
