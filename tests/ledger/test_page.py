@@ -13,9 +13,10 @@ from batchmill.engine.finalizer import Finalizer
 from batchmill.engine.sweeper import Sweeper
 from batchmill.ledger.ledger import Claim, Ledger
 from batchmill.ledger.order import DamagedOrder, order_bytes
-from batchmill.ledger.page import Page, Pages, ResultsGone, Wanted, WrongPosition
+from batchmill.ledger.page import Page, Pages, ResultsGone, WrongPosition
 from batchmill.ledger.segment import DamagedSegment, Result
 from batchmill.spec.cursor import START, Position
+from batchmill.spec.family import Wanted
 from batchmill.spec.groups import group_of
 from batchmill.spec.results import answered, result_id
 from batchmill.spec.states import FINAL, Event, Status

@@ -23,6 +23,7 @@ from batchmill.api.models import model_routes
 from batchmill.api.rate import Buckets, Rate
 from batchmill.api.replay import Replays
 from batchmill.api.results import result_routes
+from batchmill.api.retry import retry_routes
 from batchmill.api.steer import steer_routes
 from batchmill.api.webhooks import delivery_routes, webhook_routes
 from batchmill.blobs.blobs import Blobs
@@ -85,6 +86,7 @@ def create_app(
     app.include_router(
         result_routes(
             database=database,
+            blobs=blobs,
             pages=Pages(database=database, blobs=blobs, clock=clock),
             streams=Streams(clock=clock, stopping=stopping),
             clock=clock,
@@ -92,6 +94,7 @@ def create_app(
             stopping=stopping,
         )
     )
+    app.include_router(retry_routes(blobs=blobs, retention=retention, **shared))
     app.include_router(model_routes(database=database, catalogue=catalogue))
     app.include_router(account_routes(database=database, clock=clock, limits=limits, catalogue=catalogue))
     app.include_router(key_routes(**shared))

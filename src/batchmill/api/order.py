@@ -75,10 +75,19 @@ def input_file(tx: Transaction, *, organisation_id: str, file_id: str, now: floa
 
 
 def add_batch(
-    tx: Transaction, order: CreateOrder, file: File, *, key_id: str | None, allowance: Allowance, now: float
+    tx: Transaction,
+    order: CreateOrder,
+    file: File,
+    *,
+    key_id: str | None,
+    allowance: Allowance,
+    now: float,
+    parent_id: str | None = None,
+    retry_group: str | None = None,
 ) -> Batch:
     """Add a batch in `validating`, with a reference of its own to the File's bytes; `key_id` is that of who asks.
 
+    With `parent_id` it retries that batch's failed lines, those of one group or None for all that were left.
     What is used up is asked first. How many tokens a batch has, and what it costs, only its validation knows: the
     budgets of those are the Validator's.
 
@@ -97,7 +106,9 @@ def add_batch(
         plan_key=None,
         output_expires_after=order.output_expires_after,
         epoch=0,
+        retry_group=retry_group,
         object=BatchObject(
+            parent_id=parent_id,
             id=mint_id("batch", now),
             endpoint=order.endpoint,
             input_file_id=file.object.id,

@@ -15,7 +15,7 @@ from batchmill.clock import Clock
 from batchmill.ledger.order import DamagedOrder, Place, read_order
 from batchmill.ledger.segment import find_results
 from batchmill.spec.cursor import Position
-from batchmill.spec.groups import group_of
+from batchmill.spec.family import Wanted
 from batchmill.spec.states import FINAL
 from batchmill.store.batch import Batch, batches_by_id
 from batchmill.store.database import Database, Transaction
@@ -40,42 +40,6 @@ class ResultsGone(Exception):  # noqa: N818 - it states what is so
 
 class WrongPosition(Exception):  # noqa: N818 - it states what is so
     """The position is in an order that this batch's Results do not have (any more)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """Which Results: those that succeeded, those that failed; of these the ones of some error groups, or not of some.
-
-    `groups` is None for all groups.
-    """
-
-    succeeded: bool = True
-    failed: bool = True
-    groups: frozenset[str] | None = None
-    besides: frozenset[str] = frozenset()
-
-    @property
-    def is_all(self) -> bool:
-        """Whether it is every Result."""
-        return self.succeeded and self.failed and not self.reads
-
-    @property
-    def reads(self) -> bool:
-        """Whether a failed line has to be read for it."""
-        return self.failed and (self.groups is not None or bool(self.besides))
-
-    def kind(self, *, failed: bool) -> bool:
-        """Say whether any such Results are wanted."""
-        return self.failed if failed else self.succeeded
-
-    def takes(self, *, failed: bool, text: bytes) -> bool:
-        """Say whether this Result is wanted."""
-        if not self.kind(failed=failed):
-            return False
-        if not (failed and self.reads):
-            return True
-        group = group_of(text)[1].id
-        return group not in self.besides and (self.groups is None or group in self.groups)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

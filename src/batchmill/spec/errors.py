@@ -104,6 +104,12 @@ def not_found(what: str) -> ApiError:
     return ApiError(status=404, type="resource_not_found_error", message=f"No such {what}.", code="resource_not_found")
 
 
+def results_gone(batch_id: str) -> ApiError:
+    """Return the 404 for results whose files their owner has deleted, or that have expired."""
+    message = f"The result files of {batch_id} are deleted or have expired."
+    return ApiError(status=404, type="resource_not_found_error", message=message, code="resource_not_found")
+
+
 def unknown_route() -> ApiError:
     """Return the 404 for a path that is nobody's."""
     message = "No such route. There are /v1/files, /v1/batches and /v1/models, and what is below them; no last slash."

@@ -9,6 +9,7 @@ import msgspec
 
 _SHOWN = 200  # characters of a message
 _READ = 2_000  # characters of it that are looked at
+_ID = re.compile(r"[0-9a-f]{16}")
 _CACHED = 4_096  # texts whose group is kept: a fault says the same of many lines
 # What differs from line to line, in the order in which it is looked for; what has a digit in it is a number or an id.
 _VARYING = (
@@ -60,6 +61,11 @@ class ErrorGroup:
     status: int | None
     code: str | None
     message: str
+
+
+def is_group(text: str) -> bool:
+    """Say whether this may be the id of a group."""
+    return _ID.fullmatch(text) is not None
 
 
 def group_of(text: bytes) -> tuple[str, ErrorGroup]:

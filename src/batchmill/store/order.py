@@ -1,9 +1,12 @@
-"""The rows behind the order of a batch's Results: its Segments by rank, its result files, and what is kept of both."""
+"""The rows behind the order of a batch's Results: Segments by rank, what is kept of them, and who retries a batch."""
 
 from collections.abc import Sequence
 
 from sqlalchemy import exists, select, tuple_, update
 
+from batchmill.spec.family import Child
+from batchmill.spec.states import FINAL
+from batchmill.store.batch import Batch, batches_by_id
 from batchmill.store.database import Transaction
 from batchmill.store.slice import Segment, segment_of_row
 from batchmill.store.tables import batch, file, segment
@@ -30,3 +33,30 @@ def clear_order(tx: Transaction, *, batch_id: str) -> bool:
     """Let a batch refer to its order no more; False if another Sweeper did that already."""
     kept = update(batch).where(batch.c.id == batch_id, batch.c.order_key.is_not(None))
     return tx.connection.execute(kept.values(order_key=None)).rowcount == 1
+
+
+def lock_parent(tx: Transaction, *, batch_id: str) -> None:
+    """Let nobody else make a child of this batch until the transaction is over; SQLite has one writer anyhow."""
+    tx.connection.execute(select(batch.c.id).where(batch.c.id == batch_id).with_for_update(key_share=True))
+
+
+def list_children(tx: Transaction, *, batch_id: str) -> Sequence[Batch]:
+    """Return the batches that retry this one, the oldest first."""
+    ids = tx.connection.execute(select(batch.c.id).where(batch.c.parent_id == batch_id)).scalars().all()
+    return sorted(batches_by_id(tx, batch_ids=ids).values(), key=lambda child: child.id)
+
+
+def as_child(found: Batch) -> Child:
+    """Return what a family knows of a batch that retries another."""
+    facts = found.object
+    return Child(found.id, found.retry_group, is_void=facts.status in FINAL and facts.counts.total == 0)
+
+
+def list_family(tx: Transaction, *, parent: Batch) -> Sequence[Batch]:
+    """Return a batch, and in the order of their making all that retry it, or one that does, and so on."""
+    family, todo = [parent], [parent.id]
+    while todo:
+        children = list_children(tx, batch_id=todo.pop())
+        family += children
+        todo += [child.id for child in children]
+    return [parent, *sorted(family[1:], key=lambda each: each.id)]

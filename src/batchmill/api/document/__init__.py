@@ -3,6 +3,7 @@
 from batchmill.api.document.account import account_paths, account_schemas
 from batchmill.api.document.contract import contract_paths
 from batchmill.api.document.operation import FAULTS, fault_answer
+from batchmill.api.document.results import result_paths
 from batchmill.api.document.schemas import Json, schemas
 from batchmill.api.document.steer import steer_paths
 from batchmill.api.document.webhooks import webhook_paths, webhook_schemas
@@ -17,6 +18,7 @@ def openapi(*, version: str, limits: Limits) -> Json:
         "paths": {
             **contract_paths(limits),
             **steer_paths(limits),
+            **result_paths(limits),
             **account_paths(limits),
             **webhook_paths(limits),
         },

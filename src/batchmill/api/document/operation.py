@@ -46,6 +46,9 @@ _OPTIONAL: Mapping[str, str] = {
     "X-RateLimit-Limit": "Calls a minute that the organisation may make, if it is limited.",
     "X-RateLimit-Remaining": "How many of them it may make at once.",
     "X-RateLimit-Reset": "Seconds until it may make all of them again.",
+    "x-next-cursor": "Where the next page begins; not on a stream.",
+    "x-has-more": "`true`: there is more now.",
+    "x-complete": "`true`: nothing will ever come behind this cursor.",
     "x-idempotent-replay": "`true` on the answer that an earlier call of the same got; nothing was made.",
 }
 

@@ -1,0 +1,267 @@
+"""The route that retries what failed of a batch: the failed lines once more, as a File and a batch of their own."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from batchmill.api.answer import read_json
+from batchmill.api.fault import SPACE_SECONDS
+from batchmill.api.order import add_batch, new_file, publish_file
+from batchmill.api.replay import Made, Replays
+from batchmill.api.slots import Slots
+from batchmill.blobs.blobs import BlobMissing, Blobs, Written
+from batchmill.blobs.space import Room
+from batchmill.clock import Clock
+from batchmill.ledger.retry import copy_failed
+from batchmill.spec import errors
+from batchmill.spec.create import CreateOrder, parse_create
+from batchmill.spec.errors import ApiError
+from batchmill.spec.family import Wanted, left_to_retry
+from batchmill.spec.fingerprint import create_fingerprint
+from batchmill.spec.groups import is_group
+from batchmill.spec.ids import mint_id
+from batchmill.spec.limits import Limits
+from batchmill.spec.states import FINAL
+from batchmill.store.batch import Batch, find_batch
+from batchmill.store.blob import doom_blob, insert_writing
+from batchmill.store.database import Database, Transaction
+from batchmill.store.file import File, find_file
+from batchmill.store.order import as_child, list_children, lock_parent
+from batchmill.store.organisation import Allowance
+from batchmill.store.replay import Call, delete_running, note_arrival
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """A final batch, which of its failed lines are to be retried, and the Files that are read for it."""
+
+    parent: Batch
+    order: CreateOrder
+    group: str | None
+    wanted: Wanted
+    input: File
+    error: File
+
+
+def retry_routes(
+    *,
+    database: Database,
+    blobs: Blobs,
+    room: Room,
+    clock: Clock,
+    limits: Limits,
+    replays: Replays,
+    retention: int | None,
+) -> APIRouter:
+    """Return the route; the new File lasts `retention` seconds, None for ever."""
+    slots = Slots(each=limits.max_uploads_per_key, most=limits.max_uploads)
+    router = APIRouter(prefix="/v1/batches", tags=["batches"])
+
+    @router.post("/{batch_id}/retry")
+    async def retry(request: Request, batch_id: str) -> Response:
+        """Retry the failed lines of a final batch, all that no retry has yet or those of one error group."""
+        call, key = replays.call(request, route="retry"), mint_id("upload", clock.now())
+        value = await read_json(request, limit=limits.max_json_body, optional=True)
+        look = _Look(
+            call=call,
+            batch_id=batch_id,
+            value=value,
+            group=_group(value),
+            limits=limits,
+            allowance=request.state.allowance,
+        )
+
+        def begin(tx: Transaction) -> None:
+            if find_batch(tx, organisation_id=call.organisation_id, batch_id=batch_id) is None:
+                raise errors.not_found("batch")
+            replays.begin(tx, call)
+            insert_writing(tx, key=key, organisation_id=call.organisation_id, now=int(clock.now()))
+
+        def give_up(tx: Transaction) -> None:
+            delete_running(tx, call=call)
+            doom_blob(tx, key=key)
+
+        with slots.one(call.caller):
+            if await asyncio.to_thread(room.short) is not None:
+                raise errors.insufficient_storage(SPACE_SECONDS)
+            await database.write(begin)
+            try:
+                # What refuses it may be the child that this very call made before its answer was lost: ask that first.
+                copied = await _copied(database, blobs, look, key=key, now=int(clock.now()))
+                answer = await replays.once(
+                    request,
+                    call=call,
+                    fingerprint=create_fingerprint([batch_id, value]),
+                    make=lambda tx: _make(tx, look, copied, key=key, now=clock.now(), lasts=retention),
+                )
+            except BaseException:
+                await database.write(give_up)
+                raise
+        if answer.replayed:
+            await database.write(lambda tx: doom_blob(tx, key=key))
+        return answer.response()
+
+    return router
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """What is asked for: of which batch which failed lines, and how the child is to be."""
+
+    call: Call
+    batch_id: str
+    value: object
+    group: str | None
+    limits: Limits
+    allowance: Allowance
+
+    def source(self, tx: Transaction, *, now: int) -> _Source:
+        """Return what there is to be copied; ApiError if it cannot be."""
+        mine = self.call.organisation_id
+        parent = find_batch(tx, organisation_id=mine, batch_id=self.batch_id)
+        if parent is None:
+            raise errors.not_found("batch")
+        facts = parent.object
+        if facts.status not in FINAL:
+            message = f"A batch that is {facts.status} cannot be retried: wait until it is final."
+            raise errors.invalid_request(message, code="invalid_batch_state")
+        order = _order(self.value, parent, self.limits)
+        wanted = _left(tx, parent, self.group)
+        if not facts.counts.failed:
+            raise _nothing("The batch has no failed line.")
+        source = find_file(tx, organisation_id=mine, file_id=facts.input_file_id, now=now)
+        if source is None:
+            raise _gone("input", facts.input_file_id)
+        error = find_file(tx, organisation_id=mine, file_id=str(facts.error_file_id), now=now)
+        if error is None:
+            raise _gone("error", str(facts.error_file_id))
+        return _Source(parent=parent, order=order, group=self.group, wanted=wanted, input=source, error=error)
+
+
+def _make(
+    tx: Transaction, look: _Look, copied: tuple[_Source, Written] | ApiError, *, key: str, now: float, lasts: int | None
+) -> Made:
+    """Add the File and the child, unless there is a reason against it."""
+    if isinstance(copied, ApiError):
+        raise copied
+    source, written = copied
+    _refuse_taken(tx, source)
+    file = new_file(
+        organisation_id=look.call.organisation_id,
+        key=key,
+        filename=f"{look.batch_id}_retry{look.limits.extension}",
+        size=written.bytes,
+        now=now,
+        lasts=lasts,
+    )
+    publish_file(tx, file, written, limits=look.limits, allowance=look.allowance)
+    child = add_batch(
+        tx,
+        source.order,
+        file,
+        key_id=look.call.api_key_id,
+        allowance=look.allowance,
+        now=now,
+        parent_id=look.batch_id,
+        retry_group=look.group,
+    )
+    note_arrival(tx, caller=look.call.caller, made_id=look.batch_id)
+    return Made(id=child.id, answer=msgspec.json.encode(child.object.wire()))
+
+
+async def _copied(
+    database: Database, blobs: Blobs, look: _Look, *, key: str, now: int
+) -> tuple[_Source, Written] | ApiError:
+    """Copy the lines, with nothing of the rows held meanwhile; return why not where that cannot be."""
+    while True:
+        try:
+            source = await database.read(lambda tx: look.source(tx, now=now))
+        except ApiError as refused:
+            return refused
+        try:
+            written = await _in_thread(
+                partial(
+                    copy_failed,
+                    blobs=blobs,
+                    batch_id=source.parent.id,
+                    input_key=source.input.blob_key,
+                    error_key=source.error.blob_key,
+                    wanted=source.wanted,
+                    key=key,
+                )
+            )
+        except BlobMissing:  # a File was deleted since: then that is what the rows say now
+            if await database.read(lambda tx: look.source(tx, now=now)) == source:
+                raise
+            continue
+        if written is None:
+            return _nothing("No failed line of this error group is left." if look.group else "No failed line is left.")
+        return source, written
+
+
+def _refuse_taken(tx: Transaction, source: _Source) -> None:
+    """Raise the 400 if another retry has taken any of these lines since they were copied."""
+    lock_parent(tx, batch_id=source.parent.id)
+    if not _left(tx, source.parent, source.group).besides <= source.wanted.besides:
+        raise _taken(list_children(tx, batch_id=source.parent.id)[-1:])
+
+
+def _left(tx: Transaction, parent: Batch, group: str | None) -> Wanted:
+    found = list_children(tx, batch_id=parent.id)
+    children = [as_child(each) for each in found]
+    wanted = left_to_retry(children, group)
+    if wanted is None:
+        raise _taken([each for each, child in zip(found, children, strict=True) if not child.is_void])
+    return wanted
+
+
+def _taken(children: Sequence[Batch]) -> ApiError:
+    return _nothing(f"These lines are retried already, by {', '.join(child.id for child in children)}.")
+
+
+def _nothing(message: str) -> ApiError:
+    return errors.invalid_request(message, code="nothing_to_retry")
+
+
+def _gone(what: str, file_id: str) -> ApiError:
+    return errors.invalid_value("batch_id", f"The {what} file of the batch, {file_id}, is deleted or has expired.")
+
+
+def _group(value: object) -> str | None:
+    group = value.get("error_group") if isinstance(value, dict) else None
+    if group is not None and not (isinstance(group, str) and is_group(group)):
+        raise errors.invalid_value("error_group", "'error_group' must be the id of an error group.")
+    return group
+
+
+def _order(value: object, parent: Batch, limits: Limits) -> CreateOrder:
+    """Return the child's order: the parent's, save what is given."""
+    if not isinstance(value, dict):
+        raise errors.invalid_type(None, "a JSON object")
+    facts = parent.object
+    given = {name: value[name] for name in ("completion_window", "metadata") if name in value}
+    parents = {
+        "input_file_id": facts.input_file_id,
+        "endpoint": facts.endpoint,
+        "completion_window": facts.completion_window,
+        "metadata": facts.metadata,
+    }
+    order = parse_create({**parents, **given}, limits=limits)
+    return replace(order, output_expires_after=parent.output_expires_after)
+
+
+async def _in_thread(call: Callable[[], T]) -> T:
+    """Run a blocking call to its end, even if the caller is cancelled: nobody may give up a blob beneath a write."""
+    running = asyncio.ensure_future(asyncio.to_thread(call))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
