@@ -38,7 +38,8 @@ class Works:
 
     def run(self, batch_id: str) -> None:
         """Let a batch become final."""
-        assert self._served.run(self.mill.finish(self._hand, batch_id)) in FINAL
+        status = self._served.run(self.mill.finish(self._hand, batch_id))
+        assert status in FINAL, self._served.run(self.mill.look(batch_id))
 
     def validate(self) -> None:
         """Let every batch that waits be in progress."""

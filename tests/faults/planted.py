@@ -6,6 +6,7 @@ cannot be planted any more, since what it replaces has gone, fails loudly with a
 
 import asyncio
 import inspect
+import itertools
 import json
 import os
 import re
@@ -193,14 +194,15 @@ def done_line_expired() -> None:
     """The last Result of each Slice that is not whole is written as its rest, too late to be the line's."""
     found = merge._results_of_slice
 
-    def short(*, held: Any, **of: Any) -> tuple[list[merge.Text | None], Any]:  # noqa: ANN401
-        texts, succeeded = found(held=held, **of)
+    def short(*, held: Any, facts: Any, first: int, **of: Any) -> list[merge.Text | None]:  # noqa: ANN401
+        texts = found(held=held, facts=facts, first=first, **of)
         answered = [index for index, text in enumerate(texts) if text is not None]
         if 0 < len(answered) < held.lines:
-            texts[answered[-1]], succeeded[answered[-1]] = None, False
-        return texts, succeeded
+            texts[answered[-1]], facts.succeeded[first + answered[-1]] = None, False
+        return texts
 
     _replace(merge, "_results_of_slice", short)
+    _replace(merge, "count", lambda _start: itertools.repeat(0))  # one rest more than there are ranks for
 
 
 def cancel_drops_open_lines() -> None:
@@ -212,8 +214,14 @@ def cancel_drops_open_lines() -> None:
             if merged.rest == 0 or rest.code != "batch_cancelled":
                 yield merged
             else:
-                error = [text for at, text in enumerate(merged.error) if at % 16 or _CANCELLED not in bytes(text)]
-                yield replace(merged, error=error, rest=merged.rest - len(merged.error) + len(error))
+                kept = [at for at, text in enumerate(merged.texts) if at % 16 or _CANCELLED not in bytes(text)]
+                yield replace(
+                    merged,
+                    texts=[merged.texts[at] for at in kept],
+                    succeeded=[merged.succeeded[at] for at in kept],
+                    ranks=[merged.ranks[at] for at in kept],
+                    rest=merged.rest - len(merged.texts) + len(kept),
+                )
 
     _replace(finalizer, "merge_results", merge_results)
 

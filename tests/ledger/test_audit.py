@@ -1,6 +1,7 @@
 """The audit: each kind of damage, planted by hand in a real store, is found and named; a sound store has none."""
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from batchmill.blobs.blobs import Blobs
 from batchmill.ledger.audit import Audit
 from batchmill.ledger.finding import NOTES, Finding, Kind, Tally
+from batchmill.ledger.order import Order
 from batchmill.spec.states import Status
 from batchmill.store.blob import drop_refs
 from batchmill.store.database import Transaction
@@ -73,6 +75,7 @@ _ROWS = {
     "open Slices": ("UPDATE batch SET open_slices = open_slices + 1 WHERE id IN RUNNING", Kind.COUNTS),
     "a final total": ("UPDATE batch SET total = total + 1 WHERE id IN DONE", Kind.COUNTS),
     "final counts": ("UPDATE batch SET completed = completed - 1, failed = 1 WHERE id IN DONE", Kind.LINES),
+    "an order": ("UPDATE batch SET order_key = NULL WHERE id IN DONE", Kind.REFS),
     "an output File": ("UPDATE batch SET output_file_id = NULL WHERE id IN DONE", Kind.COUNTS),
     "a running total": ("UPDATE batch SET total = total + 1 WHERE id IN RUNNING", Kind.SLICES),
     "a Slice's place": ("UPDATE slice SET first = first + 1 WHERE ordinal = 1 AND batch_id IN RUNNING", Kind.SLICES),
@@ -98,6 +101,22 @@ async def test_a_wrong_row_is_found(mill: Mill, sql: str, kind: Kind) -> None:
     """A row that says what is not so is damage of its kind."""
     assert change(mill, sql) > 0
     assert kind in {finding.kind for finding in await findings(mill) if finding.is_damage}
+
+
+async def test_an_order_that_leads_astray_is_found(mill: Mill) -> None:
+    """One that is whole, and leads to other lines than those of the result files, is damage of the batch's lines."""
+    ((batch_id, key, lines),) = query(mill, "SELECT id, order_key, total FROM batch WHERE id IN DONE")
+    path = dict(stored(mill))[key]
+    before = len(path.read_bytes())
+    path.unlink()
+    with mill.blobs.scratch() as scratch, closing(Order(scratch=scratch, lines=lines)) as order:
+        order.add(lengths=[1] * lines, succeeded=[True] * lines, ranks=range(lines))
+        writer = mill.blobs.writer(key)
+        order.write(writer)
+        written = writer.finish()
+    assert written.bytes == before
+    change(mill, "UPDATE blob SET sha256 = ? WHERE key = ?", written.sha256, key)
+    assert [(f.kind, f.what) for f in await findings(mill) if f.is_damage] == [(Kind.LINES, batch_id)]
 
 
 async def test_a_bit_that_has_flipped_is_found_in_every_blob(mill: Mill) -> None:

@@ -1,6 +1,7 @@
 """Checks one batch: its way through the states, its Slices and Segments, and the lines of its result files."""
 
 import struct
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import msgspec
 
 from batchmill.blobs.blobs import BlobMissing, Blobs
 from batchmill.ledger.finding import Finding, Kind, Tally
+from batchmill.ledger.order import DamagedOrder, read_order
 from batchmill.ledger.segment import DamagedSegment, Result, unpack_results
 from batchmill.schedule.plan import RECORD_BYTES
 from batchmill.spec.limits import OPEN
@@ -25,6 +27,7 @@ from batchmill.store.slice import Segment, Slice
 
 _UNREADABLE = (BlobMissing, OSError, DamagedSegment, struct.error)
 _NO_JSON = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_AT_ONCE = 1 << 14  # records of an order
 _DIGEST = 16  # as for repeated custom_ids of an input
 
 Say = Callable[[Kind, str], Finding]
@@ -43,6 +46,7 @@ def check_batch(rows: BatchRows, blobs: Blobs, tally: Tally) -> Iterator[Finding
     yield from _check_slices(rows, say)
     yield from _check_segments(rows, blobs, tally, say)
     yield from _check_files(rows, blobs, tally, say)
+    yield from _check_order(rows, blobs, say)
 
 
 def _ways() -> Mapping[Status, frozenset[frozenset[str]]]:
@@ -232,6 +236,28 @@ def _check_files(rows: BatchRows, blobs: Blobs, tally: Tally, say: Say) -> Itera
             tally.lines += sum(file.number for file in files.values())
     except (_Wrong, BlobMissing, OSError) as fault:
         yield say(Kind.LINES, str(fault))
+
+
+def _check_order(rows: BatchRows, blobs: Blobs, say: Say) -> Iterator[Finding]:
+    """The order of a final batch leads to each line of both result files once: laid side by side they fill the file."""
+    key, counts = rows.batch.order_key, rows.batch.object.counts
+    if key is None:
+        return
+    begins, ends = (array("Q"), array("Q")), (array("Q"), array("Q"))
+    lines = counts.completed + counts.failed
+    try:
+        for first in range(0, lines, _AT_ONCE):
+            for place in read_order(blobs, key, lines=lines, first=first, count=_AT_ONCE):
+                begins[place.failed].append(place.offset)
+                ends[place.failed].append(place.offset + place.length)
+    except (DamagedOrder, BlobMissing, OSError) as fault:
+        yield say(Kind.LINES, f"its order cannot be read: {fault}.")
+        return
+    for failed, (kind, (count, _)) in enumerate(_result_files(rows).items()):
+        file, starts, stops = rows.files.get(kind), sorted(begins[failed]), sorted(ends[failed])
+        size = stops[-1] if file is None and stops else 0 if file is None else file.object.bytes
+        if len(starts) != count or [*starts, size] != [0, *stops]:
+            yield say(Kind.LINES, f"its order leads to other lines than those of its {kind} file.")
 
 
 def _check_against(rows: BatchRows, source: BinaryIO, files: list[_ResultFile]) -> None:

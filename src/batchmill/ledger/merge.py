@@ -176,13 +176,17 @@ class _Closed:
         """Yield the lines at these places of a group."""
         for start in range(0, len(order), _BLOCK):
             places = order[start : start + _BLOCK]
-            found: list[Text] = [texts[place] or b"" for place in places]
-            ranks = [facts.ranks[place] for place in places]
-            holes = [at for at, text in enumerate(found) if not text]
+            first, end = places[0], places[0] + len(places)
+            if isinstance(texts, list) and places == array("I", range(first, end)):  # side by side: mostly they are
+                found, ranks, succeeded = texts[first:end], facts.ranks[first:end], facts.succeeded[first:end]
+            else:
+                found = [texts[place] for place in places]
+                ranks = array("I", [facts.ranks[place] for place in places])
+                succeeded = bytearray(facts.succeeded[place] for place in places)
+            holes = [] if all(found) else [at for at, text in enumerate(found) if not text]
             if holes:
                 for at, line in zip(holes, self._rest_of(group, [places[at] for at in holes]), strict=True):
                     found[at], ranks[at] = line, next(self.last)
-            succeeded = [facts.succeeded[place] for place in places]
             yield Merged(texts=found, succeeded=succeeded, ranks=ranks, rest=len(holes))
 
     def _rest_of(self, group: _Group, holes: Sequence[int]) -> Iterator[bytes]:
