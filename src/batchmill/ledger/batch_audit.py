@@ -45,8 +45,8 @@ def check_batch(rows: BatchRows, blobs: Blobs, tally: Tally) -> Iterator[Finding
     yield from _check_state(rows, say)
     yield from _check_slices(rows, say)
     yield from _check_segments(rows, blobs, tally, say)
-    yield from _check_files(rows, blobs, tally, say)
-    yield from _check_order(rows, blobs, say)
+    wrong = list(_check_files(rows, blobs, tally, say))
+    yield from wrong or _check_order(rows, blobs, say)  # with other files it leads elsewhere anyhow
 
 
 def _ways() -> Mapping[Status, frozenset[frozenset[str]]]:
