@@ -65,6 +65,7 @@ def test_a_new_batch_has_every_key(tenant: Tenant) -> None:
         "paused_at": None,
         "priority": 0,
         "cost": None,
+        "parent_id": None,
     }
     assert tenant.call("GET", f"/v1/batches/{made['id']}").json == made
     assert tenant.call("GET", "/v1/batches").json == {
