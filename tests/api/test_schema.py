@@ -30,7 +30,6 @@ def test_no_request_is_answered_otherwise_than_documented(serve: Callable[..., S
     """
     served = _ready(serve)
     tenant = served.tenant()
-    tenant = replace(tenant, key=served.key(tenant.id, key_id=_KEY_ID, scopes=set(Scope)))
     given = tenant.create()["input_file_id"]
     key = f"Authorization: Bearer {tenant.key}"
     _run(served, tmp_path, given, "--max-examples=20", "--header", key, "--exclude-path-regex", _OURS)
@@ -43,6 +42,7 @@ def test_our_own_routes_answer_as_documented(serve: Callable[..., Served], tmp_p
     """The same of the routes beside the contract's, in a run of their own: its chains would be lost among them."""
     served = _ready(serve)
     tenant = served.tenant()
+    tenant = replace(tenant, key=served.key(tenant.id, key_id=_KEY_ID, scopes=set(Scope)))
     given = tenant.create()["input_file_id"]
     key = f"Authorization: Bearer {tenant.key}"
     _run(served, tmp_path, given, "--max-examples=10", "--header", key, "--include-path-regex", _OURS)

@@ -67,6 +67,7 @@ def _key_paths(limits: Limits) -> Json:
                 faults=(408, 409, 507),
                 parameters=[idempotency_key(limits)],
                 body=as_json(order),
+                body_needed=False,
             ),
         },
         "/v1/keys/{key_id}/revoke": {
@@ -87,6 +88,7 @@ def _key_paths(limits: Limits) -> Json:
                 faults=(404, 408, 409, 507),
                 parameters=[idempotency_key(limits)],
                 body=as_json(overlap),
+                body_needed=False,
             ),
         },
     }
