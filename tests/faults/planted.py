@@ -209,11 +209,13 @@ def cancel_drops_open_lines() -> None:
 
     def merge_results(*, rest: Any, **of: Any) -> Iterator[merge.Merged]:  # noqa: ANN401
         for merged in written(rest=rest, **of):
-            if merged.rest == 0 or rest.code != "batch_cancelled":
+            if not merged.rest or rest.code != "batch_cancelled":
                 yield merged
             else:
                 error = [text for at, text in enumerate(merged.error) if at % 16 or _CANCELLED not in bytes(text)]
-                yield replace(merged, error=error, rest=merged.rest - len(merged.error) + len(error))
+                yield replace(
+                    merged, error=error, rest=merged.rest[: len(merged.rest) - len(merged.error) + len(error)]
+                )
 
     _replace(finalizer, "merge_results", merge_results)
 

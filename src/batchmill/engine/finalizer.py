@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 from sqlalchemy import ColumnElement
@@ -13,14 +13,17 @@ from batchmill.blobs.space import Room
 from batchmill.clock import Clock
 from batchmill.engine.attempt import Attempts
 from batchmill.ledger.merge import Rest, Text, merge_results
+from batchmill.ledger.sums import by_cause, causes_of
 from batchmill.spec.ids import mint_id
 from batchmill.spec.objects import FileObject
+from batchmill.spec.progress import GROUPS_KEPT, IDS_KEPT, Errors
 from batchmill.spec.states import Event, Status
 from batchmill.spec.usage import Used, day_of
 from batchmill.store.batch import Batch, advance, claim_batch, has_batch, holds_batch, is_settled, release_batch
 from batchmill.store.blob import doom_blob, insert_writing, publish_blob
 from batchmill.store.database import Database, Transaction
 from batchmill.store.file import File, insert_file
+from batchmill.store.progress import add_errors
 from batchmill.store.slice import Segment, Slice, fence_slices, list_segments, list_slices
 from batchmill.store.usage import Whose, count_usage
 
@@ -63,6 +66,19 @@ class _ResultFile:
         else:
             for text in texts:
                 self.writer.write(text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unanswered:
+    """The lines that were never answered, the first of them, and all by their models."""
+
+    count: int
+    first: Sequence[bytes]
+    used: Mapping[Whose, Used]
+
+    def errors(self) -> list[Errors]:
+        """Return them as the one group that they are."""
+        return [replace(errors, count=self.count) for errors in by_cause(causes_of(self.first))]
 
 
 class Finalizer:
@@ -120,10 +136,8 @@ class Finalizer:
 
     async def _close(self, batch: Batch) -> None:
         closing = await self._fence(batch)
-        files, expired = await asyncio.to_thread(self._write_files, closing)
-        sealed = await self._database.write(
-            lambda tx: self._seal(tx, batch, files, late=expired > 0, unanswered=_unanswered(closing))
-        )
+        files, unanswered = await asyncio.to_thread(self._write_files, closing)
+        sealed = await self._database.write(lambda tx: self._seal(tx, batch, files, unanswered))
         counts = {f"{_KINDS[kind]}_lines": file.lines for kind, file in files.items()}
         self._log.info("sealed" if sealed else "not sealed: someone was faster", batch=batch.id, **counts)
 
@@ -146,11 +160,11 @@ class Finalizer:
         await self._database.write(take)
         return await self._database.read(look)
 
-    def _write_files(self, closing: _Closing) -> tuple[dict[bool, _ResultFile], int]:
-        """Stream the Results into the two files; return those, and how many lines were never answered."""
+    def _write_files(self, closing: _Closing) -> tuple[dict[bool, _ResultFile], _Unanswered]:
+        """Stream the Results into the two files; return those, and which lines were never answered."""
         batch = closing.batch
         files: dict[bool, _ResultFile] = {}
-        unanswered = 0
+        count, first = 0, list[bytes]()
         try:
             for kind in _KINDS:
                 files[kind] = _ResultFile(key=_key(batch, kind), writer=self._blobs.writer(_key(batch, kind)))
@@ -163,36 +177,30 @@ class Finalizer:
             ):
                 files[True].take(merged.output)
                 files[False].take(merged.error)
-                unanswered += merged.rest
+                first += merged.rest[: IDS_KEPT - len(first)]
+                count += len(merged.rest)
             for file in files.values():
                 if file.lines:
                     file.written = file.writer.finish()
         finally:
             for file in files.values():
                 file.writer.discard()
-        return files, unanswered
+        return files, _Unanswered(count=count, first=first, used=_holes(closing))
 
-    def _seal(
-        self,
-        tx: Transaction,
-        batch: Batch,
-        files: dict[bool, _ResultFile],
-        *,
-        late: bool,
-        unanswered: Mapping[Whose, Used],
-    ) -> bool:
+    def _seal(self, tx: Transaction, batch: Batch, files: dict[bool, _ResultFile], unanswered: _Unanswered) -> bool:
         """Publish the Files and make the last move in one transaction, if nobody was faster.
 
         Lines that were never answered are counted here, as requests that failed: no group commit has.
         """
         now = self._clock.now()
         status = batch.object.status
+        late = unanswered.count > 0 and status is Status.FINALIZING
         ids = {kind: mint_id("file", now) if file.written else None for kind, file in files.items()}
         moved = advance(
             tx,
             batch_id=batch.id,
             status=status,
-            event=Event.SEALED_LATE if late and status is Status.FINALIZING else Event.SEALED,
+            event=Event.SEALED_LATE if late else Event.SEALED,
             now=int(now),
             epoch=batch.epoch,
             values={
@@ -204,6 +212,9 @@ class Finalizer:
                 "lease_until": None,
             },
         )
+        if moved:  # one group more than those of lines that were sent: it may be the largest
+            errors, owner = unanswered.errors(), batch.organisation_id
+            add_errors(tx, batch_id=batch.id, organisation_id=owner, errors=errors, most=GROUPS_KEPT + 1)
         lasts = self._retention if batch.output_expires_after is None else batch.output_expires_after
         for kind, file in files.items():
             if moved and file.written is not None:
@@ -213,7 +224,7 @@ class Finalizer:
             else:
                 doom_blob(tx, key=file.key)
         if moved:
-            count_usage(tx, unanswered, day=day_of(now))
+            count_usage(tx, unanswered.used, day=day_of(now))
         else:
             release_batch(tx, batch_id=batch.id, epoch=batch.epoch)
         return moved
@@ -231,7 +242,7 @@ def _rest(batch: Batch) -> Rest | None:
     return None if drained_in_time else _RESTS[facts.status]
 
 
-def _unanswered(closing: _Closing) -> Mapping[Whose, Used]:
+def _holes(closing: _Closing) -> Mapping[Whose, Used]:
     """Return the open lines of a batch's Slices, which are nobody's any more, by their models."""
     holes: Counter[Whose] = Counter()
     for held in closing.slices:

@@ -41,12 +41,12 @@ class Rest:
 class Merged:
     """Some lines in input order, each with its line end: those for the output and for the error file.
 
-    `rest` counts those of the error file that were never answered and have become a `Rest`.
+    `rest` are those of the error file that were never answered and have become a `Rest`.
     """
 
     output: Sequence[Text]
     error: Sequence[Text]
-    rest: int
+    rest: Sequence[bytes]
 
 
 class _Texts(Protocol):
@@ -157,13 +157,11 @@ class _Closed:
             places = order[start : start + _BLOCK]
             found: list[Text] = [texts[place] or b"" for place in places]
             holes = [at for at, text in enumerate(found) if not text]
-            if holes:
-                for at, line in zip(holes, self._rest_of(group, [places[at] for at in holes]), strict=True):
-                    found[at] = line
+            rest = list(self._rest_of(group, [places[at] for at in holes])) if holes else []
+            for at, line in zip(holes, rest, strict=True):
+                found[at] = line
             done = [succeeded[place] for place in places]
-            yield Merged(
-                output=list(compress(found, done)), error=list(compress(found, map(not_, done))), rest=len(holes)
-            )
+            yield Merged(output=list(compress(found, done)), error=list(compress(found, map(not_, done))), rest=rest)
 
     def _rest_of(self, group: _Group, holes: Sequence[int]) -> Iterator[bytes]:
         """Yield the line of each hole, with the custom_id that stands in the input."""

@@ -33,7 +33,7 @@ class Batch:
 
     `key_id` is that of the key that created it, if that was noted.
     `crashes` counts the validatings or finalizings that failed in a row; `waiting` says in words why it does not move
-    on, and `waiting_since` (Unix seconds) from when on.
+    on, and `waiting_since` (Unix seconds) from when on; `retries` counts the sends of its lines beyond their first.
     """
 
     organisation_id: str
@@ -46,6 +46,7 @@ class Batch:
     crashes: int = 0
     waiting: str | None = None
     waiting_since: int | None = None
+    retries: int = 0
 
     @property
     def id(self) -> str:
@@ -335,6 +336,7 @@ def _batch(row: Row[tuple[object, ...]]) -> Batch:
         crashes=row.crashes,
         waiting=row.waiting,
         waiting_since=row.waiting_since,
+        retries=row.retries,
         object=BatchObject(
             id=row.id,
             endpoint=row.endpoint,

@@ -144,6 +144,7 @@ batch = Table(
     Column("cached_tokens", BigInteger, nullable=False, server_default="0"),
     Column("output_tokens", BigInteger, nullable=False, server_default="0"),
     Column("reasoning_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("retries", BigInteger, nullable=False, server_default="0"),  # sends of lines beyond their first
     Column("model", String),
     Column("errors", Text),  # JSON
     Column("plan_key", String),
@@ -162,6 +163,8 @@ batch = Table(
     Column("recent_lines", Float, nullable=False, server_default="0"),
     Column("recent_tokens", Float, nullable=False, server_default="0"),
     Column("recent_seconds", Float, nullable=False, server_default="0"),
+    Column("recent_prompt", Float, nullable=False, server_default="0"),  # what of the tokens is prompt, and what is not
+    Column("recent_completion", Float, nullable=False, server_default="0"),
     Column("counted_at", Float),  # on the lease clock: the last commit; null where the time since means nothing
     CheckConstraint(f"status IN ({', '.join(repr(s.value) for s in Status)})", name="status"),
     CheckConstraint("completed + failed <= total", name="counts"),
@@ -245,6 +248,34 @@ usage_day = Table(
     Column("output_tokens", BigInteger, nullable=False),
     Column("reasoning_tokens", BigInteger, nullable=False),
     PrimaryKeyConstraint("organisation_id", "day", "key_id", "model"),
+)
+
+# What a batch's failed lines have in common (`spec/groups.py`); at most 64 a batch, and what nobody answered.
+error_group = Table(
+    "error_group",
+    metadata,
+    Column("batch_id", String, ForeignKey("batch.id"), nullable=False),
+    Column("id", String, nullable=False),
+    _organisation(),
+    Column("status", Integer),
+    Column("code", Text),
+    Column("message", Text, nullable=False),
+    Column("lines", Integer, nullable=False),
+    Column("custom_ids", Text, nullable=False),  # JSON: of the first of them
+    PrimaryKeyConstraint("batch_id", "id"),
+)
+
+# What each backend has done of a batch.
+batch_share = Table(
+    "batch_share",
+    metadata,
+    Column("batch_id", String, ForeignKey("batch.id"), nullable=False),
+    Column("backend", String, nullable=False),
+    _organisation(),
+    Column("lines", Integer, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    PrimaryKeyConstraint("batch_id", "backend"),
 )
 
 # What a POST answered, for the client whose copy of the answer is lost (contract, choice 9). The status is 200: no
