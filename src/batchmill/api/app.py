@@ -13,12 +13,14 @@ from batchmill.api.answer import error_answer
 from batchmill.api.backends import backend_routes
 from batchmill.api.batches import batch_routes
 from batchmill.api.document import openapi
+from batchmill.api.events import Streams
 from batchmill.api.fault import as_api_error
 from batchmill.api.files import file_routes
 from batchmill.api.gate import DOCS_ASSETS, App, Gate
 from batchmill.api.health import health_routes
 from batchmill.api.keys import key_routes
 from batchmill.api.models import model_routes
+from batchmill.api.progress import progress_routes
 from batchmill.api.rate import Buckets, Rate
 from batchmill.api.replay import Replays
 from batchmill.api.steer import steer_routes
@@ -50,10 +52,12 @@ def create_app(
     apart: bool = False,
     public_webhooks: bool = True,
     calls: Rate | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> App:
     """Build the API: the contract's routes, models, the account, and health.
 
     `broken` as in `Gate`, `retention` in seconds.
+    `stopping` says that the process is to end: then answers that would go on for long do.
     `redirect`: a download is sent on to the bucket, where there is one.
     `public_webhooks`: events go to public hosts only.
     `calls`: where the calls of organisations are counted, if not in this process's memory.
@@ -77,6 +81,8 @@ def create_app(
     )
     app.include_router(delivery_routes(database=database, clock=clock, limits=limits))
     app.include_router(steer_routes(database=database, room=room, clock=clock, limits=limits, catalogue=catalogue))
+    streams = Streams(clock=clock, stopping=stopping)
+    app.include_router(progress_routes(database=database, clock=clock, streams=streams, catalogue=catalogue))
     app.include_router(model_routes(database=database, catalogue=catalogue))
     app.include_router(account_routes(database=database, clock=clock, limits=limits, catalogue=catalogue))
     app.include_router(key_routes(**shared))

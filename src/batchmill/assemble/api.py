@@ -14,8 +14,15 @@ from batchmill.settings import Settings
 from batchmill.telemetry import Metrics
 
 
-def build_api(*, settings: Settings, storage: Storage, clock: Clock, broken: Callable[[], None]) -> App:
-    """Build the API; `broken` is called when the disk fails beneath it."""
+def build_api(
+    *,
+    settings: Settings,
+    storage: Storage,
+    clock: Clock,
+    broken: Callable[[], None],
+    stopping: Callable[[], bool] = lambda: False,
+) -> App:
+    """Build the API; `broken` is called when the disk fails beneath it, `stopping` says that the process is to end."""
     return create_app(
         database=storage.database,
         blobs=storage.blobs,
@@ -29,6 +36,7 @@ def build_api(*, settings: Settings, storage: Storage, clock: Clock, broken: Cal
         catalogue=settings.catalogue,
         apart=not settings.worker,
         public_webhooks=settings.webhook_urls == "public",
+        stopping=stopping,
         calls=Buckets(clock=clock) if settings.is_embedded else SharedBuckets(database=storage.database),
     )
 

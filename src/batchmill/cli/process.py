@@ -85,7 +85,7 @@ async def _api(order: Order) -> None:
     def end() -> None:
         server.should_exit = True  # the supervisor starts the next one, which recovers
 
-    app = build_api(settings=settings, storage=storage, clock=clock, broken=end)
+    app = build_api(settings=settings, storage=storage, clock=clock, broken=end, stopping=lambda: server.should_exit)
     server = uvicorn.Server(
         server_config(
             app,

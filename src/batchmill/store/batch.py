@@ -89,11 +89,20 @@ def batches_by_id(tx: Transaction, *, batch_ids: Sequence[str]) -> Mapping[str, 
     return {row.id: _batch(row) for row in rows}
 
 
-def list_batches(tx: Transaction, *, organisation_id: str, after: str | None, limit: int) -> Sequence[Batch]:
-    """Return at most `limit` batches, newest first, beyond the id `after`."""
+def list_batches(
+    tx: Transaction,
+    *,
+    organisation_id: str,
+    after: str | None,
+    limit: int,
+    statuses: Sequence[Status] | None = None,
+) -> Sequence[Batch]:
+    """Return at most `limit` batches, newest first, beyond the id `after`, in one of these statuses or in any."""
     query = select(batch).where(batch.c.organisation_id == organisation_id).order_by(batch.c.id.desc()).limit(limit)
     if after is not None:
         query = query.where(batch.c.id < after)
+    if statuses is not None:
+        query = query.where(batch.c.status.in_([status.value for status in statuses]))
     return [_batch(row) for row in tx.connection.execute(query)]
 
 

@@ -11,10 +11,12 @@ from sqlalchemy import Table, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from batchmill.spec.groups import ErrorGroup
+from batchmill.spec.models import Catalogue
 from batchmill.spec.progress import GROUPS_KEPT, IDS_KEPT, Errors, ProgressObject, Share
 from batchmill.store.batch import find_batch
 from batchmill.store.database import Transaction
 from batchmill.store.forecast import with_forecasts
+from batchmill.store.receipt import with_costs
 from batchmill.store.standing import count_ahead
 from batchmill.store.tables import batch_share, error_group
 
@@ -63,12 +65,14 @@ def add_errors(
     tx.connection.execute(added.on_conflict_do_update(index_elements=list(error_group.primary_key), set_=changed), rows)
 
 
-def find_progress(tx: Transaction, *, organisation_id: str, batch_id: str, now: float) -> ProgressObject | None:
+def find_progress(
+    tx: Transaction, *, organisation_id: str, batch_id: str, catalogue: Catalogue, now: float
+) -> ProgressObject | None:
     """Return how far a batch of the organisation is; `now` in Unix seconds."""
     found = find_batch(tx, organisation_id=organisation_id, batch_id=batch_id)
     if found is None:
         return None
-    (foretold,) = with_forecasts(tx, [found], now=now)
+    (foretold,) = with_costs(tx, with_forecasts(tx, [found], now=now), catalogue=catalogue)
     shares = select(batch_share).where(batch_share.c.batch_id == batch_id).order_by(batch_share.c.backend)
     return ProgressObject(
         batch=foretold.object,

@@ -3,6 +3,7 @@
 from batchmill.api.document.account import account_paths, account_schemas
 from batchmill.api.document.contract import contract_paths
 from batchmill.api.document.operation import FAULTS, fault_answer
+from batchmill.api.document.progress import progress_paths, progress_schemas
 from batchmill.api.document.schemas import Json, schemas
 from batchmill.api.document.steer import steer_paths
 from batchmill.api.document.webhooks import webhook_paths, webhook_schemas
@@ -16,6 +17,7 @@ def openapi(*, version: str, limits: Limits) -> Json:
         "info": {"title": "Batchmill", "version": version},
         "paths": {
             **contract_paths(limits),
+            **progress_paths(),
             **steer_paths(limits),
             **account_paths(limits),
             **webhook_paths(limits),
@@ -23,6 +25,7 @@ def openapi(*, version: str, limits: Limits) -> Json:
         "components": {
             "schemas": {
                 **schemas(limits),
+                **progress_schemas(),
                 **account_schemas(),
                 **webhook_schemas(),
             },
