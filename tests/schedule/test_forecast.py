@@ -53,6 +53,15 @@ def test_replies_that_count_no_tokens_give_no_rate_of_them() -> None:
     assert (told.tokens_per_second, told.lines_per_second) == (None, 2.0)
 
 
+def test_tokens_divide_as_they_did_of_late() -> None:
+    """Prompt and completion are parts of the rate of both, even where one of them is nothing."""
+    told = course(replace(GOING, prompt=3_000.0, completion=1_000.0))  # counted for a part of the time
+    assert (told.prompt_tokens_per_second, told.completion_tokens_per_second) == (375.0, 125.0)
+    told = course(replace(GOING, prompt=50_000.0))
+    assert (told.prompt_tokens_per_second, told.completion_tokens_per_second) == (500.0, 0.0)
+    assert course(GOING).prompt_tokens_per_second is None
+
+
 @pytest.mark.parametrize(
     ("recent", "waits"),
     [

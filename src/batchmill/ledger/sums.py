@@ -30,9 +30,7 @@ def shares_of(results: Sequence[Result], *, usage: Usage) -> list[Share]:
         if backend is not None:
             told = usage if len(by_backend) == 1 else total_tokens(r.usage for r in mine if r.usage is not None)
             prompt, completion = told.input_tokens, told.output_tokens
-            shares.append(
-                Share(backend=backend, lines=len(mine), prompt_tokens=prompt, completion_tokens=completion)
-            )
+            shares.append(Share(backend=backend, lines=len(mine), prompt_tokens=prompt, completion_tokens=completion))
     return shares
 
 

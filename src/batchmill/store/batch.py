@@ -294,12 +294,6 @@ def batches_drained(tx: Transaction, *, limit: int) -> Sequence[str]:
     return tx.connection.execute(drained.limit(limit)).scalars().all()
 
 
-def count_statuses(tx: Transaction) -> Mapping[Status, int]:
-    """Return how many batches are in each status."""
-    query = select(batch.c.status, func.count()).group_by(batch.c.status)
-    return {Status(status): count for status, count in tx.connection.execute(query)}
-
-
 def finished_uncleared(tx: Transaction, *, limit: int) -> Sequence[Batch]:
     """Return final batches that still refer to their input."""
     final = batch.c.status.in_([status.value for status in FINAL])

@@ -54,9 +54,20 @@ def progress_schemas() -> Json:
         "custom_ids": {"type": "array", "items": TEXT, "maxItems": 5},
     }
     waits: Json = {**object_({"reason": TEXT, "since": TIME}), "type": ["object", "null"]}
-    margin: Json = {"type": ["integer", "null"], "description": "Seconds from `eta` to `expires_at`; below 0 it is too late."}
-    late: Json = {"type": ["integer", "null"], "minimum": 1, "description": "Seconds after `expires_at`; null if in time."}
-    ahead: Json = {"type": ["integer", "null"], "minimum": 0, "description": "Batches that come before it; null if final."}
+    margin: Json = {
+        "type": ["integer", "null"],
+        "description": "Seconds from `eta` to `expires_at`; below 0 it is too late.",
+    }
+    late: Json = {
+        "type": ["integer", "null"],
+        "minimum": 1,
+        "description": "Seconds after `expires_at`; null if in time.",
+    }
+    ahead: Json = {
+        "type": ["integer", "null"],
+        "minimum": 0,
+        "description": "Batches that come before it; null if final.",
+    }
     return {
         "Progress": object_(
             {
