@@ -1,12 +1,14 @@
 """What is told of how far a batch is."""
 
 from dataclasses import replace
+from decimal import Decimal
 
 import pytest
 
 from batchmill.schedule.forecast import Forecast
 from batchmill.spec.groups import ErrorGroup
 from batchmill.spec.objects import BatchObject, Counts, Usage
+from batchmill.spec.prices import Cost
 from batchmill.spec.progress import Errors, ProgressObject, Share
 from batchmill.spec.states import FINAL, Status
 

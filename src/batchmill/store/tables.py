@@ -140,10 +140,10 @@ batch = Table(
     Column("open_slices", Integer, nullable=False, server_default="0"),
     Column("slice_tokens", BigInteger, nullable=False, server_default="1"),  # of a Slice, by estimate, on average
     Column("seq", Integer, nullable=False, server_default="0"),  # orders the Segments
-    Column("input_tokens", BigInteger, nullable=False, server_default="0"),
-    Column("cached_tokens", BigInteger, nullable=False, server_default="0"),
-    Column("output_tokens", BigInteger, nullable=False, server_default="0"),
-    Column("reasoning_tokens", BigInteger, nullable=False, server_default="0"),
+    *(
+        Column(f"{kind}_tokens", BigInteger, nullable=False, server_default="0")
+        for kind in ("input", "cached", "output", "reasoning")
+    ),
     Column("retries", BigInteger, nullable=False, server_default="0"),  # sends of lines beyond their first
     Column("model", String),
     Column("errors", Text),  # JSON
@@ -160,11 +160,8 @@ batch = Table(
     Column("paused_at", BigInteger),  # since when no line is sent; null while lines are
     Column("priority", Integer, nullable=False, server_default="0"),  # higher goes first, within the organisation
     # How fast it goes (`schedule/forecast.py`): sums that fade with each group commit.
-    Column("recent_lines", Float, nullable=False, server_default="0"),
-    Column("recent_tokens", Float, nullable=False, server_default="0"),
-    Column("recent_seconds", Float, nullable=False, server_default="0"),
-    Column("recent_prompt", Float, nullable=False, server_default="0"),  # what of the tokens is prompt, and what is not
-    Column("recent_completion", Float, nullable=False, server_default="0"),
+    *(Column(f"recent_{what}", Float, nullable=False, server_default="0") for what in ("lines", "tokens", "seconds")),
+    *(Column(f"recent_{what}", Float, nullable=False, server_default="0") for what in ("prompt", "completion")),
     Column("counted_at", Float),  # on the lease clock: the last commit; null where the time since means nothing
     CheckConstraint(f"status IN ({', '.join(repr(s.value) for s in Status)})", name="status"),
     CheckConstraint("completed + failed <= total", name="counts"),
@@ -184,9 +181,7 @@ batch_usage = Table(
     Column("batch_id", String, ForeignKey("batch.id"), nullable=False),
     Column("model", String, nullable=False),
     _organisation(),
-    Column("input_tokens", BigInteger, nullable=False),
-    Column("cached_tokens", BigInteger, nullable=False),
-    Column("output_tokens", BigInteger, nullable=False),
+    *(Column(f"{kind}_tokens", BigInteger, nullable=False) for kind in ("input", "cached", "output")),
     PrimaryKeyConstraint("batch_id", "model"),
 )
 
@@ -243,10 +238,7 @@ usage_day = Table(
     Column("model", String, nullable=False),
     Column("requests", BigInteger, nullable=False),  # that have a result
     Column("failed", BigInteger, nullable=False),  # of those
-    Column("input_tokens", BigInteger, nullable=False),
-    Column("cached_tokens", BigInteger, nullable=False),
-    Column("output_tokens", BigInteger, nullable=False),
-    Column("reasoning_tokens", BigInteger, nullable=False),
+    *(Column(f"{kind}_tokens", BigInteger, nullable=False) for kind in ("input", "cached", "output", "reasoning")),
     PrimaryKeyConstraint("organisation_id", "day", "key_id", "model"),
 )
 
@@ -273,8 +265,7 @@ batch_share = Table(
     Column("backend", String, nullable=False),
     _organisation(),
     Column("lines", Integer, nullable=False),
-    Column("prompt_tokens", BigInteger, nullable=False),
-    Column("completion_tokens", BigInteger, nullable=False),
+    *(Column(f"{kind}_tokens", BigInteger, nullable=False) for kind in ("prompt", "completion")),
     PrimaryKeyConstraint("batch_id", "backend"),
 )
 
@@ -371,12 +362,8 @@ lane = Table(
     Column("held", BigInteger, nullable=False, server_default="0"),  # of the total
     Column("round", BigInteger, nullable=False, server_default="0"),  # that the measure is of
     Column("pressed", BigInteger, nullable=False, server_default="0"),  # refusals for pressure (429)
-    Column("elapsed", Float, nullable=False, server_default="0"),  # the measure
-    Column("area", Float, nullable=False, server_default="0"),
-    Column("answers", BigInteger, nullable=False, server_default="0"),
-    Column("work", Float, nullable=False, server_default="0"),
-    Column("seconds", Float, nullable=False, server_default="0"),
-    Column("arrived", Float, nullable=False, server_default="0"),
+    Column("answers", BigInteger, nullable=False, server_default="0"),  # the measure, with what follows
+    *(Column(n, Float, nullable=False, server_default="0") for n in ("elapsed", "area", "work", "seconds", "arrived")),
     PrimaryKeyConstraint("worker_id", "backend"),
     Index("ix_lane_backend", "backend"),
 )
