@@ -51,6 +51,7 @@ PLACES: Mapping[str, Place] = {
     "files after": Place(route="GET /v1/files?after={}", prefix="file", unknown=200, malformed=400),
     "create": Place(route="POST /v1/batches", prefix="file", body=ORDER, scope=WRITE, unknown=400, malformed=400),
     "retrieve batch": Place(route="GET /v1/batches/{}", prefix="batch"),
+    "progress": Place(route="GET /v1/batches/{}/progress", prefix="batch"),
     "cancel": Place(route="POST /v1/batches/{}/cancel", prefix="batch", scope=WRITE),
     "pause": Place(route="POST /v1/batches/{}/pause", prefix="batch", scope=WRITE),
     "resume": Place(route="POST /v1/batches/{}/resume", prefix="batch", scope=WRITE),
