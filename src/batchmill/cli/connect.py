@@ -77,8 +77,8 @@ async def _run(server: str, key: str | None, work: Work) -> ClientExit:
 def _sentence(failed: Failed, key: str | None) -> str:
     if isinstance(failed, Unreachable) and "cannot be reached" in str(failed):
         return f"{failed} --server or BATCHMILL_SERVER names another."
-    if isinstance(failed, Refused) and failed.status == 401 and key is None:  # noqa: PLR2004 - HTTP's own
-        return f"{failed} It is not set."
+    if isinstance(failed, Refused) and failed.status == 401:  # noqa: PLR2004 - HTTP's own
+        return f"{failed} {_KEY}, which should hold the key, is {'not set' if key is None else 'not good here'}."
     return str(failed)
 
 

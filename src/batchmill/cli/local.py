@@ -1,23 +1,30 @@
-"""The commands that need no server, `batchmill run` and `batchmill check`, and their options."""
+"""The commands that need no server, `batchmill run`, `check` and `doctor`, and their options."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from batchmill.cli.exit import Exit
 from batchmill.cli.option import (
     BackendOption,
+    BlobsOption,
+    DatabaseOption,
+    DataOption,
     DrainOption,
     EndpointOption,
     FileOption,
     KeyOption,
     LeaseOption,
     LimitsOption,
+    ModelOption,
     PoliteOption,
     TimeoutOption,
     TransportOption,
     UnknownOption,
     WindowOption,
+    say,
     settings_of,
 )
 
@@ -96,3 +103,44 @@ def check(
         as_json=as_json,
     )
     raise typer.Exit(code)
+
+
+def doctor(
+    *,
+    data: DataOption = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on. [default: 8000]")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Port of /metrics. [default: --port + 1]")] = None,
+    backend: BackendOption = None,
+    backend_key_env: KeyOption = None,
+    database: DatabaseOption = None,
+    blobs: BlobsOption = None,
+    settings: FileOption = None,
+    model: ModelOption = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            envvar="BATCHMILL_SERVER", help="A running server to ask, too, with the key in BATCHMILL_API_KEY."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what is set up, what is wrong and what to do; changes nothing. Exit codes: 0 sound, 1 there is a problem."""
+    from batchmill.cli.doctor import run_doctor  # noqa: PLC0415 - as above
+
+    flags = {
+        "data": data,
+        "host": host,
+        "port": port,
+        "metrics_port": metrics_port,
+        "backend": backend or None,
+        "backend_key_env": backend_key_env or None,
+        "database": database,
+        "blobs": blobs,
+        "settings": settings,
+        "model": model,
+    }
+    given = {name: value for name, value in flags.items() if value is not None}
+    key = os.environ.get("BATCHMILL_API_KEY") or None
+    if not run_doctor(given, server=server, key=key, as_json=as_json, say=say):
+        raise typer.Exit(Exit.FAULT)

@@ -32,10 +32,7 @@ class Refused(Failed):
         self.status, self.message, self.code, self.param = status, message, code, param
         of = "" if param is None else f" (param: {shown(param, _MOST)})"
         said = shown(message, _MOST).rstrip(".")
-        hint = ""
-        if status == 401:  # noqa: PLR2004 - HTTP's own
-            hint = " BATCHMILL_API_KEY holds the key."
-        super().__init__(f"The server answers {status}: {said}{of}.{hint}")
+        super().__init__(f"The server answers {status}: {said}{of}.")
 
     @property
     def is_missing(self) -> bool:

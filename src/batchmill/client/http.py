@@ -16,7 +16,7 @@ import aiohttp
 from yarl import URL
 
 from batchmill.client.failure import Failed, Unreachable, refusal
-from batchmill.client.retry import TRIES, is_tried_again, wait_before
+from batchmill.client.retry import TRIES, TRIES_AWAY, is_tried_again, wait_before
 
 Json = dict[str, Any]
 Query = Mapping[str, str | int]
@@ -179,7 +179,7 @@ class Client:
                 )
                 read = await _whole(response) if whole and response.status < _BAD else b""
             except (aiohttp.ClientError, TimeoutError, ConnectionError) as fault:
-                failed, again = Unreachable(f"{self.base} cannot be reached: {_why(fault)}."), True
+                failed, again = Unreachable(f"{self.base} cannot be reached: {_why(fault)}."), tried < TRIES_AWAY
             else:
                 async with response:
                     if response.status < _BAD:
@@ -260,6 +260,8 @@ def _why(fault: BaseException) -> str:
     """Return why, in a few words; an exception without any is named."""
     if isinstance(fault, aiohttp.ClientConnectorError):
         fault = fault.os_error
+    if isinstance(fault, ConnectionRefusedError):
+        return "nobody listens there"
     if isinstance(fault, OSError) and fault.strerror:
         return fault.strerror
     if isinstance(fault, TimeoutError):

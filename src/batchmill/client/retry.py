@@ -4,7 +4,8 @@ import random
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
-TRIES = 5
+TRIES = 5  # of a call that is answered
+TRIES_AWAY = 3  # of one that is not
 _AGAIN = frozenset({408, 409, 429})
 _NO_USE = frozenset({"exceeded_current_quota_error", "insufficient_quota"})  # a 429 that no waiting ends
 _FIRST, _LONGEST = 0.5, 8.0  # seconds of our own backoff
