@@ -75,10 +75,14 @@ def storage(settings: Settings) -> Iterator[Finding]:
 
 def backends(settings: Settings) -> Iterator[Finding]:
     """Ask each backend for its models: those that the settings name, and those that were added while workers run."""
-    entries = [*settings.backends]
-    for added in _roster(settings):
-        if added.url is not None and not added.draining:
-            entries.append(BackendSettings(url=added.url, models=added.models, key_env=added.key_env))
+    entries = [
+        *settings.backends,
+        *(
+            BackendSettings(url=added.url, models=added.models, key_env=added.key_env)
+            for added in _roster(settings)
+            if added.url is not None and not added.draining
+        ),
+    ]
     if not entries:
         yield ok("backends", "None is named: the built-in model answers.")
     for entry in entries:

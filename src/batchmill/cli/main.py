@@ -9,7 +9,7 @@ import typer
 
 from batchmill.cli.access import keys_app, orgs_app
 from batchmill.cli.exit import Exit, Stop
-from batchmill.cli.local import check, doctor, run
+from batchmill.cli.local import check, convert, doctor, run
 from batchmill.cli.option import (
     BackendOption,
     BlobsOption,
@@ -284,7 +284,7 @@ models_app.command("list")(models_list)
 _ASKING = (submit, watch, list_, show, results, fetch, retry, pause, resume, cancel, window, priority, quote, usage)
 for asking in _ASKING:
     app.command(asking.__name__.rstrip("_"), rich_help_panel=_CLIENT)(asking)
-for working in (run, check, doctor):
+for working in (run, check, convert, doctor):
     app.command(rich_help_panel=_LOCAL)(working)
 for name, group in {"keys": keys_app, "orgs": orgs_app, "backends": backends_app}.items():
     app.add_typer(group, name=name, rich_help_panel=_SERVER)
