@@ -231,11 +231,17 @@ class _Told(io.BufferedReader):
 
 async def _whole(response: aiohttp.ClientResponse) -> bytes:
     text = bytearray()
-    async for chunk in response.content.iter_any():
-        text += chunk
-        if len(text) > _ANSWER_BYTES:
-            response.close()
-            raise Failed(f"The server answers with over {_ANSWER_BYTES:,} bytes.")
+    try:
+        async for chunk in response.content.iter_any():
+            text += chunk
+            if len(text) > _ANSWER_BYTES:
+                break
+    except BaseException:
+        response.close()
+        raise
+    if len(text) > _ANSWER_BYTES:
+        response.close()
+        raise Failed(f"The server answers with over {_ANSWER_BYTES:,} bytes.")
     return bytes(text)
 
 

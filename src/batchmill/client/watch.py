@@ -6,6 +6,7 @@ from datetime import UTC, datetime, tzinfo
 
 from rich.console import Group as Lines
 from rich.console import RenderableType
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
@@ -70,11 +71,11 @@ class Picture:
         counts = progress.request_counts
         if counts.total:
             style = "red" if progress.status in {"failed", "expired"} else "cyan"
-            yield ProgressBar(total=counts.total, completed=counts.done, complete_style=style)
+            yield Padding(ProgressBar(total=counts.total, completed=counts.done, complete_style=style), 0)
         failed = Text(f"  {counts.failed:,} failed", style="red" if counts.failed else "dim")
         yield Text(f"{counts.done:,} of {counts.total:,} lines") + failed if counts.total else Text("no line yet")
         if not progress.is_final:
-            yield Text(f"{sparkline(self._rates)} ", style="cyan", end="") + Text(_rates(progress))
+            yield Text.assemble((f"{sparkline(self._rates)} ", "cyan"), _rates(progress))
             yield _deadline(progress, now, self._zone)
         if (used := _used(progress)) is not None:
             yield Text(used, style="dim")
