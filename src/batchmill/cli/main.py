@@ -283,7 +283,8 @@ models_app.command("list")(models_list)
 
 _ASKING = (submit, watch, list_, show, results, fetch, retry, pause, resume, cancel, window, priority, quote, usage)
 for asking in _ASKING:
-    app.command(asking.__name__.rstrip("_"), rich_help_panel=_CLIENT)(asking)
+    dashes = {"ignore_unknown_options": asking is priority}  # -5 is a priority, and no option
+    app.command(asking.__name__.rstrip("_"), rich_help_panel=_CLIENT, context_settings=dashes)(asking)
 for working in (run, check, convert, doctor):
     app.command(rich_help_panel=_LOCAL)(working)
 for name, group in {"keys": keys_app, "orgs": orgs_app, "backends": backends_app}.items():

@@ -21,6 +21,7 @@ from batchmill.cli.connect import (
     talk,
 )
 from batchmill.cli.exit import ClientExit, Stop
+from batchmill.client.failure import Failed, Refused
 from batchmill.client.http import Client, Json
 from batchmill.client.text import shown
 
@@ -261,7 +262,12 @@ def usage(
 
     async def ask(client: Client) -> ClientExit:
         asked = {"from": since, "to": until}
-        found = await client.get("/usage", {name: day for name, day in asked.items() if day is not None})
+        try:
+            found = await client.get("/usage", {name: day for name, day in asked.items() if day is not None})
+        except Refused as refused:
+            if refused.is_missing:
+                raise Failed("This server does not tell of usage: that is an extension of Batchmill's.") from refused
+            raise
         if as_json:
             say_json(found)
             return ClientExit.GOOD

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import msgspec
 
 from batchmill.cli.exit import RunExit, Stop
+from batchmill.client.text import shown
 
 Row = Mapping[str, Any]
 
@@ -64,15 +65,21 @@ def read_rows(path: Path, *, delimiter: str | None) -> Iterator[Row]:
 
 
 def columns_of(path: Path, *, delimiter: str | None) -> list[str]:
-    """Return the names of a file's columns, in their order; of JSONL, all names that any line has. Errors as above."""
+    """Return the names of a file's columns, in their order; of JSONL, all names that any line has.
+
+    Raises:
+        Stop: it is of no kind that is known, or cannot be read.
+    """
     kind = kind_of(path)
     if kind == ".parquet":
         return list(_parquet_file(path).schema_arrow.names)
-    if kind in _JSON:
-        return list(dict.fromkeys(name for row in read_rows(path, delimiter=None) for name in row))
     try:
+        if kind in _JSON:
+            return list(dict.fromkeys(name for row in read_rows(path, delimiter=None) for name in row))
         with _opened(path) as stream:
             return _header(path, csv.reader(stream, delimiter=delimiter or _DELIMITERS[kind], strict=True))
+    except BadRow as fault:
+        raise Stop(f"{path}: {shown(fault)}.", RunExit.BAD_DATA) from fault
     except OSError as fault:
         raise Stop(f"{path} cannot be read: {fault.strerror}.", RunExit.USAGE) from fault
 
@@ -219,7 +226,7 @@ def _told(rows: Iterator[list[str]], where: Callable[[], str]) -> Iterator[list[
     except csv.Error as fault:
         raise BadRow(f"{where()}: {fault}") from fault
     except UnicodeDecodeError as fault:
-        raise BadRow(f"after {where()}: it is not in UTF-8") from fault
+        raise BadRow(f"from {where()} on, it is not in UTF-8") from fault
 
 
 def _opened(path: Path) -> TextIO:
