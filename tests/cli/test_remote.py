@@ -185,6 +185,17 @@ def test_what_cannot_be_done_is_one_sentence(shell: Shell, words: list[str], cod
     assert (ended.code, ended.out, ended.err) == (code, "", said)
 
 
+def test_what_was_used_is_told(shell: Shell, mixed: Path) -> None:
+    """By day, key and model; a day that is none is refused."""
+    assert shell("submit", mixed, "--no-check", "--watch").code == 3
+    rows = [line.split("\t") for line in shell("usage").out.splitlines()]
+    assert (rows[0][0], rows[1][2]) == ("day", "witness")
+    (usage,) = shell.json("usage")
+    assert usage["data"][0]["requests"] >= 22
+    (refused,) = shell.json("usage", "--from", "yesterday", code=1)
+    assert refused["error"]["status"] == 400
+
+
 def test_a_key_is_asked_for_and_never_told(shell: Shell) -> None:
     """Without a key, with a wrong one, and with one that no header may hold."""
     for key, said in (

@@ -21,7 +21,7 @@ class Odd:
     bodies: list[bytes] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     slept: list[float] = field(default_factory=list)
-    client: Client | None = None
+    port: int = 0
 
     async def sleep(self, seconds: float) -> None:
         """Take no time."""
@@ -94,8 +94,8 @@ async def odd_server() -> AsyncIterator[tuple[Odd, Client]]:
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    port = runner.addresses[0][1]
+    odd.port = runner.addresses[0][1]
     async with aiohttp.ClientSession() as session:
-        base = base_of(f"http://127.0.0.1:{port}")
+        base = base_of(f"http://127.0.0.1:{odd.port}")
         yield odd, Client(session=session, base=base, key="sk-secret", say=odd.said.append, sleep=odd.sleep)
     await runner.cleanup()

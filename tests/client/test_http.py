@@ -8,7 +8,7 @@ import pytest
 from batchmill.client.failure import Failed, Refused, Unreachable, wire
 from batchmill.client.http import Client, base_of, connect
 from batchmill.client.retry import TRIES, wait_before
-from client.odd import Odd, broken, lost, refused, text, told
+from client.odd import Odd, broken, lost, odd_server, refused, text, told
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,19 @@ async def test_a_file_is_read_anew_for_each_try(server: tuple[Odd, Client], tmp_
     assert all(request.content_length for request in odd.asked)
     assert read.count(700_000) >= 2
     assert max(read) == 700_000
+
+
+async def test_a_key_goes_to_its_server_alone(server: tuple[Odd, Client]) -> None:
+    """A download that is sent on to a bucket is followed without the key, and with the range."""
+    odd, client = server
+    async with odd_server() as (bucket, _):
+        bucket.answers = [text(b"bytes", status=206)]
+        port = bucket.port
+        odd.answers = [text(b"", status=302, Location=f"http://127.0.0.1:{port}/object?signature=x")]
+        async with client.open("GET", "/files/file_1/content", headers={"Range": "bytes=2-"}) as answer:
+            assert b"".join([chunk async for chunk in answer.chunks()]) == b"bytes"
+        (asked,) = bucket.asked
+        assert (asked.headers["Range"], "Authorization" in asked.headers) == ("bytes=2-", False)
 
 
 async def test_a_server_that_is_away_is_named() -> None:

@@ -11,7 +11,10 @@ _MISSING = frozenset({404, 405, 501})
 
 
 class Failed(Exception):  # noqa: N818 - it states what is so
-    """The call came to nothing; the text is one sentence that a terminal may show."""
+    """The call came to nothing; the text is one sentence, and a terminal may show it, whoever wrote parts of it."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(shown(sentence))
 
 
 class Unreachable(Failed):
