@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,21 @@ _BROKEN = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shell:
-    """Runs commands with a server and its key in the environment."""
+    """Runs commands in this process, with a server and its key in the environment."""
 
-    processes: Processes
     environment: dict[str, str]
+    monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str]
 
-    def __call__(self, *words: object) -> Ended:
+    def __call__(self, *words: object, **environment: str) -> Ended:
         """Run one to its end."""
-        return self.processes.batchmill(*words, environment=self.environment)
+        with self.monkeypatch.context() as patch:
+            patch.setattr("sys.argv", ["batchmill", *map(str, words)])
+            patch.setattr("os.environ", self.environment | environment)
+            with pytest.raises(SystemExit) as ended:
+                main()
+        said = self.capsys.readouterr()
+        return Ended(code=int(ended.value.code or 0), out=said.out, err=said.err)
 
     def json(self, *words: object, code: int = 0) -> list[Any]:
         """Run one with --json, which ends with this code, and return the lines that it prints."""
@@ -52,19 +59,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def shell(processes: Processes, server: Server) -> Shell:
+def shell(server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
     """Return a shell for the server."""
     environment = clean_environment(BATCHMILL_SERVER=server.url, BATCHMILL_API_KEY=server.key)
-    return Shell(processes=processes, environment=environment)
+    return Shell(environment=environment, monkeypatch=monkeypatch, capsys=capsys)
 
 
 @pytest.fixture
-def plain_shell(processes: Processes, server: Server) -> Iterator[Shell]:
+def plain_shell(shell: Shell, server: Server) -> Iterator[Shell]:
     """Return a shell for a server that has the contract's routes and no others."""
     with contract_only(server.port) as url:
-        yield Shell(
-            processes=processes, environment=clean_environment(BATCHMILL_SERVER=url, BATCHMILL_API_KEY=server.key)
-        )
+        yield replace(shell, environment=shell.environment | {"BATCHMILL_SERVER": url})
 
 
 @pytest.fixture
@@ -150,7 +155,7 @@ def test_a_file_is_submitted_by_its_id(shell: Shell, mixed: Path) -> None:
     assert listed[1].startswith(second["id"])
 
 
-def test_a_batch_is_steered(shell: Shell, tmp_path: Path) -> None:
+def test_a_batch_is_steered(shell: Shell, processes: Processes, tmp_path: Path) -> None:
     """Paused, given another window and a priority, resumed, cancelled; the end is told by `watch`'s exit code."""
     path = tmp_path / "long.jsonl"
     path.write_bytes(joined(plain_lines(3000)))
@@ -161,7 +166,7 @@ def test_a_batch_is_steered(shell: Shell, tmp_path: Path) -> None:
     assert shell.json("priority", batch_id, "-5")[0]["priority"] == -5
     assert shell.json("priority", batch_id, "7")[0]["priority"] == 7
     assert shell.json("resume", batch_id)[0]["paused_at"] is None
-    watching = shell.processes.start("watch", batch_id, environment=shell.environment)
+    watching = processes.start("watch", batch_id, environment=shell.environment)
     until(lambda: "in_progress" in watching.out.read_text(), 20)
     assert watching.stop(signal.SIGINT) == 130
     assert f"The batch goes on; to see it again: batchmill watch {batch_id}" in watching.err.read_text()
@@ -203,24 +208,23 @@ def test_a_key_is_asked_for_and_never_told(shell: Shell) -> None:
         ("sk-bm-wrong", "is not good here"),
         ("sk two\nlines", "holds what no key has"),
     ):
-        environment = shell.environment | {"BATCHMILL_API_KEY": key}
-        ended = shell.processes.batchmill("list", environment=environment)
+        ended = shell("list", BATCHMILL_API_KEY=key)
         assert ended.code != 0
         assert said in ended.err
         assert not key or key not in ended.err
 
 
-def test_a_running_server_is_known(processes: Processes, server: Server) -> None:
+def test_a_running_server_is_known(shell: Shell, server: Server) -> None:
     """Doctor finds its ports, its rows and its key well, and another key a problem with what to do."""
     words = ["doctor", "--data", server.data, "--port", server.port, "--backend", "echo:", "--server", server.url]
     words += ["--metrics-port", "0"]
-    good = processes.batchmill(*words, environment=clean_environment(BATCHMILL_API_KEY=server.key))
+    good = shell(*words)
     assert good.code == 0, good.out
     assert "in use by a running Batchmill" in good.out
     assert "its tables are up to date" in good.out
     assert "takes the key" in good.out
     assert "The server's clock and this machine's agree." in good.out
-    bad = processes.batchmill(*words, "--json", environment=clean_environment(BATCHMILL_API_KEY="sk-bm-wrong"))
+    bad = shell(*words, "--json", BATCHMILL_API_KEY="sk-bm-wrong")
     (problem,) = [each for each in json.loads(bad.out)["findings"] if each["verdict"] == "problem"]
     assert (bad.code, problem["check"], "BATCHMILL_API_KEY" in problem["advice"]) == (1, "server", True)
     assert "sk-bm-wrong" not in bad.out + bad.err
