@@ -72,5 +72,6 @@ def wire(failed: Failed) -> Mapping[str, object]:
     if isinstance(failed, Refused):
         error = {"status": failed.status, "message": failed.message, "code": failed.code, "param": failed.param}
     else:
-        error = {"status": None, "message": str(failed), "code": "unreachable", "param": None}
+        code = "unreachable" if isinstance(failed, Unreachable) else "failed"
+        error = {"status": None, "message": str(failed), "code": code, "param": None}
     return {"error": error}
