@@ -124,6 +124,9 @@ def test_a_server_of_the_contract_alone_will_do(plain_shell: Shell, mixed: Path,
     paused = plain_shell.json("pause", batch_id, code=1)
     assert "an extension of Batchmill's" in paused[0]["error"]["message"]
     assert [each["id"] for each in plain_shell.json("list", "--status", "completed", "--limit", 1)] == [batch_id]
+    child = plain_shell.json("retry", batch_id, "--watch", code=3)
+    assert child[-1]["request_counts"] == {"completed": 0, "failed": 2, "total": 2}
+    assert "None of its lines failed for this reason." in plain_shell("retry", batch_id, "--error-group", "none").err
 
 
 def test_bad_lines_are_told_before_anything_is_sent(shell: Shell, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from batchmill.client.again import run_again
 from batchmill.client.download import fetch
 from batchmill.client.events import events_of
 from batchmill.client.failure import Failed, Refused
@@ -117,6 +118,42 @@ async def test_results_come_from_the_files_where_there_is_no_route(server: tuple
     odd.answers = [refused(404), told(batch)]
     with pytest.raises(Failed, match="cannot merge"):
         await _listed(odd, client, Chosen(merged=True))
+
+
+async def test_what_failed_runs_again_without_a_route(server: tuple[Odd, Client]) -> None:
+    """The failed lines go byte for byte, as the parent's: its endpoint, window and metadata."""
+    odd, client = server
+    batch = {
+        "id": "../b",
+        "status": "completed",
+        "input_file_id": "file_i",
+        "error_file_id": "file_e",
+        "metadata": {"a": "b"},
+    }
+    batch |= {"endpoint": "/v1/embeddings", "completion_window": "24h"}
+    failed = b'{"custom_id":"x","response":{"status_code":500,"body":{}}}\n'
+    first = b'{ "custom_id":"x",\t"body": {"n": 1E+0} }'
+    odd.answers = [
+        text(failed),
+        text(b'{"custom_id":"y"}\r\n\n' + first),
+        told({"id": "file_n"}),
+        told({"id": "batch_n"}),
+    ]
+    child = await run_again(client, batch, error_group=None, window=None, say=odd.said.append)
+    assert child == {"id": "batch_n"}
+    assert first + b"\n\r\n" in odd.bodies[2]
+    assert b'"y"' not in odd.bodies[2]
+    made = {"input_file_id": "file_n", "endpoint": "/v1/embeddings", "completion_window": "24h", "metadata": {"a": "b"}}
+    assert json.loads(odd.bodies[3]) == made
+    for wrong, said in (
+        ({"status": "in_progress"}, "at its end"),
+        ({"error_file_id": None}, "None of its lines failed"),
+    ):
+        with pytest.raises(Failed, match=said):
+            await run_again(client, batch | wrong, error_group=None, window=None, say=odd.said.append)
+    odd.answers = [text(b"nonsense")]
+    with pytest.raises(Failed, match="no result"):
+        await run_again(client, batch, error_group=None, window=None, say=odd.said.append)
 
 
 @pytest.mark.parametrize("ranges", [True, False])

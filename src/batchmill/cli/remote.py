@@ -195,12 +195,20 @@ def retry(
 ) -> None:
     """Run the failed lines of a final batch again, as a batch of their own, and print its id."""
     from batchmill.cli import watching  # noqa: PLC0415 - as above
+    from batchmill.client.again import run_again  # noqa: PLC0415 - as above
 
     batch_id = read_id("BATCH", batch)
     asked = {"error_group": error_group, "completion_window": window}
 
     async def ask(client: Client) -> ClientExit:
-        child = await extra(client, batch_id, "retry", {k: v for k, v in asked.items() if v is not None})
+        try:
+            given = {name: value for name, value in asked.items() if value is not None}
+            child = await client.post(f"/batches/{batch_id}/retry", given)
+        except Refused as refused:
+            if not refused.is_missing:
+                raise
+            parent = await client.get(f"/batches/{batch_id}")
+            child = await run_again(client, parent, error_group=error_group, window=window, say=note)
         child_id = read_id("The server's answer", str(child.get("id")))
         if as_json:
             say_json(child)
