@@ -30,6 +30,7 @@ class Scale:
     lines: int
     filling: int  # characters of prompt
     kills: int  # while the batch is in progress
+    latency_ms: float = 1
     workers: int = 0  # as processes apart, beside an API without one; 0: `serve` has its own
 
 
@@ -133,9 +134,11 @@ class Siege:
     ("processes", "scale"),
     [
         pytest.param("sqlite+disk", Scale(lines=16_000, filling=450, kills=8), id="sqlite+disk"),
-        pytest.param("postgresql+s3", Scale(lines=6_000, filling=1_400, kills=3), id="postgresql+s3"),
+        pytest.param("postgresql+s3", Scale(lines=6_000, filling=1_400, kills=3, latency_ms=5), id="postgresql+s3"),
         pytest.param(
-            "postgresql+s3", Scale(lines=6_000, filling=1_400, kills=3, workers=2), id="postgresql+s3, workers apart"
+            "postgresql+s3",
+            Scale(lines=6_000, filling=1_400, kills=3, latency_ms=5, workers=2),
+            id="postgresql+s3, workers apart",
         ),
     ],
     indirect=["processes"],
@@ -148,7 +151,7 @@ def test_nothing_is_lost_doubled_or_sent_too_often_when_everything_is_killed(
     tell(f"BATCHMILL_KILL_SEED={seed}")  # to run it again
     began = time.monotonic()
     lines = odd_lines(scale.lines, filling=scale.filling)
-    witness = processes.witness(log=tmp_path / "witness.log", padding=PADDING, latency_ms=1)
+    witness = processes.witness(log=tmp_path / "witness.log", padding=PADDING, latency_ms=scale.latency_ms)
     draw = random.Random(seed)  # noqa: S311 - only the moments of the kills
     siege = Siege(processes=processes, scale=scale, witness=witness, draw=draw)
     _besiege(siege, joined(lines))
