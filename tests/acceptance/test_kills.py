@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from acceptance.lines import InputLine, joined, odd_lines
-from acceptance.serving import Processes, Row, Running, Server, Witness, until
+from acceptance.serving import Processes, Row, Server, Witness, until
 from witness import answer
 
 PADDING = 2_000  # characters of reply: sealing takes long enough to be hit
@@ -30,8 +30,7 @@ class Scale:
     lines: int
     filling: int  # characters of prompt
     kills: int  # while the batch is in progress
-    latency_ms: float = 1
-    workers: int = 0  # as processes apart, beside an API without one; 0: `serve` has its own
+    latency_ms: float = 1  # of the witness
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +52,6 @@ class Siege:
     witness: Witness
     draw: random.Random
     server: Server = field(init=False)
-    workers: list[Running] = field(default_factory=list)
     key: str = field(init=False)
     batch_id: str = ""
     kills: list[Kill] = field(default_factory=list)
@@ -89,8 +87,7 @@ class Siege:
 
     def kill(self) -> Kill:
         """Kill everything, see what is durable, and start again."""
-        for running in (self.server, *self.workers):
-            running.kill_everything()
+        self.server.kill_everything()
         self.processes.installation.settle()
         status, owner, count = self.batch()
         kill = Kill(
@@ -115,13 +112,7 @@ class Siege:
         time.sleep(self.draw.uniform(0, most))
 
     def _start(self) -> None:
-        work = ("--backend", self.witness.url, "--window", WINDOW)
-        apart = ("--metrics-port", 0)
-        self.workers = [
-            self.processes.start("worker", "--data", self.processes.folder / f"worker-{number}", *work, *apart)
-            for number in range(self.scale.workers)
-        ]
-        self.server = self.processes.serve(*(("--no-worker", *apart) if self.workers else work))
+        self.server = self.processes.serve("--backend", self.witness.url, "--window", WINDOW)
 
     def _recorded(self) -> frozenset[int]:
         """Return the lines, counted from 0, whose bit is set; the Plan is in the file's own order."""
@@ -135,11 +126,6 @@ class Siege:
     [
         pytest.param("sqlite+disk", Scale(lines=16_000, filling=450, kills=8), id="sqlite+disk"),
         pytest.param("postgresql+s3", Scale(lines=6_000, filling=1_400, kills=3, latency_ms=5), id="postgresql+s3"),
-        pytest.param(
-            "postgresql+s3",
-            Scale(lines=6_000, filling=1_400, kills=3, latency_ms=5, workers=2),
-            id="postgresql+s3, workers apart",
-        ),
     ],
     indirect=["processes"],
 )
@@ -227,8 +213,7 @@ def _check_sends(siege: Siege, lines: list[InputLine]) -> int:
         assert before <= kill.recorded, "a recorded line is not recorded any more"
         again = [number for number in kill.recorded if last_start[number] >= kill.logged]
         assert not again, f"recorded before a kill, sent after it: {again[:10]}"
-    again_a_kill = WINDOW + GROUP * max(1, siege.scale.workers)  # the window is one, for all workers
-    again_at_most = sum(kill.status == "in_progress" for kill in siege.kills) * again_a_kill
+    again_at_most = sum(kill.status == "in_progress" for kill in siege.kills) * (WINDOW + GROUP)
     assert starts - len(lines) <= again_at_most
     return starts - len(lines)
 
