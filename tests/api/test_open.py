@@ -33,6 +33,8 @@ def test_the_documents_need_no_key(served: Served) -> None:
         "GET /v1/batches",
         "GET /v1/batches/{batch_id}",
         "POST /v1/batches/{batch_id}/cancel",
+        "POST /v1/batches/quote",
+        "POST /v1/batches/inline",
         "GET /v1/models",
         "GET /v1/models/{model}",
     }

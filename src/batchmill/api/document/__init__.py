@@ -4,6 +4,7 @@ from batchmill.api.document.account import account_paths, account_schemas
 from batchmill.api.document.contract import contract_paths
 from batchmill.api.document.operation import FAULTS, fault_answer
 from batchmill.api.document.progress import progress_paths, progress_schemas
+from batchmill.api.document.quote import quote_paths, quote_schemas
 from batchmill.api.document.schemas import Json, schemas
 from batchmill.api.document.steer import steer_paths
 from batchmill.api.document.webhooks import webhook_paths, webhook_schemas
@@ -21,6 +22,7 @@ def openapi(*, version: str, limits: Limits) -> Json:
             **steer_paths(limits),
             **account_paths(limits),
             **webhook_paths(limits),
+            **quote_paths(limits),
         },
         "components": {
             "schemas": {
@@ -28,6 +30,7 @@ def openapi(*, version: str, limits: Limits) -> Json:
                 **progress_schemas(),
                 **account_schemas(),
                 **webhook_schemas(),
+                **quote_schemas(limits),
             },
             "responses": {str(status): fault_answer(status) for status in FAULTS},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},

@@ -135,10 +135,6 @@ def _file() -> Json:
 
 
 def _batch(limits: Limits) -> Json:
-    wrong = object_(
-        {"code": TEXT, "message": TEXT, "param": TEXT_OR_NULL, "line": {"type": ["integer", "null"], "minimum": 1}}
-    )
-    found = {"type": "array", "items": wrong, "maxItems": limits.max_errors + 1}
     moments = ("in_progress", "expires", "finalizing", "completed", "failed", "cancelling", "cancelled", "expired")
     return object_(
         {
@@ -154,7 +150,7 @@ def _batch(limits: Limits) -> Json:
             "error_file_id": TEXT_OR_NULL,
             **{f"{moment}_at": TIME_OR_NULL for moment in moments},
             "metadata": {"type": ["object", "null"], "additionalProperties": TEXT},
-            "errors": {**object_({"object": {"const": "list"}, "data": found}), "type": ["object", "null"]},
+            "errors": error_list_or_null(limits),
             "model": TEXT_OR_NULL,
             "usage": {**USAGE, "type": ["object", "null"]},
             "progress": {**_progress(), "type": ["object", "null"]},
@@ -163,6 +159,15 @@ def _batch(limits: Limits) -> Json:
             "cost": cost_or_null(),
         }
     )
+
+
+def error_list_or_null(limits: Limits) -> Json:
+    """Return the schema of what is wrong with the lines of an input (contract c.3)."""
+    wrong = object_(
+        {"code": TEXT, "message": TEXT, "param": TEXT_OR_NULL, "line": {"type": ["integer", "null"], "minimum": 1}}
+    )
+    found = {"type": "array", "items": wrong, "maxItems": limits.max_errors + 1}
+    return {**object_({"object": {"const": "list"}, "data": found}), "type": ["object", "null"]}
 
 
 def cost_or_null() -> Json:
