@@ -65,7 +65,7 @@ def upload_form(limits: Limits) -> Json:
     }
     anchor, seconds = expiry = ("expires_after[anchor]", "expires_after[seconds]")
     both = {"dependentRequired": {anchor: [seconds], seconds: [anchor]}}
-    return object_(members, optional=expiry) | both | {"additionalProperties": TEXT}  # other parts are ignored
+    return object_(members, optional=expiry) | both | {"additionalProperties": True}  # other parts are ignored
 
 
 def create_order(limits: Limits) -> Json:
