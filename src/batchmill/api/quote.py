@@ -108,7 +108,11 @@ def quote_routes(*, maker: FileMaker, catalogue: Catalogue) -> APIRouter:
         with slots.one(call.caller):
             given = await find(request, order)
             await maker.replays.arrived(request, order.input_file_id)
-            found = await check(request, order, given, trial)
+            try:
+                found = await check(request, order, given, trial)
+            except BlobMissing:  # deleted since: a 400, and no fault of ours
+                await find(request, order)
+                raise
             told = await quoted(order, given, found)
             if found.errors or not trial:
                 return json_answer(told.wire(catalogue))
