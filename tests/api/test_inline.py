@@ -8,8 +8,11 @@ import pytest
 
 from api.served import Answer, Served, Tenant, pieces
 from batchmill.api import maker
+from batchmill.backends.router import Router
 from batchmill.blobs.blobs import BlobsAway, BlobWriter
 from batchmill.blobs.disk import DiskBlobs
+from batchmill.blobs.space import Boundless
+from batchmill.engine.sweeper import Sweeper
 from batchmill.spec.limits import KIMI
 
 ONE = b'{"custom_id":"a","body":{"model":"echo","messages":[{"role":"user","content":"hi"}]}}'
@@ -141,10 +144,14 @@ def test_who_dies_in_the_middle_leaves_nothing(serve: Callable[..., Served], mon
         assert inline(tenant, ONE).status == 500
     assert [state for state, _ in tenant.blobs().values()] == ["writing"]
     assert len(tenant.bytes_on_disk()) == 1
-    served.clock.time += 3700
-    served.clock.uptime += 3700
-    served.sweep()
     assert nothing(tenant)
+    sweeper = Sweeper(
+        database=served.database, blobs=served.blobs, room=Boundless(), router=Router([]), clock=served.clock
+    )
+    served.clock.time, served.clock.uptime = served.clock.time + 3700, served.clock.uptime + 3700
+    for _ in range(3):
+        served.run(sweeper.step())
+    assert (tenant.blobs(), tenant.bytes_on_disk()) == ({}, set())
 
 
 def test_requests_run_like_any_file(tenant: Tenant) -> None:
