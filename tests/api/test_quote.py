@@ -21,12 +21,13 @@ from batchmill.spec.models import Catalogue, ModelFacts
 from batchmill.spec.objects import Usage
 from batchmill.spec.prices import Price
 from batchmill.spec.states import Event, Status
-from batchmill.store.batch import advance, record_progress
+from batchmill.store.batch import advance
 from batchmill.store.blob import drop_refs
 from batchmill.store.database import Transaction
 from batchmill.store.file import delete_file
 from batchmill.store.model import add_models
 from batchmill.store.tables import batch, blob, file
+from batchmill.store.tally import record_progress
 from engine.mill import line
 
 PRICED = Catalogue([ModelFacts(name="echo", aliases=("nick",), price=Price(input=Decimal(1), output=Decimal(2)))])

@@ -38,6 +38,8 @@ async def test_batches_that_want_the_same_models_are_ahead(database: Database) -
         tx.connection.execute(update(blob).where(blob.c.key == "batch_4-input").values(bytes=50 * BYTES_PER_TOKEN))
         add_batch(tx, a_batch("batch_5"), status=Status.COMPLETED)
         change(tx, "batch_5", model="m")
+        add_running(tx, "batch_6")
+        change(tx, "batch_6", model="m", paused_at=1)
         return read_queue(tx, models=["m"])
 
     found = await database.write(statements)

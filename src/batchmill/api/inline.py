@@ -42,7 +42,8 @@ def inline_routes(*, maker: FileMaker) -> APIRouter:
             order = parse_order(brought.members, input_file_id="", limits=limits)
 
             def then(tx: Transaction, file: File) -> Made:
-                added = add_batch(tx, order, file, now=clock.now())
+                allowance = request.state.allowance
+                added = add_batch(tx, order, file, key_id=call.api_key_id, allowance=allowance, now=clock.now())
                 return Made(id=added.id, answer=msgspec.json.encode(added.object.wire()))
 
             answer = await maker.make(

@@ -119,7 +119,8 @@ def quote_routes(*, maker: FileMaker, catalogue: Catalogue) -> APIRouter:
 
             def then(tx: Transaction, file: File) -> Made:
                 tried = replace(order, metadata={"trial_of": order.input_file_id})
-                added = add_batch(tx, tried, file, now=clock.now())
+                allowance = request.state.allowance
+                added = add_batch(tx, tried, file, key_id=call.api_key_id, allowance=allowance, now=clock.now())
                 answer = msgspec.json.encode(told.wire(catalogue, trial=added.object.wire()))
                 return Made(id=added.id, answer=answer)
 
