@@ -16,7 +16,9 @@ from bucket import bucket_of
 from postgres import cluster_of, migrated_file
 
 STORAGES = ("sqlite+disk", "postgresql+s3")
-on_disk = pytest.mark.parametrize("mill", ["sqlite+disk"], indirect=True)  # a test that means nothing elsewhere
+# Tests that mean nothing elsewhere, by what they ask for.
+on_disk = pytest.mark.parametrize("mill", ["sqlite+disk"], indirect=True)
+on_one_machine = pytest.mark.parametrize("processes", ["sqlite+disk"], indirect=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

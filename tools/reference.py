@@ -17,7 +17,7 @@ from prometheus_client.core import Metric
 
 from batchmill.api.document import openapi
 from batchmill.api.metrics import Rows
-from batchmill.cli.exit import Exit, RunExit
+from batchmill.cli.exit import ClientExit, Exit, RunExit
 from batchmill.cli.main import app
 from batchmill.settings import BackendSettings, ModelSettings, Settings
 from batchmill.spec.limits import KIMI, OPEN, PROFILES, Limits
@@ -69,15 +69,15 @@ def _table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
 
 def _commands() -> str:
     root: Any = typer.main.get_command(app)
-    codes = _table(["code", "name", "of `run` and `check`"], _exit_codes())
+    codes = _table(["code", "name", "of `run`, `check` and `convert`", "of those that ask a server"], _exit_codes())
     intro = "Every command takes `--help`. What a command cannot do ends with one sentence on stderr and an exit code."
     return _page("Commands", intro, *_walk(root, "batchmill"), "## Exit codes", codes)
 
 
 def _exit_codes() -> Iterator[Sequence[str]]:
-    others, of_run = {c.value: c.name for c in Exit}, {c.value: c.name for c in RunExit}
-    for code in sorted({0, *others, *of_run}):
-        yield [str(code), _words(others.get(code, "GOOD" if code == 0 else "–")), _words(of_run.get(code, "–"))]
+    named = [{0: "GOOD"} | {code.value: code.name for code in kind} for kind in (Exit, RunExit, ClientExit)]
+    for code in sorted({code for names in named for code in names}):
+        yield [str(code), *(_words(names.get(code, "–")) for names in named)]
 
 
 def _words(name: str) -> str:

@@ -8,16 +8,18 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any, Protocol, TypeVar
 
 from openai import OpenAI
 
 T = TypeVar("T")
+Row = tuple[Any, ...]
 
 BATCHMILL = [sys.executable, "-m", "batchmill"]
 _WITNESS = Path(__file__).parents[1] / "witness.py"
@@ -45,6 +47,55 @@ def clean_environment(**more: str) -> dict[str, str]:
     """
     others = {name: value for name, value in os.environ.items() if not name.startswith("BATCHMILL_")}
     return {name: value for name, value in (others | {"BATCHMILL_WINDOW": "8"} | more).items() if value != FOUND}
+
+
+class Installation(Protocol):
+    """Where rows and bytes are, and how a test looks at them behind the product's back.
+
+    `environment` is what each process is told of them; `prints_key` says whether the first start prints a key.
+    """
+
+    environment: Mapping[str, str]
+    prints_key: bool
+
+    def query(self, data: Path, sql: str, *values: object) -> list[Row]:
+        """Read rows, beside the server or after its death; `?` stands for a value. It never writes."""
+        ...
+
+    def sizes(self, data: Path) -> dict[str, int]:
+        """Return how many bytes are there under each key, those that nobody finished, too."""
+        ...
+
+    def unsound(self, data: Path) -> list[Row]:
+        """Return what the database finds wrong with itself."""
+        ...
+
+    def settle(self) -> None:
+        """Return once nothing that killed processes had begun can change the rows any more."""
+        ...
+
+
+class OneMachine:
+    """SQLite and a disk, both in the data directory."""
+
+    environment: Mapping[str, str] = MappingProxyType({})
+    prints_key = True
+
+    def query(self, data: Path, sql: str, *values: object) -> list[Row]:
+        """See `Installation`."""
+        return query(data, sql, *values)
+
+    def sizes(self, data: Path) -> dict[str, int]:
+        """See `Installation`."""
+        return {path.name: path.stat().st_size for path in (data / "blobs").glob("*/*")}
+
+    def unsound(self, data: Path) -> list[Row]:
+        """See `Installation`."""
+        wrong = [row for row in query(data, "PRAGMA integrity_check") if row != ("ok",)]
+        return wrong + query(data, "PRAGMA foreign_key_check")
+
+    def settle(self) -> None:
+        """See `Installation`: nobody but those processes writes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,13 +218,14 @@ class Processes:
 
     folder: Path
     stack: ExitStack
+    installation: Installation
     _started: list[Running] = field(default_factory=list)
 
     def launch(self, *options: object, environment: dict[str, str] | None = None, data: Path | None = None) -> Server:
         """Start `batchmill serve` on a free port and do not wait for anything."""
         place = self.folder / "data" if data is None else data
         command = [*BATCHMILL, "serve", "--data", str(place), "--port", "0", *map(str, options)]
-        process, out, err = self._start(command, environment or clean_environment())
+        process, out, err = self._start(command, environment or self._environment)
         return self._keep(Server(process=process, out=out, err=err, data=place))
 
     def serve(self, *options: object, environment: dict[str, str] | None = None, data: Path | None = None) -> Server:
@@ -191,14 +243,14 @@ class Processes:
     def witness(self, *, log: Path, port: int = 0, latency_ms: float = 0, padding: int = 0) -> Witness:
         """Start a witness and wait until it listens."""
         options = ["--log", log, "--port", port, "--latency-ms", latency_ms, "--padding", padding]
-        process, out, err = self._start([sys.executable, str(_WITNESS), *map(str, options)], clean_environment())
+        process, out, err = self._start([sys.executable, str(_WITNESS), *map(str, options)], self._environment)
         witness = self._keep(Witness(process=process, out=out, err=err, log=log))
         self._wait_for(witness, "listening on ")
         return witness
 
     def run(self, command: Sequence[str], *, environment: dict[str, str] | None = None) -> Ended:
         """Run a command to its end."""
-        process, out, err = self._start(command, environment or clean_environment())
+        process, out, err = self._start(command, environment or self._environment)
         self._keep(Running(process=process, out=out, err=err))
         code = process.wait(timeout=_START_SECONDS)
         return Ended(code=code, out=out.read_text(), err=err.read_text())
@@ -209,9 +261,19 @@ class Processes:
 
     def start(self, *words: object, environment: dict[str, str] | None = None) -> Running:
         """Start a `batchmill` command and do not wait for anything."""
-        process, out, err = self._start([*BATCHMILL, *map(str, words)], environment or clean_environment())
+        process, out, err = self._start([*BATCHMILL, *map(str, words)], environment or self._environment)
         running: Running = self._keep(Running(process=process, out=out, err=err))
         return running
+
+    def key(self, server: Server) -> str:
+        """Return a key: the one that is printed at the first start or, where rows are shared, one that is made."""
+        if self.installation.prints_key:
+            return server.key
+        return self.batchmill("keys", "create", "--data", server.data).out.strip()
+
+    def query(self, server: Server, sql: str, *values: object) -> list[Row]:
+        """Read rows of a server, also after its death; `?` stands for a value."""
+        return self.installation.query(server.data, sql, *values)
 
     def client(self, server: Server, key: str) -> OpenAI:
         """Return the official client, which takes nothing that its types do not allow and tries nothing twice."""
@@ -225,6 +287,10 @@ class Processes:
         for running in self._started:
             running.kill_everything()
             print(f"--- {running.err}\n{running.err.read_text()[-20_000:]}")  # noqa: T201 - for the one who reads a failure
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return clean_environment(**self.installation.environment)
 
     def _start(self, command: Sequence[str], environment: dict[str, str]) -> tuple[subprocess.Popen[bytes], Path, Path]:
         out, err = (self.folder / f"process-{len(self._started)}.{end}" for end in ("out", "err"))
@@ -253,15 +319,15 @@ class Processes:
 
 
 @contextmanager
-def processes_in(folder: Path) -> Iterator[Processes]:
-    """Give a test its processes, whose output goes to files in the folder."""
+def processes_in(folder: Path, installation: Installation | None = None) -> Iterator[Processes]:
+    """Give a test its processes, whose output goes to files in the folder; on one machine if nothing else is said."""
     with ExitStack() as stack:
-        processes = Processes(folder=folder, stack=stack)
+        processes = Processes(folder=folder, stack=stack, installation=installation or OneMachine())
         stack.callback(processes.end)
         yield processes
 
 
-def query(data: Path, sql: str, *values: object) -> list[tuple[Any, ...]]:
+def query(data: Path, sql: str, *values: object) -> list[Row]:
     """Read rows from a data directory's database, beside the server or after its death; never writes."""
     with closing(sqlite3.connect(f"file:{data / 'batchmill.sqlite3'}?mode=ro", uri=True, timeout=30)) as connection:
         return connection.execute(sql, values).fetchall()

@@ -8,11 +8,13 @@ from engine_model import Engine, Profile
 from engine_server import MODEL, EngineServer, start
 
 from acceptance.serving import FOUND, Processes, clean_environment
+from storage import on_one_machine
 
 _SLOTS = 128
 _LINES = 2000
 
 
+@on_one_machine
 async def test_a_run_finds_the_window_of_an_engine_that_it_knows_nothing_of(
     processes: Processes, tmp_path: Path
 ) -> None:

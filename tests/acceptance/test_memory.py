@@ -74,11 +74,11 @@ def _own_bytes(pid: int) -> int:
     return int(status.split("RssAnon:")[1].split()[0]) << 10
 
 
-def _send(server: Server, path: str, first: bytes, again: bytes, *, form: bool = True) -> bytes:
+def _send(server: Server, key: str, path: str, first: bytes, again: bytes, *, form: bool = True) -> bytes:
     """Send until the server answers, closes or has had enough; return how its answer begins."""
     kind = "multipart/form-data; boundary=boundary" if form else "application/x-www-form-urlencoded"
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {server.key}\r\nContent-Type: {kind}\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {key}\r\nContent-Type: {kind}\r\n"
         "Transfer-Encoding: chunked\r\n\r\n"
     )
     with (
@@ -114,28 +114,28 @@ def _proc() -> None:
 def test_no_upload_takes_memory(processes: Processes) -> None:
     """Each is refused or read away in bounded memory, sixteen at a time, too; and the server still answers."""
     server = processes.ready("--backend", "echo:")
-    api = server.child("api")
-    client = processes.client(server, server.key)
+    api, key = server.child("api"), processes.key(server)
+    client = processes.client(server, key)
     client.files.create(file=("in.jsonl", joined(plain_lines(10))), purpose="batch")
     grown: dict[str, int] = {}
     for name, (path, first, again) in CASES.items():
         with watched(api) as peak:
-            said = _send(server, path, first, again, form=name not in {"no form", "JSON"})
+            said = _send(server, key, path, first, again, form=name not in {"no form", "JSON"})
         assert not said.startswith(b"HTTP/1.1 5"), (name, said)
         grown[name] = peak.growth
     with watched(api) as peak:
         all_here = threading.Barrier(32)
-        _together([lambda: _stalled(server, FILE + b"\r\n--boundar" * 90_000, all_here)] * 32)
+        _together([lambda: _stalled(server, key, FILE + b"\r\n--boundar" * 90_000, all_here)] * 32)
     grown["32 stalled uploads of almost-boundaries"] = peak.growth
     print({name: f"{size / 2**20:.1f} MiB" for name, size in grown.items()})  # noqa: T201 - the figures
     assert max(grown.values()) <= _MOST, grown
     assert client.files.list().data
 
 
-def _stalled(server: Server, text: bytes, all_here: threading.Barrier) -> None:
+def _stalled(server: Server, key: str, text: bytes, all_here: threading.Barrier) -> None:
     """Send the beginning of an upload, and hold it there until all have come so far."""
     head = (
-        f"POST /v1/files HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {server.key}\r\n"
+        f"POST /v1/files HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {key}\r\n"
         f"Content-Type: multipart/form-data; boundary=boundary\r\nContent-Length: {2 * len(text)}\r\n\r\n"
     )
     with closing(socket.create_connection(("127.0.0.1", server.port), timeout=20)) as connection:
@@ -156,7 +156,7 @@ def _together(calls: list[Callable[[], None]]) -> None:
 def test_no_input_takes_memory(processes: Processes) -> None:
     """Neither a line without an end nor 200,000 bad ones: both are checked in a child, whose memory benches measure."""
     server = processes.ready("--backend", "echo:")
-    client = processes.client(server, server.key)
+    client = processes.client(server, processes.key(server))
     worker = server.child("worker")
     bad = b'{"custom_id":"r","method":"GET","url":"/v1/nope","body":{"model":"%b"}}\n' % MODEL.encode()
     with watched(worker) as peak, watched(server.child("api")) as api:

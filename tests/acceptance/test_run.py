@@ -1,4 +1,7 @@
-"""`batchmill run` against the witness: killed, interrupted, started again, and never a recorded line sent twice."""
+"""`batchmill run` against the witness: killed, interrupted, started again, and never a recorded line sent twice.
+
+It keeps its state in SQLite beside its output, wherever a server keeps its own.
+"""
 
 import os
 import signal
@@ -11,7 +14,10 @@ import pytest
 
 from acceptance.lines import InputLine, joined, odd_lines
 from acceptance.serving import Processes, Running, Witness, query, until
+from storage import on_one_machine
 from witness import answer
+
+pytestmark = on_one_machine
 
 _PROMPT = 60.0
 _WINDOW = 8

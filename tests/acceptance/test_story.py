@@ -12,7 +12,8 @@ from openai import OpenAI, OpenAIError
 from openai.types import Batch
 
 from acceptance.lines import InputLine, joined, odd_lines, plain_lines
-from acceptance.serving import Processes, Server, query, until
+from acceptance.serving import Processes, Server, until
+from storage import on_one_machine
 from witness import answer
 
 _FINAL = ("completed", "failed", "expired", "cancelled")
@@ -82,7 +83,7 @@ def restarted(server: Server, role: str, old: int) -> bool:
 def test_a_batch_is_uploaded_ordered_run_and_downloaded(processes: Processes) -> None:
     """A user uploads a file, orders a batch, waits, and downloads one result per line in the file's order."""
     server = processes.ready("--backend", "echo:")
-    client = processes.client(server, server.key)
+    client = processes.client(server, processes.key(server))
     assert [model.id for model in client.models.list()] == ["echo"]
     lines = plain_lines(1000, model="echo")
     batch = ended(client, submit(client, joined(lines)))
@@ -107,7 +108,7 @@ def test_a_batch_is_uploaded_ordered_run_and_downloaded(processes: Processes) ->
 def test_all_bad_lines_are_reported_at_once_with_their_numbers(processes: Processes) -> None:
     """A file with bad lines fails as a whole, and every one of them is named with its physical line number."""
     server = processes.serve("--backend", "echo:")
-    client = processes.client(server, server.key)
+    client = processes.client(server, processes.key(server))
     good = [line.text for line in plain_lines(6, model="echo")]
     text = b"".join(
         [
@@ -139,7 +140,7 @@ def test_all_bad_lines_are_reported_at_once_with_their_numbers(processes: Proces
 def test_a_cancelled_batch_keeps_what_was_done(processes: Processes) -> None:
     """A cancel mid-way leaves finished lines in the output file and names the others `batch_cancelled`."""
     server = processes.serve("--backend", "echo:?latency_ms=50")
-    client = processes.client(server, server.key)
+    client = processes.client(server, processes.key(server))
     lines = plain_lines(3000, model="echo")
     batch_id = submit(client, joined(lines))
     until(lambda: progress(client, batch_id) >= 100, _PROMPT)
@@ -168,7 +169,7 @@ def test_a_batch_waits_for_a_backend_that_is_not_there_yet(processes: Processes,
     port, url = first.port, first.url
     first.kill_everything()
     server = processes.serve("--backend", url)
-    client = processes.client(server, server.key)
+    client = processes.client(server, processes.key(server))
     lines = odd_lines(500)
     batch_id = submit(client, joined(lines))
     until(lambda: "validation waits" in server.err.read_text(), _PROMPT)
@@ -185,7 +186,7 @@ def test_a_backend_that_dies_mid_run_costs_no_line(processes: Processes, tmp_pat
     log = tmp_path / "witness.log"
     witness = processes.witness(log=log, latency_ms=20)
     server = processes.serve("--backend", witness.url)
-    client = processes.client(server, server.key)
+    client = processes.client(server, processes.key(server))
     lines = odd_lines(1500)
     batch_id = submit(client, joined(lines))
     until(lambda: progress(client, batch_id) >= 100, _PROMPT)
@@ -204,7 +205,7 @@ def test_a_server_that_is_told_to_stop_drains(processes: Processes, tmp_path: Pa
     """After SIGTERM open requests end and are kept; the exit code is 0, and the next start sends no line again."""
     witness = processes.witness(log=tmp_path / "witness.log", latency_ms=50)
     server = processes.serve("--backend", witness.url)
-    key = server.key
+    key = processes.key(server)
     lines = odd_lines(800)
     client = processes.client(server, key)
     batch_id = submit(client, joined(lines))
@@ -212,9 +213,9 @@ def test_a_server_that_is_told_to_stop_drains(processes: Processes, tmp_path: Pa
     assert server.stop() == 0
     assert server.alive() == []
     assert len(witness.starts()) < len(lines)
-    ((recorded,),) = query(server.data, "SELECT completed FROM batch")
+    ((recorded,),) = processes.query(server, "SELECT completed FROM batch")
     assert recorded == len(witness.starts())
-    assert query(server.data, "SELECT count(*) FROM slice WHERE owner IS NOT NULL") == [(0,)]
+    assert processes.query(server, "SELECT count(*) FROM slice WHERE owner IS NOT NULL") == [(0,)]
     again = processes.serve("--backend", witness.url)
     client = processes.client(again, key)
     check_witnessed(client, ended(client, batch_id), lines)
@@ -224,31 +225,35 @@ def test_a_server_that_is_told_to_stop_drains(processes: Processes, tmp_path: Pa
 def test_a_second_signal_ends_the_server_at_once(processes: Processes) -> None:
     """Who asks twice is not kept waiting for open requests."""
     server = processes.serve("--backend", "echo:?latency_ms=600000")
-    client = processes.client(server, server.key)
+    client = processes.client(server, processes.key(server))
     batch_id = submit(client, joined(plain_lines(10, model="echo")))
     until(lambda: client.batches.retrieve(batch_id).status == "in_progress", _PROMPT)
-    until(lambda: query(server.data, "SELECT 1 FROM slice WHERE owner IS NOT NULL"), _PROMPT)
+    until(lambda: processes.query(server, "SELECT 1 FROM slice WHERE owner IS NOT NULL"), _PROMPT)
     server.process.send_signal(signal.SIGINT)
     until(lambda: "draining" in server.err.read_text(), _PROMPT)
     assert server.stop(signal.SIGINT, seconds=10) == 0
     assert server.alive() == []
 
 
+@on_one_machine
 def test_one_data_directory_has_one_server(processes: Processes) -> None:
-    """A second start on the same data directory gives up after a while, says why, and disturbs nobody."""
+    """A second start on the same data directory gives up after a while, says why, and disturbs nobody.
+
+    Where the rows are elsewhere, any number of servers share them.
+    """
     server = processes.serve("--backend", "echo:")
     second = processes.launch("--backend", "echo:")
     assert second.process.wait(timeout=60) == 4
     assert f"The data directory {server.data} is in use by another Batchmill." in second.err.read_text()
     assert "Traceback" not in second.err.read_text()
-    client = processes.client(server, server.key)
+    client = processes.client(server, processes.key(server))
     assert ended(client, submit(client, joined(plain_lines(10, model="echo")))).status == "completed"
 
 
 def test_everything_is_still_there_after_a_restart(processes: Processes) -> None:
     """Keys, Files, batches and result bytes are the same after a stop and a start, and no new key is shown."""
     server = processes.serve("--backend", "echo:")
-    key = server.key
+    key = processes.key(server)
     client = processes.client(server, key)
     batch = ended(client, submit(client, joined(plain_lines(300, model="echo"))))
     assert batch.output_file_id is not None
@@ -267,7 +272,7 @@ def test_a_killed_worker_is_replaced_and_the_api_does_not_notice(processes: Proc
     """A worker killed with -9 is started again at once; the API answers meanwhile, and the batch completes."""
     witness = processes.witness(log=tmp_path / "witness.log", latency_ms=10)
     server = processes.serve("--backend", witness.url)
-    client = processes.client(server, server.key)
+    client = processes.client(server, processes.key(server))
     lines = odd_lines(1500)
     batch_id = submit(client, joined(lines))
     until(lambda: progress(client, batch_id) >= 100, _PROMPT)
@@ -284,7 +289,7 @@ def test_a_killed_api_is_replaced_and_the_batch_does_not_notice(processes: Proce
     """An API process killed with -9 is started again on the same port; no line is sent twice because of it."""
     witness = processes.witness(log=tmp_path / "witness.log", latency_ms=10)
     server = processes.serve("--backend", witness.url)
-    client = processes.client(server, server.key)
+    client = processes.client(server, processes.key(server))
     lines = odd_lines(1500)
     batch_id = submit(client, joined(lines))
     until(lambda: progress(client, batch_id) >= 100, _PROMPT)
@@ -299,7 +304,7 @@ def test_a_killed_api_is_replaced_and_the_batch_does_not_notice(processes: Proce
 def test_children_end_with_their_supervisor(processes: Processes) -> None:
     """A supervisor killed with -9 leaves no process behind, and the data directory is free for the next start."""
     server = processes.serve("--backend", "echo:?latency_ms=20")
-    key = server.key
+    key = processes.key(server)
     client = processes.client(server, key)
     lines = plain_lines(1000, model="echo")
     batch_id = submit(client, joined(lines))

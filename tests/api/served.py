@@ -112,6 +112,7 @@ class Served:
             redirect=redirect,
             apart=apart,
             catalogue=catalogue,
+            stopping=lambda: self._server.should_exit,
         )
         self._server = uvicorn.Server(server_config(app, limits=limits, trusted_proxies=trusted_proxies))
         # A number tells asyncio that it is TCP, as in `serve`; else each answer may be held back for 40 ms (Nagle).

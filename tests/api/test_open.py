@@ -22,7 +22,7 @@ def test_the_documents_need_no_key(served: Served) -> None:
         for method, operation in methods.items()
         if method != "parameters"
     }
-    assert {name for name in operations if "/v1/" in name} == {
+    assert operations.keys() >= {  # what is ours beside the contract stands in the tables of tenancy
         "POST /v1/files",
         "GET /v1/files",
         "GET /v1/files/{file_id}",

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from batchmill.blobs.disk import DiskBlobs
 from batchmill.blobs.space import Boundless
 from batchmill.cli.keys import make_key
 from batchmill.settings import Settings
-from batchmill.spec.limits import KIMI
+from batchmill.spec.limits import KIMI, Limits
+from batchmill.spec.objects import Usage
+from batchmill.spec.usage import Used, day_of
 from batchmill.store.audit import missing_blobs, wrong_refs, wrong_sizes
 from batchmill.store.database import Transaction
 from batchmill.store.organisation import Allowance, find_organisation, list_keys, save_allowance
 from batchmill.store.postgres import PostgresDatabase
-from batchmill.store.tables import batch, blob, file
+from batchmill.store.tables import api_key, batch, blob, file
+from batchmill.store.usage import Whose, count_usage
 from fakeclock import FakeClock
 from faults.deaf import Deaf
 from postgres import Cluster, cluster
@@ -34,14 +38,15 @@ __all__ = ["cluster"]
 class Process:
     """An API process, and how a test talks to it: within this event loop."""
 
-    def __init__(self, url: str, folder: Path, *, patience: float = 10.0) -> None:
+    def __init__(self, url: str, folder: Path, *, patience: float = 10.0, limits: Limits = KIMI) -> None:
         self.database = PostgresDatabase(url=url, patience=patience)
+        self.clock = FakeClock()
         self.app: App = create_app(
             database=self.database,
             blobs=DiskBlobs(folder=folder),
             room=Boundless(),
-            clock=FakeClock(),
-            limits=KIMI,
+            clock=self.clock,
+            limits=limits,
             version="0.0.1",
             broken=lambda: None,
         )
@@ -196,6 +201,38 @@ async def test_a_quota_holds_between_processes(start: Start, url: str, cluster: 
     lock = "LOCK TABLE file IN EXCLUSIVE MODE; SELECT * FROM organisation FOR NO KEY UPDATE"
     answers = await cluster.behind(url, lock, one.upload(), other.upload())
     assert sorted(answer.status for answer in answers if isinstance(answer, Answer)) == [200, 400]
+
+
+async def test_keys_at_once_are_no_more_than_are_allowed(start: Start, url: str, cluster: Cluster) -> None:
+    """Of two that are made at once, by two processes, where one more may be good, one is refused."""
+    settings = {"limits": replace(KIMI, max_keys=2)}
+    one, other = await start(**settings), await start(**settings)
+    every = {"scopes": "read write admin"}
+    await one.database.write(lambda tx: tx.connection.execute(api_key.update().values(every)))
+    lock = "SELECT * FROM organisation FOR NO KEY UPDATE"
+    answers = await cluster.behind(url, lock, one.ask("POST", "/v1/keys"), other.ask("POST", "/v1/keys"))
+    assert sorted(answer.status for answer in answers if isinstance(answer, Answer)) == [200, 400]
+    assert len(await one.database.read(list_keys)) == 2
+
+
+async def test_a_budget_holds_for_all_processes(start: Start) -> None:
+    """What a day has left is asked of the rows: once it is used up every process refuses, and names the numbers."""
+    one, other = await start(), await start()
+    made = (await one.upload()).json["id"]
+
+    def use_up(tx: Transaction) -> None:
+        organisation_id = find_organisation(tx, name="ours")
+        assert organisation_id is not None
+        save_allowance(tx, organisation_id=organisation_id, allowance=Allowance(tokens_per_day=10))
+        used = Used(requests=1, tokens=Usage(input_tokens=10))
+        count_usage(tx, {Whose(organisation_id, "", "m"): used}, day=day_of(one.clock.now()))
+
+    assert (await one.create(made)).status == 200
+    await other.database.write(use_up)
+    answers = await asyncio.gather(one.create(made), other.create(made))
+    for answer in answers:
+        assert answer.error == (429, "rate_limit_reached_error", None, "token_limit_exceeded")
+        assert "used 10 tokens today, of 10" in answer.json["error"]["message"]
 
 
 @pytest.mark.parametrize("headers", [{"idempotency_key": "k"}, {"x_stainless_retry_count": "1"}], ids=["key", "retry"])

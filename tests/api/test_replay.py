@@ -27,7 +27,7 @@ from engine.faulty import FaultyDatabase
 ENDPOINT = "/v1/chat/completions"
 BATCH = text_part("purpose", "batch")
 KEY = "my-key-1"
-CREATES, UPLOADS = 200, 50
+CREATES, UPLOADS = 100, 25
 
 LOSSES: dict[str, Callable[[int], bool]] = {
     "none": lambda _: False,

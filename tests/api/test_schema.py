@@ -8,13 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from api.served import Served
+from batchmill.spec.ids import mint_id
 from batchmill.spec.limits import KIMI
+from batchmill.spec.scopes import Scope
 from batchmill.store.database import Transaction
 from batchmill.store.model import BackendState, add_models, save_backend
 from batchmill.store.worker import insert_worker
 from fakeclock import FakeClock
 
 _SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
+_KEY_ID = mint_id("key", 1)  # that asks
 _CONFIG = Path(__file__).with_name("schemathesis.toml")
 
 _OURS = r"^/v1/(?!files|models|batches)|^/v1/batches/(quote|inline)$|^/v1/batches/[^/]+/(?!cancel$)"
@@ -39,6 +42,7 @@ def test_our_own_routes_answer_as_documented(serve: Callable[..., Served], tmp_p
     """The same of the routes beside the contract's, in a run of their own: its chains would be lost among them."""
     served = _ready(serve)
     tenant = served.tenant()
+    tenant = replace(tenant, key=served.key(tenant.id, key_id=_KEY_ID, scopes=set(Scope)))
     given = tenant.create()["input_file_id"]
     key = f"Authorization: Bearer {tenant.key}"
     _run(served, tmp_path, given, "--max-examples=10", "--header", key, "--include-path-regex", _OURS)
@@ -55,7 +59,10 @@ def _run(served: Served, folder: Path, given: str, *options: str) -> None:
     It may send again what was cut off: the body of who has no key is not read, so that its answer may be lost.
     """
     command = [_SCHEMATHESIS, "--config-file", _CONFIG, "run", f"{served.url}/openapi.json", "--seed=5", "--no-color"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "INPUT_FILE_ID": given, "PYTHONHASHSEED": "0"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "0"} | {
+        "INPUT_FILE_ID": given,
+        "KEY_ID": _KEY_ID,
+    }
     done = subprocess.run(
         [*command, *options],
         cwd=folder,

@@ -14,6 +14,7 @@ from batchmill.spec.objects import FileObject
 from batchmill.spec.scopes import Scope
 from batchmill.store.database import Transaction
 from batchmill.store.file import File, find_file, insert_file
+from batchmill.store.model import add_models
 from batchmill.store.tables import api_key
 
 
@@ -50,7 +51,9 @@ PLACES: Mapping[str, Place] = {
     "delete": Place(route="DELETE /v1/files/{}", prefix="file", scope=WRITE),
     "files after": Place(route="GET /v1/files?after={}", prefix="file", unknown=200, malformed=400),
     "create": Place(route="POST /v1/batches", prefix="file", body=ORDER, scope=WRITE, unknown=400, malformed=400),
+    "quote": Place(route="POST /v1/batches/quote", prefix="file", body=ORDER, scope=WRITE, unknown=400, malformed=400),
     "retrieve batch": Place(route="GET /v1/batches/{}", prefix="batch"),
+    "progress": Place(route="GET /v1/batches/{}/progress", prefix="batch"),
     "cancel": Place(route="POST /v1/batches/{}/cancel", prefix="batch", scope=WRITE),
     "pause": Place(route="POST /v1/batches/{}/pause", prefix="batch", scope=WRITE),
     "resume": Place(route="POST /v1/batches/{}/resume", prefix="batch", scope=WRITE),
@@ -71,6 +74,8 @@ PLAIN: Mapping[str, Scope | None] = {
     "POST /v1/files": WRITE,
     "GET /v1/files": Scope.READ,
     "POST /v1/batches": WRITE,
+    "POST /v1/batches/quote": WRITE,
+    "POST /v1/batches/inline": WRITE,
     "GET /v1/batches": Scope.READ,
     "GET /v1/models": Scope.READ,
     "GET /v1/models/{}": Scope.READ,
@@ -144,7 +149,8 @@ def _result(tenant: Tenant) -> str:
 
 @pytest.fixture(scope="module")
 def stage(served: Served) -> Stage:
-    """Make the two organisations, each with a key that may do everything."""
+    """Make the two organisations, each with a key that may do everything; a quote wants some model to be known."""
+    served.rows(lambda tx: add_models(tx, names=["echo"], now=1))
     return Stage(ours=_owner(served), theirs=_owner(served))
 
 

@@ -74,8 +74,9 @@ def test_a_lost_reply_over_other_bytes_is_no_success(blobs: BucketBlobs, toxic: 
 
 
 @pytest.mark.parametrize("fault", [Fault.ERROR, Fault.SLOW_DOWN, Fault.RESET, Fault.HANG])
-def test_a_bucket_that_is_away_is_said_to_be(blobs: BucketBlobs, toxic: Toxic, fault: Fault) -> None:
+def test_a_bucket_that_is_away_is_said_to_be(bucket: Bucket, toxic: Toxic, tmp_path: Path, fault: Fault) -> None:
     """Every call raises BlobsAway after some patience: no full disk, no broken one; and all is well when it is back."""
+    blobs = bucket.blobs(tmp_path, patience=0.1)
     put(blobs, "k")
     begun = blobs.writer("m")
     begun.write(MANY)

@@ -106,7 +106,23 @@ def test_an_organisation_is_held_to_what_it_may_use(served: Served, command: Cal
     assert (changed["max_files"], changed["max_bytes"], changed["requests_per_minute"]) == (None, 1000, 100)
     assert tenant.upload(LINE)["object"] == "file"
     assert tenant.call("GET", "/v1/files").headers["x-ratelimit-limit"] == "100"
-    assert "\t-\t1000\ta,b\t100\t3\n" in command("orgs", "list")
+    assert "\t-\t1000\ta,b\t100\t3\t-\t-\t-\n" in command("orgs", "list")
+
+
+def test_an_organisation_has_budgets(served: Served, command: Callable[..., str]) -> None:
+    """They hold from the next request on, and the word none takes each away."""
+    budgets = ("--tokens-per-day", "0", "--enqueued-tokens", "5000", "--batch-cost", "12.50")
+    org = made(command, "orgs", "create", "lab", *budgets)
+    assert (org["tokens_per_day"], org["enqueued_tokens"], org["batch_cost"]) == (0, 5000, 12.5)
+    tenant = Tenant(served=served, id=org["id"], key=made(command, "keys", "create", "--org", "lab")["key"])
+    order = {"input_file_id": tenant.upload(LINE)["id"], "completion_window": "24h"}
+    assert tenant.send_json(order).status == 429
+    kinds = [budget["kind"] for budget in tenant.call("GET", "/v1/usage").json["budgets"]]
+    assert kinds == ["tokens_per_day", "enqueued_tokens", "batch_cost"]
+    none = made(command, "orgs", "set", "lab", *(word if word.startswith("--") else "none" for word in budgets))
+    assert (none["tokens_per_day"], none["enqueued_tokens"], none["batch_cost"]) == (None, None, None)
+    assert tenant.send_json(order).status == 200
+    assert tenant.call("GET", "/v1/usage").json["budgets"] == []
 
 
 @pytest.mark.parametrize(
@@ -133,6 +149,11 @@ def test_an_organisation_is_held_to_what_it_may_use(served: Served, command: Cal
             "--max-files: '-1' is neither a whole number from 0 to",
         ),
         (["orgs", "create", "lab", "--max-bytes", "9" * 5000], 2, "--max-bytes: "),
+        (["orgs", "create", "lab", "--tokens-per-day", "1.5"], 2, "--tokens-per-day: '1.5' is neither a whole number"),
+        *(
+            (["orgs", "create", "lab", "--batch-cost", text], 2, f"--batch-cost: {text!r} is neither an amount such as")
+            for text in ("-1", "1e3", "NaN", "", "0.123456789", "١")
+        ),
         *(
             (words, 2, f"{words[-2] if words[-2].startswith('--') else 'NAME'}: {words[-1]!r} is no name: 1 to 100")
             for name in ("", " ", "a\tb", " lab", "x" * 101, "\x1b[31mred", "\udcff")

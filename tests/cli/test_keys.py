@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from openai import AuthenticationError
+from openai import AuthenticationError, PermissionDeniedError
 
 from acceptance.serving import Processes, clean_environment
 
@@ -24,6 +24,21 @@ def test_a_key_made_beside_a_running_server_works_at_once(processes: Processes) 
     assert [model.id for model in stranger.models.list()] == ["echo"]
     assert list(stranger.files.list()) == []
     assert len(list(owner.files.list())) == 1
+
+
+def test_the_first_key_may_do_everything(processes: Processes) -> None:
+    """It is the owner's: keys and usage are open to it, too, and it makes keys that may do less."""
+    server = processes.ready("--backend", "echo:")
+    owner = processes.client(server, server.key)
+    who = owner.get("/organisation", cast_to=object)
+    assert isinstance(who, dict)
+    assert (who["name"], who["scopes"]) == ("default", ["read", "write", "admin"])
+    made = owner.post("/keys", cast_to=object, body={"scopes": ["read"]})
+    assert isinstance(made, dict)
+    reader = processes.client(server, made["key"])
+    assert [model.id for model in reader.models.list()] == ["echo"]
+    with pytest.raises(PermissionDeniedError):
+        reader.get("/keys", cast_to=object)
 
 
 def test_a_key_can_be_made_before_the_first_start(processes: Processes, tmp_path: Path) -> None:

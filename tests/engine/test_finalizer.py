@@ -1,6 +1,7 @@
 """The Finalizer: both files in input order, whoever dies or is faster."""
 
 import errno
+from dataclasses import replace
 
 import pytest
 
@@ -30,15 +31,14 @@ async def test_a_second_finalizer_starts_again(mill: Mill) -> None:
     dead, heir = mill.hand(mill.echo()).finalizer, mill.hand(mill.echo()).finalizer
     batch = await mill.database.write(dead._claim)
     assert batch is not None
-    files = dead._write_files(await dead._fence(batch))
+    files, unanswered = dead._write_files(await dead._fence(batch))
     assert not await heir.step()
     await mill.clock.advance(LEASE + 1)
     assert await heir.step()
     assert await mill.status(batch_id) is Status.COMPLETED
     nothing = Whose(batch.organisation_id, "", "nothing")
-    assert not await mill.database.write(
-        lambda tx: dead._seal(tx, batch, files, unanswered={nothing: Used(requests=1)})
-    )
+    unanswered = replace(unanswered, used={nothing: Used(requests=1)})
+    assert not await mill.database.write(lambda tx: dead._seal(tx, batch, files, unanswered))
     assert nothing not in await used(mill)
     assert len(await mill.results(batch_id)) == 5
 
@@ -49,9 +49,9 @@ async def test_a_cancel_beats_a_finalizer(mill: Mill) -> None:
     finalizer = mill.hand(mill.echo()).finalizer
     batch = await mill.database.write(finalizer._claim)
     assert batch is not None
-    files = finalizer._write_files(await finalizer._fence(batch))
+    files, unanswered = finalizer._write_files(await finalizer._fence(batch))
     await mill.cancel(batch_id)
-    assert not await mill.database.write(lambda tx: finalizer._seal(tx, batch, files, unanswered={}))
+    assert not await mill.database.write(lambda tx: finalizer._seal(tx, batch, files, unanswered))
     assert await finalizer.step()
     assert await mill.status(batch_id) is Status.CANCELLED
     assert len(await mill.results(batch_id)) == 5

@@ -13,10 +13,11 @@ from batchmill.store.audit import lost_owners, missing_blobs, wrong_refs, wrong_
 from batchmill.store.database import Statements, T, Transaction
 from batchmill.store.postgres import PostgresDatabase
 from batchmill.store.slice import fence_slices, list_slices
-from batchmill.store.tables import batch, worker
+from batchmill.store.tables import batch, organisation, worker
 from batchmill.store.worker import forget_dead, has_elder, insert_worker, release_leases, renew_leases
 from batchmill.telemetry import Metrics
-from engine.mill import Mill, lines
+from engine.mill import Mill, line, lines
+from engine.test_account import agrees
 from fakeclock import FakeClock
 from faults.deaf import Deaf
 from ledger.work import add_work, whole
@@ -57,6 +58,24 @@ async def check(mill: Mill, batch_id: str) -> None:
     assert [line["custom_id"] for line in await mill.results(batch_id)] == [f"r-{n}" for n in range(COUNT)]
     for question in (wrong_refs, missing_blobs, wrong_sizes):
         assert await mill.database.read(question) == []
+    assert await agrees(mill, batch_id)
+
+
+async def test_of_two_validated_at_once_one_has_room(
+    tmp_path: Path, url: str, database: PostgresDatabase, cluster: Cluster
+) -> None:
+    """Two workers that accept a batch in the same moment, where one more may be enqueued: one of them fails it."""
+    mill = a_mill(tmp_path, database)
+    hands = [mill.hand(mill.echo()) for _ in range(2)]
+    await hands[0].scout.step()
+    both = [await mill.batch(line("one", max_tokens=1_000)) for _ in hands]
+    await mill.database.write(lambda tx: tx.connection.execute(organisation.update().values(enqueued_tokens=2_000)))
+    # Each is held where it adds its Slices, the last thing that an accepted batch gets.
+    await cluster.behind(url, "LOCK TABLE slice IN EXCLUSIVE MODE", *(hand.validator.step() for hand in hands))
+    batches = [(await mill.look(batch_id)).object for batch_id in both]
+    assert sorted(facts.status.value for facts in batches) == ["failed", "in_progress"]
+    (error,) = next(facts.errors for facts in batches if facts.errors)
+    assert error.code == "token_limit_exceeded"
 
 
 @pytest.mark.parametrize("every", [1, 2])

@@ -17,7 +17,7 @@ from faults.launcher import LEASE
 _STOP_LEASES = 1.6  # so long a stopped worker sleeps: its leases have lapsed when it wakes
 _LONG_STOP_LEASES = 3.0  # or so long: what it held has been taken over, and may be closed and sealed
 _DEATHS = 3
-_AIM_SECONDS = 3.0  # after which a fault that waits for a state takes whom it finds
+_AIM_SECONDS = 6.0  # after which a fault that waits for a state takes whom it finds
 _DRAIN_SECONDS = 5.0  # a worker that was told to end and has not by then is killed
 _STEP_SECONDS = 0.002
 _LOOK_SECONDS = 0.02

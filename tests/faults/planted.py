@@ -211,7 +211,7 @@ def cancel_drops_open_lines() -> None:
 
     def merge_results(*, rest: Any, **of: Any) -> Iterator[merge.Merged]:  # noqa: ANN401
         for merged in written(rest=rest, **of):
-            if merged.rest == 0 or rest.code != "batch_cancelled":
+            if not merged.rest or rest.code != "batch_cancelled":
                 yield merged
             else:
                 kept = [at for at, text in enumerate(merged.texts) if at % 16 or _CANCELLED not in bytes(text)]
@@ -220,7 +220,7 @@ def cancel_drops_open_lines() -> None:
                     texts=[merged.texts[at] for at in kept],
                     succeeded=[merged.succeeded[at] for at in kept],
                     ranks=[merged.ranks[at] for at in kept],
-                    rest=merged.rest - len(merged.texts) + len(kept),
+                    rest=merged.rest[: len(merged.rest) - len(merged.texts) + len(kept)],
                 )
 
     _replace(finalizer, "merge_results", merge_results)

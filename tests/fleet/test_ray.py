@@ -13,19 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from batchmill.blobs.disk import DiskBlobs
-from batchmill.cli.fleet import FleetLook, FleetWork
-from batchmill.fleet.ray import Fleet, NoCluster, Order, Seen, connect, worker_names
 from batchmill.schedule.scale import Left, Scale
 from batchmill.settings import Settings
 from batchmill.spec.states import FINAL, Status
 from batchmill.store.postgres import PostgresDatabase
 from engine.mill import Mill, lines
 from fakeclock import FakeClock
-from fleet.works import NotedLook, NotedWork
 from postgres import cluster_of
+
+ray = pytest.importorskip("ray", reason=f"NOT RUN: there is no Ray for Python {sys.version.split()[0]} here")
+from batchmill.cli.fleet import FleetLook, FleetWork  # noqa: E402 - it needs Ray
+from batchmill.fleet.ray import Fleet, NoCluster, Order, Seen, connect, worker_names  # noqa: E402 - the same
+from fleet.works import NotedLook, NotedWork  # noqa: E402 - the same
 
 # Alone: a cluster of eleven processes takes the machine.
 pytestmark = [pytest.mark.usefixtures("nodes"), pytest.mark.alone]

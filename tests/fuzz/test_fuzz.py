@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 _HERE = Path(__file__).parent
-_SECONDS = int(os.environ.get("BATCHMILL_FUZZ_SECONDS", "60"))
+_SECONDS = int(os.environ.get("BATCHMILL_FUZZ_SECONDS", "25"))
 
 
 @pytest.mark.parametrize("target", ["lines.py", "multipart.py"])
 def test_no_input_is_a_crash(tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str) -> None:
-    """Whatever bytes come, a target gives its verdict; a minute of atheris looks for those that it cannot take."""
+    """Whatever bytes come, a target gives its verdict; atheris looks for those that it cannot take."""
     if importlib.util.find_spec("atheris") is None:
         with capsys.disabled():
             print(f"\nNOT RUN {target}: there is no atheris for this Python")  # noqa: T201 - a skipped test must not look like a passed one

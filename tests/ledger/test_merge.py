@@ -44,7 +44,7 @@ async def merge(database: Database, blobs: Blobs, rest: Rest | None = None, **bo
     return Files(
         output=[bytes(text) for part in parts for text in part.output],
         error=[bytes(text) for part in parts for text in part.error],
-        rest=sum(part.rest for part in parts),
+        rest=sum(len(part.rest) for part in parts),
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchmill.schedule.forecast import FADE_SECONDS, UNKNOWN, Forecast, Recent, forecast
+from batchmill.schedule.forecast import FADE_SECONDS, UNKNOWN, Forecast, Outlook, Recent, forecast, outlook
 
 NOW = 1_800_000_000.0
 DEADLINE = int(NOW) + 86_400
@@ -51,6 +51,15 @@ def test_replies_that_count_no_tokens_give_no_rate_of_them() -> None:
     """Nobody knows the tokens of a backend that does not tell them; the lines are known all the same."""
     told = course(replace(GOING, tokens=0.0))
     assert (told.tokens_per_second, told.lines_per_second) == (None, 2.0)
+
+
+def test_tokens_divide_as_they_did_of_late() -> None:
+    """Prompt and completion are parts of the rate of both, even where one of them is nothing."""
+    told = course(replace(GOING, prompt=3_000.0, completion=1_000.0))  # counted for a part of the time
+    assert (told.prompt_tokens_per_second, told.completion_tokens_per_second) == (375.0, 125.0)
+    told = course(replace(GOING, prompt=50_000.0))
+    assert (told.prompt_tokens_per_second, told.completion_tokens_per_second) == (500.0, 0.0)
+    assert course(GOING).prompt_tokens_per_second is None
 
 
 @pytest.mark.parametrize(
@@ -155,3 +164,43 @@ def test_all_is_told_or_nothing(recent: Recent, left: int, *, waits: bool, deadl
     assert more >= told.eta
     late = 0 if deadline is None else told.eta - deadline
     assert told.misses_by == (late if late > 0 else None)
+
+
+def look(
+    *running: Recent,
+    last: Recent | None = None,
+    ahead: float = 0.0,
+    tokens: float | None = 1000.0,
+    deadline: int = DEADLINE,
+) -> Outlook:
+    """Return the outlook for a batch that is not there yet."""
+    return outlook(running, last=last, ahead=ahead, tokens=tokens, now=NOW, expires_at=deadline)
+
+
+def test_a_new_batch_is_done_after_all_that_is_there() -> None:
+    """Batches go side by side at the sum of their rates; what is left of them and its own tokens take so long."""
+    told = look(GOING, GOING, ahead=9_000.0)
+    assert told == Outlook(tokens_per_second=1000.0, eta=int(NOW) + 10, margin=86_390)
+
+
+def test_a_new_batch_that_would_be_late_says_by_how_much() -> None:
+    """The margin is below nothing then."""
+    assert look(GOING, ahead=0, tokens=1_000_000, deadline=int(NOW) + 1_500).margin == -500
+
+
+def test_where_nothing_runs_the_last_rate_counts() -> None:
+    """It is what the same models did when they last had work; while some run, theirs is the one."""
+    assert look(last=GOING).tokens_per_second == 500.0
+    assert look(replace(GOING, tokens=1_000.0), last=GOING).tokens_per_second == 10.0
+    assert look(replace(GOING, age=None), last=GOING).tokens_per_second == 500.0
+
+
+@pytest.mark.parametrize("last", [None, replace(GOING, seconds=1.0), replace(GOING, tokens=0.0)])
+def test_nobody_knows_without_a_rate(last: Recent | None) -> None:
+    """What was too short, or told of no tokens, says nothing."""
+    assert look(last=last) == Outlook()
+
+
+def test_what_would_never_run_has_no_end() -> None:
+    """The rate is told all the same."""
+    assert look(GOING, tokens=None) == Outlook(tokens_per_second=500.0)

@@ -70,3 +70,16 @@ def test_what_is_no_result_line_is_refused() -> None:
 def test_a_long_message_is_cut() -> None:
     """A message is shown with at most 200 characters."""
     assert len(group_of(failed({"error": {"message": "x y " * 500}}))[1].message) == 200
+
+
+def test_a_number_out_of_range_is_words_too() -> None:
+    """A backend may say what is JSON and no number of ours."""
+    text = answered("batch_req_1", ID, 400, "req_1", b'{"error":{"message":1e999,"code":1e999}}')
+    group = group_of(text)[1]
+    assert (group.code, group.message) == ("1e999", "N")
+
+
+def test_a_nul_is_shown() -> None:
+    """No database keeps one in a text."""
+    group = group_of(failed({"error": {"message": "a\0b", "code": "c\0"}}))[1]
+    assert (group.code, group.message) == ("c\N{REPLACEMENT CHARACTER}", "a\N{REPLACEMENT CHARACTER}b")

@@ -57,7 +57,7 @@ def test_a_new_batch_has_every_key_with_null_where_unset() -> None:
     keys = """
         id object endpoint input_file_id completion_window status created_at request_counts output_file_id error_file_id
         in_progress_at expires_at finalizing_at completed_at failed_at cancelling_at cancelled_at metadata expired_at
-        errors model usage progress paused_at priority cost
+        errors model usage progress paused_at priority cost parent_id
     """
     assert list(wire) == keys.split()
     assert wire["object"] == "batch"

@@ -8,6 +8,7 @@ from sqlalchemy.exc import IntegrityError
 
 from batchmill.spec.objects import Usage
 from batchmill.spec.states import FINAL, STAMP, TRANSITIONS, Event, Status
+from batchmill.store.backlog import count_statuses
 from batchmill.store.batch import (
     TRIES,
     Batch,
@@ -17,7 +18,6 @@ from batchmill.store.batch import (
     batches_past_window,
     claim_batch,
     clear_batch,
-    count_statuses,
     find_batch,
     finished_uncleared,
     has_batch,

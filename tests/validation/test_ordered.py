@@ -28,7 +28,7 @@ ENDS = [b"\n", b"\r\n", b"\n\n \r\n"]
 COPIED = [(at % 5, 5000, at % 2 == 0) for at in range(150)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     LINES, st.sampled_from([b"\n", b"\r\n", b"\n\n \r\n"]), st.integers(20, 160), st.sampled_from([1 << 18, 1 << 30])
 )

@@ -100,6 +100,17 @@ def query_choice(request: Request, name: str, choices: tuple[str, ...], *, defau
     return value
 
 
+def query_choices(request: Request, name: str, choices: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Return a query parameter that is a list of some of these words, with commas; None if it is not there."""
+    value = query_word(request, name)
+    if value is None:
+        return None
+    words = tuple(value.split(","))
+    if not set(words) <= set(choices):
+        raise errors.invalid_value(name, f"'{name}' must be one of, or several with commas: {', '.join(choices)}.")
+    return words
+
+
 def query_word(request: Request, name: str) -> str | None:
     """Return a query parameter; None if it is not there. It may stand once: nobody can tell which of two was meant."""
     values = request.query_params.getlist(name)

@@ -18,8 +18,12 @@ from batchmill.api.fault import as_api_error
 from batchmill.api.files import file_routes
 from batchmill.api.gate import DOCS_ASSETS, App, Gate
 from batchmill.api.health import health_routes
+from batchmill.api.inline import inline_routes
 from batchmill.api.keys import key_routes
+from batchmill.api.maker import FileMaker
 from batchmill.api.models import model_routes
+from batchmill.api.progress import progress_routes
+from batchmill.api.quote import quote_routes
 from batchmill.api.rate import Buckets, Rate
 from batchmill.api.replay import Replays
 from batchmill.api.results import result_routes
@@ -37,6 +41,7 @@ from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
 from batchmill.store.database import Database
 
 _METHODS = ("DELETE", "GET", "HEAD", "POST")
+_POST_ONLY = ("/v1/batches/quote", "/v1/batches/inline")  # no batch has such an id
 
 
 def create_app(
@@ -48,18 +53,18 @@ def create_app(
     limits: Limits,
     version: str,
     broken: Callable[[], None],
-    stopping: Callable[[], bool] = lambda: False,
     retention: int | None = None,
     redirect: bool = False,
     catalogue: Catalogue = NOTHING_CONFIGURED,
     apart: bool = False,
     public_webhooks: bool = True,
     calls: Rate | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> App:
     """Build the API: the contract's routes, models, the account, and health.
 
     `broken` as in `Gate`, `retention` in seconds.
-    `stopping` says that this process is to end: answers that go on for long end then.
+    `stopping` says that the process is to end: then answers that would go on for long do.
     `redirect`: a download is sent on to the bucket, where there is one.
     `public_webhooks`: events go to public hosts only.
     `calls`: where the calls of organisations are counted, if not in this process's memory.
@@ -75,6 +80,11 @@ def create_app(
         "replays": Replays(database=database, clock=clock, limits=limits),
     }
     app.include_router(file_routes(blobs=blobs, retention=retention, redirect=redirect, **shared))
+    maker = FileMaker(blobs=blobs, retention=retention, **shared)
+    app.include_router(inline_routes(maker=maker))
+    app.include_router(quote_routes(maker=maker, catalogue=catalogue))
+    for path in _POST_ONLY:
+        app.add_route(path, _post_only, methods=["GET"])
     app.include_router(batch_routes(catalogue=catalogue, **shared))
     app.include_router(
         webhook_routes(
@@ -83,12 +93,14 @@ def create_app(
     )
     app.include_router(delivery_routes(database=database, clock=clock, limits=limits))
     app.include_router(steer_routes(database=database, room=room, clock=clock, limits=limits, catalogue=catalogue))
+    streams = Streams(clock=clock, stopping=stopping)
+    app.include_router(progress_routes(database=database, clock=clock, streams=streams, catalogue=catalogue))
     app.include_router(
         result_routes(
             database=database,
             blobs=blobs,
             pages=Pages(database=database, blobs=blobs, clock=clock),
-            streams=Streams(clock=clock, stopping=stopping),
+            streams=streams,
             clock=clock,
             limits=limits,
             stopping=stopping,
@@ -113,6 +125,10 @@ async def _fault_answer(_request: Request, fault: Exception) -> Response:
     return error_answer(as_api_error(fault))
 
 
+async def _post_only(_request: Request) -> Response:
+    raise errors.method_not_allowed(["POST"])
+
+
 async def _routing_answer(request: Request, fault: Exception) -> Response:
     """Turn the framework's own 404 and 405 into our envelope."""
     if isinstance(fault, HTTPException) and fault.status_code == 405:  # noqa: PLR2004 - method not allowed
@@ -123,8 +139,13 @@ async def _routing_answer(request: Request, fault: Exception) -> Response:
 
 
 def _allowed(request: Request) -> list[str]:
-    """Return every method of a path; the framework names those of the first route that has the path."""
-    routes = [route for route in request.app.routes if not isinstance(route, Mount)]
+    """Return every method of a path; the framework names those of the first route that has the path.
+
+    A path that the document names as it is, such as `/v1/batches/quote`, is no batch's.
+    """
+    if named := request.app.openapi()["paths"].get(request.scope["path"]):
+        return [method for method in _METHODS if method.lower() in named]
     asked = {method: {**request.scope, "method": method} for method in _METHODS}
+    routes = [route for route in request.app.routes if not isinstance(route, Mount)]
     allowed = [m for m in _METHODS if any(route.matches(asked[m])[0] is Match.FULL for route in routes)]
     return allowed or ["GET", "HEAD"]  # a file of the documentation's

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from batchmill.api.answer import json_answer, query_after, query_limit, read_json
+from batchmill.api.answer import json_answer, query_after, query_choices, query_limit, read_json
 from batchmill.api.order import add_batch, input_file
 from batchmill.api.replay import Made, Replays
 from batchmill.api.reserve import write_on_reserve
@@ -24,6 +24,8 @@ from batchmill.store.forecast import with_forecasts
 from batchmill.store.organisation import Allowance
 from batchmill.store.receipt import with_costs
 from batchmill.store.replay import Call, note_arrival
+
+_STATUSES = tuple(status.value for status in Status)
 
 
 def batch_routes(
@@ -48,13 +50,20 @@ def batch_routes(
 
     @router.get("")
     async def list_(request: Request) -> Response:
-        """List the organisation's batches, newest first."""
+        """List the organisation's batches, newest first; those in some statuses, or all."""
         mine = request.state.organisation_id
+        statuses = query_choices(request, "status", _STATUSES)
         limit = query_limit(request, default=limits.batches_page, most=limits.max_batches_page)
         after = query_after(request, prefix="batch")
 
         def statements(tx: Transaction) -> Sequence[Batch]:
-            batches = list_batches(tx, organisation_id=mine, after=after, limit=limit + 1)
+            batches = list_batches(
+                tx,
+                organisation_id=mine,
+                after=after,
+                limit=limit + 1,
+                statuses=None if statuses is None else [Status(status) for status in statuses],
+            )
             return shown(tx, batches, catalogue=catalogue, now=clock.now())
 
         found = await database.read(statements)

@@ -38,6 +38,12 @@ class Event:
         return b"%b%b\n" % (named.encode(), data)
 
 
+def asks_for_events(request: Request) -> bool:
+    """Say whether a client wants events, by its `Accept`."""
+    accepted = ",".join(request.headers.getlist("accept")).lower()
+    return any(kind.partition(";")[0].strip() == "text/event-stream" for kind in accepted.split(","))
+
+
 class Streams:
     """Makes answers of sources that look once a second and yield what is new, or None where nothing is.
 

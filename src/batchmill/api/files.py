@@ -1,13 +1,11 @@
 """The routes of Files: upload, list, retrieve, delete, content."""
 
-import asyncio
-
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 
 from batchmill.api.answer import json_answer, query_after, query_choice, query_limit, query_word
 from batchmill.api.download import download
-from batchmill.api.fault import SPACE_SECONDS
+from batchmill.api.maker import ask_for_room, begin, give_up
 from batchmill.api.order import new_file, publish_file
 from batchmill.api.replay import Made, Replays
 from batchmill.api.reserve import write_on_reserve
@@ -20,11 +18,11 @@ from batchmill.spec import errors
 from batchmill.spec.ids import mint_id
 from batchmill.spec.limits import Limits
 from batchmill.spec.objects import file_deleted, list_page
-from batchmill.store.blob import doom_blob, drop_refs, insert_writing
+from batchmill.store.blob import doom_blob, drop_refs
 from batchmill.store.database import Database, Transaction
 from batchmill.store.file import File, delete_file, find_file, list_files
 from batchmill.store.organisation import Allowance
-from batchmill.store.replay import Call, delete_running, note_arrival
+from batchmill.store.replay import note_arrival
 
 
 def file_routes(
@@ -58,8 +56,8 @@ def file_routes(
         boundary = form_boundary(request.headers.get("content-type", ""))
         refuse_long_form(int(request.headers.get("content-length", "0")), limits)  # the server took it for a number
         with slots.one(call.caller):
-            await _ask_for(room)  # before a byte is read
-            await database.write(lambda tx: _begin(tx, replays, call, key, now=int(clock.now())))
+            await ask_for_room(room)  # before a byte is read
+            await database.write(lambda tx: begin(tx, replays, call, key, now=int(clock.now())))
             try:
                 stream = replays.renewing(call, request.stream())
                 received = await receive_upload(stream=stream, boundary=boundary, blobs=blobs, key=key, limits=limits)
@@ -71,7 +69,7 @@ def file_routes(
                     make=lambda tx: _publish(tx, added, received, limits, request.state.allowance),
                 )
             except BaseException:
-                await database.write(lambda tx: _give_up(tx, call, key))
+                await database.write(lambda tx: give_up(tx, call, key))
                 raise
         if answer.replayed:  # these bytes are the first File's bytes again
             await database.write(lambda tx: doom_blob(tx, key=key))
@@ -130,11 +128,6 @@ async def _only_one_version(request: Request) -> None:
         raise errors.invalid_value("kimi-api-version", "Leave the header 'kimi-api-version' out: there is one version.")
 
 
-async def _ask_for(room: Room) -> None:
-    if await asyncio.to_thread(room.short) is not None:
-        raise errors.insufficient_storage(SPACE_SECONDS)
-
-
 def _file(organisation_id: str, key: str, received: Upload, *, now: float, retention: int | None) -> File:
     return new_file(
         organisation_id=organisation_id,
@@ -144,16 +137,6 @@ def _file(organisation_id: str, key: str, received: Upload, *, now: float, reten
         now=now,
         lasts=retention if received.expires_after is None else received.expires_after,
     )
-
-
-def _begin(tx: Transaction, replays: Replays, call: Call, key: str, *, now: int) -> None:
-    replays.begin(tx, call)
-    insert_writing(tx, key=key, organisation_id=call.organisation_id, now=now)
-
-
-def _give_up(tx: Transaction, call: Call, key: str) -> None:
-    delete_running(tx, call=call)
-    doom_blob(tx, key=key)
 
 
 def _publish(tx: Transaction, added: File, received: Upload, limits: Limits, allowance: Allowance) -> Made:

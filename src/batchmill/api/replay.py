@@ -129,7 +129,7 @@ class Replays:
             ApiError: the Idempotency-Key belongs to a call that asked for something else, or that is still running.
             ClientDisconnect: nobody waits for the answer any more.
         """
-        gone = asyncio.ensure_future(_client_gone(request))
+        gone = asyncio.ensure_future(client_gone(request))
         await self._clock.sleep(0)  # a client that has gone already is known from here on
 
         def statements(tx: Transaction) -> Answer:
@@ -189,7 +189,8 @@ class Replays:
         return hashlib.sha256(keys[0].encode()).hexdigest()
 
 
-async def _client_gone(request: Request) -> None:
+async def client_gone(request: Request) -> None:
+    """Return when the client of a request whose body has been read is not there any more."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

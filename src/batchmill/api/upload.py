@@ -1,15 +1,15 @@
 """Streams a multipart upload into a blob: counted and hashed on the way, never held whole."""
 
-import asyncio
 import re
 import unicodedata
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from batchmill.api.maker import in_thread
 from batchmill.blobs.blobs import Blobs, BlobWriter, Written
 from batchmill.spec import errors
 from batchmill.spec.create import expires_after_seconds
@@ -18,8 +18,6 @@ from batchmill.spec.limits import Limits
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks  # a type only, not there at run time
-
-T = TypeVar("T")
 
 _TEXT_BYTES = 1024  # the longest value of a text part: all of ours are words and numbers
 _PARTS = 16  # reliability A9
@@ -182,13 +180,13 @@ async def receive_upload(
         ClientDisconnect: the client went away.
         OSError: the bytes could not be made durable.
     """
-    writer = await _in_thread(lambda: blobs.writer(key))
+    writer = await in_thread(lambda: blobs.writer(key))
     try:
         parts = await _read_form(stream, boundary, writer, limits)
         purpose, filename, expires_after = _judge(parts, limits)
-        written = await _in_thread(writer.finish)
+        written = await in_thread(writer.finish)
     except BaseException:
-        await _in_thread(writer.discard)
+        await in_thread(writer.discard)
         raise
     return Upload(purpose=purpose, filename=filename, expires_after=expires_after, written=written)
 
@@ -207,19 +205,9 @@ async def _read_form(stream: AsyncIterator[bytes], boundary: bytes, writer: Blob
         except MultipartParseError as fault:
             raise errors.invalid_request(f"The form is not valid multipart/form-data: {fault}.") from fault
         if len(parts.waiting) >= _BUFFER:
-            await _in_thread(lambda: _flush(parts.waiting, writer))
-    await _in_thread(lambda: _flush(parts.waiting, writer))
+            await in_thread(lambda: _flush(parts.waiting, writer))
+    await in_thread(lambda: _flush(parts.waiting, writer))
     return parts
-
-
-async def _in_thread(call: Callable[[], T]) -> T:
-    """Run a blocking call to its end, even if the caller is cancelled: nobody may give up a file beneath a write."""
-    running = asyncio.ensure_future(asyncio.to_thread(call))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        raise
 
 
 def _names_twice(disposition: bytes) -> bool:

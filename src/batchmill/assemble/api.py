@@ -20,9 +20,9 @@ def build_api(
     storage: Storage,
     clock: Clock,
     broken: Callable[[], None],
-    stopping: Callable[[], bool],
+    stopping: Callable[[], bool] = lambda: False,
 ) -> App:
-    """Build the API; `broken` is called when the disk fails beneath it, `stopping` says that it is to end."""
+    """Build the API; `broken` is called when the disk fails beneath it, `stopping` says that the process is to end."""
     return create_app(
         database=storage.database,
         blobs=storage.blobs,
@@ -31,12 +31,12 @@ def build_api(
         limits=limits_of(settings),
         version=version("batchmill"),
         broken=broken,
-        stopping=stopping,
         retention=retention_of(settings),
         redirect=settings.download_redirect,
         catalogue=settings.catalogue,
         apart=not settings.worker,
         public_webhooks=settings.webhook_urls == "public",
+        stopping=stopping,
         calls=Buckets(clock=clock) if settings.is_embedded else SharedBuckets(database=storage.database),
     )
 

@@ -37,7 +37,8 @@ from batchmill.settings import Settings
 from batchmill.spec.ids import mint_id
 from batchmill.telemetry import Metrics
 
-BUCKET_BOUNDS = GroupBounds(wait=1.0, gap=0.25)  # a bucket takes its time for a commit, and money
+# A bucket takes its time for a commit, and money; small Results may be many meanwhile, their bytes are what is bounded.
+BUCKET_BOUNDS = GroupBounds(wait=1.0, gap=0.25, most_results=16_384)
 _LOOK_SECONDS = 0.25  # how often somebody looks whether rows have changed, or a backend wants a probe
 _IDLE_SECONDS = 5.0  # how long a loop that found nothing waits for the bell
 _SWEEP_SECONDS = 1.0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from batchmill.cli.exit import Exit, Stop
 
-_NETWORK = frozenset(
+NETWORK = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "fuse.glusterfs", "lustre"}
 )
 _WAIT_SECONDS = 10.0  # the children of a killed `serve` need a moment to notice
@@ -27,8 +27,8 @@ def prepare(folder: Path) -> None:
         probe.unlink()
     except OSError as fault:
         raise Stop(f"The data directory {folder} cannot be written: {fault.strerror}.", Exit.DATA_UNUSABLE) from fault
-    kind = _filesystem(folder.resolve())
-    if kind in _NETWORK:
+    kind = filesystem(folder.resolve())
+    if kind in NETWORK:
         raise Stop(
             f"The data directory {folder} is on a network filesystem ({kind}): use a local disk.", Exit.DATA_UNUSABLE
         )
@@ -57,7 +57,7 @@ def lock(folder: Path, *, patience: float = _WAIT_SECONDS, shared: bool = False)
             return descriptor
 
 
-def _filesystem(folder: Path) -> str:
+def filesystem(folder: Path) -> str:
     """Return the type of the filesystem that the folder is on; "" where the system does not say."""
     try:
         mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]

@@ -30,9 +30,31 @@ class RunExit(IntEnum):
     INTERRUPTED = 130  # Ctrl-C or SIGTERM: the same command goes on
 
 
+class ClientExit(IntEnum):
+    """Exit codes of the commands that ask a server; `watch` and `submit --watch` end with what became of the batch."""
+
+    GOOD = 0  # done; of a batch: completed, and every line succeeded
+    REFUSED = 1  # the server refuses the call, or the input holds bad lines
+    USAGE = 2  # a wrong option; an input or an output that cannot be read or written
+    LINES_FAILED = 3  # the batch is completed, and some lines failed
+    BATCH_FAILED = 4  # the batch failed: its input breaks a rule
+    EXPIRED = 5  # the batch's window closed before all lines were done
+    CANCELLED = 6  # the batch was cancelled
+    UNREACHABLE = 7  # the server is away, or is none
+    INTERRUPTED = 130  # Ctrl-C or SIGTERM; the batch goes on
+
+
+BATCH_EXIT = {
+    "completed": ClientExit.GOOD,
+    "failed": ClientExit.BATCH_FAILED,
+    "expired": ClientExit.EXPIRED,
+    "cancelled": ClientExit.CANCELLED,
+}
+
+
 class Stop(Exception):  # noqa: N818 - it says what to do
     """End the command with this sentence on stderr and this code."""
 
-    def __init__(self, sentence: str, code: Exit | RunExit) -> None:
+    def __init__(self, sentence: str, code: Exit | RunExit | ClientExit) -> None:
         super().__init__(sentence)
         self.code = code

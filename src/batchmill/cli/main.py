@@ -9,7 +9,7 @@ import typer
 
 from batchmill.cli.access import keys_app, orgs_app
 from batchmill.cli.exit import Exit, Stop
-from batchmill.cli.local import check, run
+from batchmill.cli.local import check, convert, doctor, run
 from batchmill.cli.option import (
     BackendOption,
     BlobsOption,
@@ -31,26 +31,41 @@ from batchmill.cli.option import (
     say,
     settings_of,
 )
+from batchmill.cli.remote import (
+    cancel,
+    fetch,
+    files_app,
+    list_,
+    models_list,
+    pause,
+    priority,
+    quote,
+    results,
+    resume,
+    retry,
+    show,
+    submit,
+    usage,
+    watch,
+    window,
+)
 from batchmill.cli.steer import backends_app
 
-app = typer.Typer(name="batchmill", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-models_app = typer.Typer(no_args_is_help=True, help="The built-in model.")
-app.add_typer(keys_app, name="keys")
-app.add_typer(orgs_app, name="orgs")
-app.add_typer(backends_app, name="backends")
-app.add_typer(models_app, name="models")
+_SERVER, _CLIENT, _LOCAL = "Server", "Client", "Local"
+app = typer.Typer(name="batchmill", no_args_is_help=True, pretty_exceptions_enable=False)
+models_app = typer.Typer(no_args_is_help=True, help="The models of a server, and the built-in one.")
 
 
 def main() -> None:
     """Run the command line; whatever cannot be done ends with one sentence and its exit code."""
     try:
-        app()
+        app(prog_name="batchmill")
     except Stop as stop:
         print(stop, file=sys.stderr)  # noqa: T201 - this is how a command speaks
         sys.exit(stop.code)
 
 
-@app.command()
+@app.command(rich_help_panel=_SERVER)
 def serve(
     *,
     data: DataOption = None,
@@ -111,7 +126,7 @@ def serve(
     run_serve(settings_of(flags))
 
 
-@app.command()
+@app.command(rich_help_panel=_SERVER)
 def worker(
     *,
     data: Annotated[str | None, typer.Option(help="Folder for scratch files. [default: ./batchmill-data]")] = None,
@@ -194,7 +209,7 @@ def worker(
     run_worker(settings_of(flags))
 
 
-@app.command()
+@app.command(rich_help_panel=_SERVER)
 def migrate(*, data: DataOption = None, database: DatabaseOption = None, settings: FileOption = None) -> None:
     """Bring the tables up to this version; every start of `serve` and `worker` does so, too."""
     from batchmill.cli.rows import in_rows  # noqa: PLC0415 - as above
@@ -204,7 +219,7 @@ def migrate(*, data: DataOption = None, database: DatabaseOption = None, setting
     say(f"The tables are at revision {in_rows(chosen, revision)}.")
 
 
-@app.command()
+@app.command(rich_help_panel=_SERVER)
 def status(
     *,
     data: DataOption = None,
@@ -220,7 +235,7 @@ def status(
         say(line)
 
 
-@app.command()
+@app.command(rich_help_panel=_SERVER)
 def verify(
     *,
     data: DataOption = None,
@@ -238,7 +253,7 @@ def verify(
         raise typer.Exit(Exit.FAULT)
 
 
-@app.command()
+@app.command(rich_help_panel=_SERVER)
 def backup(
     folder: Annotated[Path, typer.Argument(help="New or empty folder; `serve --data` works on it afterwards.")],
     *,
@@ -264,5 +279,15 @@ def models_fetch() -> None:
     print(path)  # noqa: T201 - the command's answer
 
 
-app.command()(run)
-app.command()(check)
+models_app.command("list")(models_list)
+
+_ASKING = (submit, watch, list_, show, results, fetch, retry, pause, resume, cancel, window, priority, quote, usage)
+for asking in _ASKING:
+    dashes = {"ignore_unknown_options": asking is priority}  # -5 is a priority, and no option
+    app.command(asking.__name__.rstrip("_"), rich_help_panel=_CLIENT, context_settings=dashes)(asking)
+for working in (run, check, convert, doctor):
+    app.command(rich_help_panel=_LOCAL)(working)
+for name, group in {"keys": keys_app, "orgs": orgs_app, "backends": backends_app}.items():
+    app.add_typer(group, name=name, rich_help_panel=_SERVER)
+for name, group in {"files": files_app, "models": models_app}.items():
+    app.add_typer(group, name=name, rich_help_panel=_CLIENT)

@@ -85,10 +85,7 @@ async def _api(order: Order) -> None:
     def end() -> None:
         server.should_exit = True  # the supervisor starts the next one, which recovers
 
-    def stopping() -> bool:
-        return server.should_exit
-
-    app = build_api(settings=settings, storage=storage, clock=clock, broken=end, stopping=stopping)
+    app = build_api(settings=settings, storage=storage, clock=clock, broken=end, stopping=lambda: server.should_exit)
     server = uvicorn.Server(
         server_config(
             app,

@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 from sqlalchemy import ColumnElement
@@ -15,14 +15,17 @@ from batchmill.clock import Clock
 from batchmill.engine.attempt import Attempts
 from batchmill.ledger.merge import Merged, Rest, Text, merge_results
 from batchmill.ledger.order import Order
+from batchmill.ledger.sums import by_cause, causes_of
 from batchmill.spec.ids import mint_id
 from batchmill.spec.objects import FileObject
+from batchmill.spec.progress import GROUPS_KEPT, IDS_KEPT, Errors
 from batchmill.spec.states import Event, Status
 from batchmill.spec.usage import Used, day_of
 from batchmill.store.batch import Batch, advance, claim_batch, has_batch, holds_batch, is_settled, release_batch
 from batchmill.store.blob import doom_blob, insert_writing, publish_blob
 from batchmill.store.database import Database, Transaction
 from batchmill.store.file import File, insert_file
+from batchmill.store.progress import add_errors
 from batchmill.store.slice import Segment, Slice, fence_slices, list_segments, list_slices
 from batchmill.store.usage import Whose, count_usage
 
@@ -69,13 +72,9 @@ class _ResultFile:
 
 @dataclass(slots=True, kw_only=True)
 class _Files:
-    """What a closing batch's Results are written to, and how many lines were never answered.
-
-    `order` is the order in which they came, once it is durable.
-    """
+    """What a closing batch's Results are written to; `order` is that in which they came, once it is durable."""
 
     results: Mapping[bool, _ResultFile]
-    unanswered: int = 0
     order: Written | None = None
 
     def take(self, merged: Merged, order: Order) -> None:
@@ -86,7 +85,19 @@ class _Files:
         if len(output) < len(lengths):
             self.results[False].take(merged.error, size)
         order.add(lengths=lengths, succeeded=merged.succeeded, ranks=merged.ranks)
-        self.unanswered += merged.rest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unanswered:
+    """The lines that were never answered, the first of them, and all by their models."""
+
+    count: int
+    first: Sequence[bytes]
+    used: Mapping[Whose, Used]
+
+    def errors(self) -> list[Errors]:
+        """Return them as the one group that they are."""
+        return [replace(errors, count=self.count) for errors in by_cause(causes_of(self.first))]
 
 
 class Finalizer:
@@ -142,8 +153,8 @@ class Finalizer:
 
     async def _close(self, batch: Batch) -> None:
         closing = await self._fence(batch)
-        files = await asyncio.to_thread(self._write_files, closing)
-        sealed = await self._database.write(lambda tx: self._seal(tx, batch, files, unanswered=_unanswered(closing)))
+        files, unanswered = await asyncio.to_thread(self._write_files, closing)
+        sealed = await self._database.write(lambda tx: self._seal(tx, batch, files, unanswered))
         counts = {f"{_KINDS[kind]}_lines": file.lines for kind, file in files.results.items()}
         self._log.info("sealed" if sealed else "not sealed: someone was faster", batch=batch.id, **counts)
 
@@ -166,12 +177,16 @@ class Finalizer:
         await self._database.write(take)
         return await self._database.read(look)
 
-    def _write_files(self, closing: _Closing) -> _Files:
-        """Stream the Results into the two files, and write down in which order they came."""
+    def _write_files(self, closing: _Closing) -> tuple[_Files, _Unanswered]:
+        """Stream the Results into the two files, and write down in which order they came.
+
+        Returns these, and which lines were never answered.
+        """
         batch = closing.batch
         lines = sum(held.lines for held in closing.slices)
         results: dict[bool, _ResultFile] = {}
         files = _Files(results=results)
+        unanswered = _Unanswered(count=0, first=(), used={})
         try:
             for kind in _KINDS:
                 results[kind] = _ResultFile(key=_key(batch, kind), writer=self._blobs.writer(_key(batch, kind)))
@@ -180,7 +195,7 @@ class Finalizer:
                     scratch = stack.enter_context(self._blobs.scratch())
                     order = Order(scratch=scratch, lines=lines)
                     stack.callback(order.close)
-                    self._merge(closing, files, order)
+                    unanswered = self._merge(closing, files, order)
                     files.order = self._write_order(batch, order)
             for file in results.values():
                 if file.lines:
@@ -188,9 +203,10 @@ class Finalizer:
         finally:
             for file in results.values():
                 file.writer.discard()
-        return files
+        return files, unanswered
 
-    def _merge(self, closing: _Closing, files: _Files, order: Order) -> None:
+    def _merge(self, closing: _Closing, files: _Files, order: Order) -> _Unanswered:
+        count, first = 0, list[bytes]()
         for merged in merge_results(
             blobs=self._blobs,
             batch=closing.batch,
@@ -199,6 +215,9 @@ class Finalizer:
             rest=_rest(closing.batch),
         ):
             files.take(merged, order)
+            first += merged.rest[: IDS_KEPT - len(first)]
+            count += len(merged.rest)
+        return _Unanswered(count=count, first=first, used=_holes(closing))
 
     def _write_order(self, batch: Batch, order: Order) -> Written:
         writer = self._blobs.writer(_order_key(batch))
@@ -208,14 +227,14 @@ class Finalizer:
         finally:
             writer.discard()
 
-    def _seal(self, tx: Transaction, batch: Batch, files: _Files, *, unanswered: Mapping[Whose, Used]) -> bool:
+    def _seal(self, tx: Transaction, batch: Batch, files: _Files, unanswered: _Unanswered) -> bool:
         """Publish the Files and make the last move in one transaction, if nobody was faster.
 
         Lines that were never answered are counted here, as requests that failed: no group commit has.
         """
         now = self._clock.now()
         status = batch.object.status
-        late = files.unanswered > 0 and status is Status.FINALIZING
+        late = unanswered.count > 0 and status is Status.FINALIZING
         ids = {kind: mint_id("file", now) if file.written else None for kind, file in files.results.items()}
         moved = advance(
             tx,
@@ -234,6 +253,9 @@ class Finalizer:
                 "lease_until": None,
             },
         )
+        if moved:  # one group more than those of lines that were sent: it may be the largest
+            errors, owner = unanswered.errors(), batch.organisation_id
+            add_errors(tx, batch_id=batch.id, organisation_id=owner, errors=errors, most=GROUPS_KEPT + 1)
         lasts = self._retention if batch.output_expires_after is None else batch.output_expires_after
         for kind, file in files.results.items():
             if moved and file.written is not None:
@@ -247,7 +269,7 @@ class Finalizer:
         else:
             doom_blob(tx, key=_order_key(batch))
         if moved:
-            count_usage(tx, unanswered, day=day_of(now))
+            count_usage(tx, unanswered.used, day=day_of(now))
         else:
             release_batch(tx, batch_id=batch.id, epoch=batch.epoch)
         return moved
@@ -265,7 +287,7 @@ def _rest(batch: Batch) -> Rest | None:
     return None if drained_in_time else _RESTS[facts.status]
 
 
-def _unanswered(closing: _Closing) -> Mapping[Whose, Used]:
+def _holes(closing: _Closing) -> Mapping[Whose, Used]:
     """Return the open lines of a batch's Slices, which are nobody's any more, by their models."""
     holes: Counter[Whose] = Counter()
     for held in closing.slices:

@@ -90,6 +90,8 @@ class Sender:
         reply = await lane.backend.send(call)
         if reply.resent:
             self._sends[lane.backend.name] += reply.resent
+            request.resent += reply.resent
+        attempts = request.sends + request.resent
         verdict = self._judge(lane, request, reply, trial=trial, sent_at=sent_at)
         if isinstance(verdict, Later):
             return verdict
@@ -97,10 +99,15 @@ class Sender:
             text = answered(line_id, envelope.custom_id, reply.status, request_id, reply.body)
             usage = usage_of(reply.body) if verdict.succeeded else None
             return Result(
-                index=request.index, succeeded=verdict.succeeded, attempts=request.sends, text=text, usage=usage
+                index=request.index,
+                succeeded=verdict.succeeded,
+                attempts=attempts,
+                text=text,
+                usage=usage,
+                backend=lane.backend.name,
             )
         if isinstance(verdict, GaveUp):
-            return give_up(request, verdict, attempts=request.sends, excerpt=reply.body)
+            return give_up(request, verdict, attempts=attempts, excerpt=reply.body, backend=lane.backend.name)
         raise ValueError("a Reply without a status cannot be done")
 
     def _judge(self, lane: Lane, request: Request, reply: Reply, *, trial: bool, sent_at: float) -> Verdict:
@@ -137,8 +144,10 @@ class Sender:
         return verdict
 
 
-def give_up(request: Request, verdict: GaveUp, *, attempts: int, excerpt: bytes = b"") -> Result:
-    """Return the Result of a line that ends without an HTTP answer; `excerpt` is what came in its place."""
+def give_up(
+    request: Request, verdict: GaveUp, *, attempts: int, excerpt: bytes = b"", backend: str | None = None
+) -> Result:
+    """Return the Result of a line that ends without an HTTP answer; `excerpt` is what came in its place, from where."""
     work = request.work
     message = verdict.message
     if verdict.code == "invalid_backend_response" and excerpt:
@@ -149,7 +158,7 @@ def give_up(request: Request, verdict: GaveUp, *, attempts: int, excerpt: bytes 
         verdict.code,
         message,
     )
-    return Result(index=request.index, succeeded=False, attempts=attempts, text=text)
+    return Result(index=request.index, succeeded=False, attempts=attempts, text=text, backend=backend)
 
 
 def _name(verdict: Verdict) -> str:

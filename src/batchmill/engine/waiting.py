@@ -1,7 +1,6 @@
 """Says of each batch that is not final, in one sentence, why it does not move on; nothing while it does."""
 
 import asyncio
-from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from batchmill.backends.router import Router
 from batchmill.blobs.space import Room
 from batchmill.clock import Clock
 from batchmill.engine.attempt import stuck
+from batchmill.spec.queue import in_line
 from batchmill.spec.states import Status
 from batchmill.spec.steer import paused
 from batchmill.store.batch import set_waiting
@@ -152,17 +152,8 @@ def _queue(standings: Sequence[Standing]) -> Iterator[tuple[str, int]]:
     for status in _DOING:
         line = [s for s in standings if s.status is status and not (s.stuck or s.put_off)]
         if status is Status.IN_PROGRESS:
-            sendable = [s for s in line if not s.paused]
-            line = list(_by_priority(sorted(sendable, key=lambda s: (s.expires_at, s.batch_id))))
-        yield from ((s.batch_id, ahead) for ahead, s in enumerate(line))
-
-
-def _by_priority(line: Sequence[Standing]) -> Iterator[Standing]:
-    """Yield these batches so that each organisation's stand by priority, in the places that are its own."""
-    ranked: dict[str, deque[Standing]] = defaultdict(deque)
-    for standing in sorted(line, key=lambda s: -s.priority):
-        ranked[standing.organisation_id].append(standing)
-    return (ranked[standing.organisation_id].popleft() for standing in line)
+            line = [s for s in line if not s.paused]
+        yield from ((s.batch_id, ahead) for ahead, s in enumerate(in_line(status, line)))
 
 
 def _moment(second: int) -> str:

@@ -20,14 +20,16 @@ SUSPECT_DEATHS = 3  # owners that died in a row without a commit: one of the Sli
 class Request:
     """One line as work.
 
-    `sends` are all of this claim, `attempts` those used up, `falls` those that failed as the only one in flight;
-    `doubted` is where and when (boot clock) it failed last, while nobody knows yet whose fault that was.
+    `sends` are all of this claim, `resent` how often a backend sent it again by itself, `attempts` those used up,
+    `falls` those that failed as the only one in flight; `doubted` is where and when (boot clock) it failed last, while
+    nobody knows yet whose fault that was.
     """
 
     work: "Work"
     index: int
     record: Record
     sends: int = 0
+    resent: int = 0
     attempts: int = 0
     falls: int = 0
     doubted: tuple[Pace, float] | None = None

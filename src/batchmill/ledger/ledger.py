@@ -14,15 +14,18 @@ from batchmill.blobs.blobs import BlobMissing, Blobs, BlobsAway
 from batchmill.blobs.space import is_full
 from batchmill.clock import Clock
 from batchmill.ledger.segment import Result, pack_results
+from batchmill.ledger.sums import Cause, by_cause, causes_of, retries_of, shares_of
 from batchmill.schedule.choose import Candidate, Chooser
 from batchmill.schedule.plan import RECORD_BYTES, Record, unpack
 from batchmill.spec.ids import mint_id
 from batchmill.spec.objects import Usage
+from batchmill.spec.progress import Share
 from batchmill.spec.states import Event, Status
 from batchmill.spec.usage import Used, day_of, total_tokens, total_used
 from batchmill.store.batch import Batch, advance, batches_by_id, hold_back, set_waiting
 from batchmill.store.blob import insert_ready
 from batchmill.store.database import Database, Transaction
+from batchmill.store.progress import add_errors, add_shares
 from batchmill.store.receipt import count_models
 from batchmill.store.slice import (
     Bitmap,
@@ -154,8 +157,11 @@ class Ledger:
         key = mint_id("commit", now)
         packed = [pack_results(portion.results) for portion in portions]
         extents = _extents(key, portions, packed)
+        causes: dict[Fence, list[Cause]] = {}
 
         def write_blob() -> None:
+            for portion in portions:  # here, since in the transaction others would wait for it
+                causes[portion.slice.fence] = causes_of(r.text for r in portion.results if not r.succeeded)
             writer = self._blobs.writer(key)
             try:
                 for data in packed:
@@ -177,7 +183,7 @@ class Ledger:
                     refs=len(standing),
                     now=int(now),
                 )
-                seqs, used = _count(tx, standing, now=int(now))
+                seqs, used = _count(tx, standing, causes, now=int(now))
                 insert_segments(tx, [replace(e, seq=seqs[e.batch_id]) for e in compress(extents, stands)])
                 count_usage(tx, used, day=day_of(now))  # last: other batches' commits wait for these rows, too
             return frozenset(p.slice.fence for p, stood in zip(portions, stands, strict=True) if not stood)
@@ -256,19 +262,24 @@ def _record(tx: Transaction, portion: Portion) -> bool:
     )
 
 
-def _count(tx: Transaction, standing: Sequence[Portion], *, now: int) -> tuple[dict[str, int], Mapping[Whose, Used]]:
+def _count(
+    tx: Transaction, standing: Sequence[Portion], causes: Mapping[Fence, Sequence[Cause]], *, now: int
+) -> tuple[dict[str, int], Mapping[Whose, Used]]:
     """Add each batch's share to its row; return the commit's `seq` in each batch, and who has used what.
 
-    The row is the busiest of all, so only what carries its number, the Segments, is written after it.
+    The row is the busiest of all, so only what hangs on it is written after it: what became of the lines, and what
+    carries its number, the Segments.
     """
-    shares: dict[str, list[Portion]] = defaultdict(list)
+    by_batch: dict[str, list[Portion]] = defaultdict(list)
     for portion in standing:
-        shares[portion.slice.batch_id].append(portion)
+        by_batch[portion.slice.batch_id].append(portion)
     seqs: dict[str, int] = {}
     used: dict[Whose, Used] = {}
-    for batch_id, portions in sorted(shares.items()):  # one order for all workers: no deadlock
+    shares: list[tuple[str, str, Share]] = []
+    for batch_id, portions in sorted(by_batch.items()):  # one order for all workers: no deadlock
         owner, parts = portions[0].slice.organisation_id, _used(portions)
         whole = total_used(parts.values())
+        results = [result for portion in portions for result in portion.results]
         row = record_progress(
             tx,
             batch_id=batch_id,
@@ -276,8 +287,12 @@ def _count(tx: Transaction, standing: Sequence[Portion], *, now: int) -> tuple[d
             failed=whole.failed,
             closed_slices=sum(portion.closed for portion in portions),
             usage=whole.tokens,
+            retries=retries_of(results),
         )
         seqs[batch_id] = row.seq
+        shares += ((batch_id, owner, share) for share in shares_of(results, usage=whole.tokens))
+        errors = by_cause(chain.from_iterable(causes[portion.slice.fence] for portion in portions))
+        add_errors(tx, batch_id=batch_id, organisation_id=owner, errors=errors)
         if row.model is None:
             usages = {model: part.tokens for model, part in parts.items() if part.tokens != _NOTHING}
             count_models(tx, batch_id=batch_id, organisation_id=owner, usages=usages)
@@ -286,6 +301,7 @@ def _count(tx: Transaction, standing: Sequence[Portion], *, now: int) -> tuple[d
             used[whose] = total_used((used.get(whose, Used()), part))
         if row.open_slices == 0 and row.status is Status.IN_PROGRESS:
             advance(tx, batch_id=batch_id, status=Status.IN_PROGRESS, event=Event.DRAINED, now=now)
+    add_shares(tx, shares)
     return seqs, used
 
 

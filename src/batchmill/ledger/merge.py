@@ -44,13 +44,13 @@ class Rest:
 class Merged:
     """Some lines in input order, each with its line end; which succeeded, for the output file; and the rank of each.
 
-    `rest` counts those that were never answered and have become a `Rest`: they rank last, in input order.
+    `rest` are those that were never answered and have become a `Rest`: they rank last, in input order.
     """
 
     texts: Sequence[Text]
     succeeded: Sequence[int]
     ranks: Sequence[int]
-    rest: int
+    rest: Sequence[bytes]
 
     @property
     def output(self) -> list[Text]:
@@ -184,10 +184,10 @@ class _Closed:
                 ranks = array("I", [facts.ranks[place] for place in places])
                 succeeded = bytearray(facts.succeeded[place] for place in places)
             holes = [] if all(found) else [at for at, text in enumerate(found) if not text]
-            if holes:
-                for at, line in zip(holes, self._rest_of(group, [places[at] for at in holes]), strict=True):
-                    found[at], ranks[at] = line, next(self.last)
-            yield Merged(texts=found, succeeded=succeeded, ranks=ranks, rest=len(holes))
+            rest = list(self._rest_of(group, [places[at] for at in holes])) if holes else []
+            for at, line in zip(holes, rest, strict=True):
+                found[at], ranks[at] = line, next(self.last)
+            yield Merged(texts=found, succeeded=succeeded, ranks=ranks, rest=rest)
 
     def _rest_of(self, group: _Group, holes: Sequence[int]) -> Iterator[bytes]:
         """Yield the line of each hole, with the custom_id that stands in the input."""

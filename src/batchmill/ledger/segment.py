@@ -20,7 +20,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a Request became.
 
     `text` is its line of the output file (if `succeeded`) or of the error file, with its line end; `index` its place
-    in the Slice; `attempts` the number of sends that it took, 0 if it was never answered.
+    in the Slice; `attempts` the number of sends that it took, 0 if it was never answered. `usage` and `backend`, which
+    had the last word, are counted and not kept.
     """
 
     index: int
@@ -28,6 +29,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     attempts: int
     text: bytes
     usage: Usage | None = None
+    backend: str | None = None
 
 
 def pack_results(results: Sequence[Result]) -> bytes:

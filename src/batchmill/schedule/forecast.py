@@ -29,13 +29,16 @@ _DIGITS = 4  # of a rate, behind the point
 class Recent:
     """What group commits counted of a batch lately, as faded sums.
 
-    `age` is the time in seconds since the last of them; None if nobody knows, as after a restart.
+    `age` is the time in seconds since the last of them; None if nobody knows, as after a restart. Of the tokens,
+    `prompt` and `completion` say how they divide: versions of the code that know only their sum may count beside.
     """
 
     lines: float
     tokens: float
     seconds: float
     age: float | None
+    prompt: float = 0.0
+    completion: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,8 @@ class Forecast:
     tokens_per_second: float | None = None
     eta: int | None = None
     misses_by: int | None = None
+    prompt_tokens_per_second: float | None = None
+    completion_tokens_per_second: float | None = None
 
 
 UNKNOWN = Forecast()
@@ -70,11 +75,15 @@ def forecast(recent: Recent, *, left: int, waits: bool, now: float, expires_at: 
     rate = recent.lines / recent.seconds
     eta = math.ceil(now + left / rate)
     late = 0 if expires_at is None else max(0, eta - expires_at)
+    tokens = recent.tokens / recent.seconds
+    divided = recent.prompt + recent.completion
     return Forecast(
         lines_per_second=round(rate, _DIGITS),
-        tokens_per_second=round(recent.tokens / recent.seconds, _DIGITS) if recent.tokens else None,
+        tokens_per_second=round(tokens, _DIGITS) if tokens else None,
         eta=eta,
         misses_by=late or None,
+        prompt_tokens_per_second=round(tokens * recent.prompt / divided, _DIGITS) if divided else None,
+        completion_tokens_per_second=round(tokens * recent.completion / divided, _DIGITS) if divided else None,
     )
 
 

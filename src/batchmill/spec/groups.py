@@ -10,7 +10,7 @@ import msgspec
 _SHOWN = 200  # characters of a message
 _READ = 2_000  # characters of it that are looked at
 _ID = re.compile(r"[0-9a-f]{16}")
-_CACHED = 4_096  # texts whose group is kept: a fault says the same of many lines
+_CACHED = 1_024  # texts whose group is kept: a fault says the same of many lines
 # What differs from line to line, in the order in which it is looked for; what has a digit in it is a number or an id.
 _VARYING = (
     (re.compile(r"(?<!\w)(['\"`])(?:(?!\1).){1,400}\1(?!\w)", re.DOTALL), "'…'"),  # no apostrophe opens a quotation
@@ -82,11 +82,12 @@ def group_of(text: bytes) -> tuple[str, ErrorGroup]:
     except _UNREADABLE as fault:
         raise ValueError("not a line of a result file") from fault
     if failed.error is not None:
-        return failed.custom_id, _group(None, bytes(failed.error.code), bytes(failed.error.message))
-    if failed.response is None:
-        return failed.custom_id, _group(None, b"null", b"null")
-    code, message = _told(bytes(failed.response.body))
-    return failed.custom_id, _group(failed.response.status_code, code, message)
+        status, code, message = None, bytes(failed.error.code), bytes(failed.error.message)
+    elif failed.response is None:
+        status, code, message = None, b"null", b"null"
+    else:
+        status, (code, message) = failed.response.status_code, _told(bytes(failed.response.body))
+    return failed.custom_id, _group(status, _text(code), _text(message) or "")
 
 
 def _told(body: bytes) -> tuple[bytes, bytes]:
@@ -105,16 +106,21 @@ def _told(body: bytes) -> tuple[bytes, bytes]:
 
 
 @lru_cache(_CACHED)
-def _group(status: int | None, code: bytes, message: bytes) -> ErrorGroup:
-    kind, said = _text(code), _text(message) or ""
+def _group(status: int | None, code: str | None, message: str) -> ErrorGroup:
     for pattern, instead in _VARYING:
-        said = pattern.sub(instead, said)
-    said = said.strip()[:_SHOWN]
-    digest = blake2b(msgspec.json.encode([status, kind, said]), digest_size=8)
-    return ErrorGroup(digest.hexdigest(), status, kind, said)
+        message = pattern.sub(instead, message)
+    message = message.strip()[:_SHOWN]
+    digest = blake2b(msgspec.json.encode([status, code, message]), digest_size=8)
+    return ErrorGroup(digest.hexdigest(), status, code, message)
 
 
 def _text(raw: bytes) -> str | None:
-    """Return a JSON value as words: a string is itself, null is None."""
-    value = _ANY.decode(raw)
-    return value[:_READ] if isinstance(value, str) else None if value is None else raw[:_READ].decode(errors="replace")
+    """Return a JSON value as words: a string is itself, null is None; a NUL is shown, since no database keeps one."""
+    try:
+        value = _ANY.decode(raw)
+    except _UNREADABLE:  # a number out of range, and whatever else the decoder passes over and does not read
+        value = raw
+    if value is None:
+        return None
+    text = value[:_READ] if isinstance(value, str) else raw[:_READ].decode(errors="replace")
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")

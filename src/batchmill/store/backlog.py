@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 
 from batchmill.spec.states import Status
-from batchmill.store.batch import count_statuses, is_stuck
+from batchmill.store.batch import is_stuck
 from batchmill.store.database import Transaction
 from batchmill.store.tables import batch
 
@@ -30,3 +30,9 @@ def read_backlog(tx: Transaction) -> Backlog:
         stuck=int(tx.connection.execute(stuck).scalar_one()),
         open_lines=int(tx.connection.execute(running).scalar_one()),
     )
+
+
+def count_statuses(tx: Transaction) -> Mapping[Status, int]:
+    """Return how many batches are in each status."""
+    query = select(batch.c.status, func.count()).group_by(batch.c.status)
+    return {Status(status): count for status, count in tx.connection.execute(query)}

@@ -33,8 +33,9 @@ class Batch:
 
     `key_id` is that of the key that created it, if that was noted.
     `crashes` counts the validatings or finalizings that failed in a row; `waiting` says in words why it does not move
-    on, and `waiting_since` (Unix seconds) from when on. `order_key` is where the order of a final batch's Results is
-    kept. `retry_group` is the error group of the parent's lines that it retries; None: all that were left.
+    on, and `waiting_since` (Unix seconds) from when on; `retries` counts the sends of its lines beyond their first.
+    `order_key` is where the order of a final batch's Results is kept. `retry_group` is the error group of the parent's
+    lines that it retries; None: all that were left.
     """
 
     organisation_id: str
@@ -49,6 +50,7 @@ class Batch:
     waiting_since: int | None = None
     order_key: str | None = None
     retry_group: str | None = None
+    retries: int = 0
 
     @property
     def id(self) -> str:
@@ -93,11 +95,20 @@ def batches_by_id(tx: Transaction, *, batch_ids: Sequence[str]) -> Mapping[str, 
     return {row.id: _batch(row) for row in rows}
 
 
-def list_batches(tx: Transaction, *, organisation_id: str, after: str | None, limit: int) -> Sequence[Batch]:
-    """Return at most `limit` batches, newest first, beyond the id `after`."""
+def list_batches(
+    tx: Transaction,
+    *,
+    organisation_id: str,
+    after: str | None,
+    limit: int,
+    statuses: Sequence[Status] | None = None,
+) -> Sequence[Batch]:
+    """Return at most `limit` batches, newest first, beyond the id `after`, in one of these statuses or in any."""
     query = select(batch).where(batch.c.organisation_id == organisation_id).order_by(batch.c.id.desc()).limit(limit)
     if after is not None:
         query = query.where(batch.c.id < after)
+    if statuses is not None:
+        query = query.where(batch.c.status.in_([status.value for status in statuses]))
     return [_batch(row) for row in tx.connection.execute(query)]
 
 
@@ -289,12 +300,6 @@ def batches_drained(tx: Transaction, *, limit: int) -> Sequence[str]:
     return tx.connection.execute(drained.limit(limit)).scalars().all()
 
 
-def count_statuses(tx: Transaction) -> Mapping[Status, int]:
-    """Return how many batches are in each status."""
-    query = select(batch.c.status, func.count()).group_by(batch.c.status)
-    return {Status(status): count for status, count in tx.connection.execute(query)}
-
-
 def finished_uncleared(tx: Transaction, *, limit: int) -> Sequence[Batch]:
     """Return final batches that still refer to their input."""
     final = batch.c.status.in_([status.value for status in FINAL])
@@ -342,6 +347,7 @@ def _batch(row: Row[tuple[object, ...]]) -> Batch:
         waiting_since=row.waiting_since,
         order_key=row.order_key,
         retry_group=row.retry_group,
+        retries=row.retries,
         object=BatchObject(
             id=row.id,
             endpoint=row.endpoint,

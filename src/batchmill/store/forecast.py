@@ -22,12 +22,16 @@ def with_forecasts(tx: Transaction, batches: Sequence[Batch], *, now: float) -> 
 def _recent(tx: Transaction, batch_ids: Sequence[str]) -> dict[str, Recent]:
     age = case((batch.c.counted_at <= tx.lease_now, tx.lease_now - batch.c.counted_at))
     query = select(
-        batch.c.id, batch.c.recent_lines, batch.c.recent_tokens, batch.c.recent_seconds, age.label("age")
+        batch.c.id,
+        batch.c.recent_lines.label("lines"),
+        batch.c.recent_tokens.label("tokens"),
+        batch.c.recent_seconds.label("seconds"),
+        batch.c.recent_prompt.label("prompt"),
+        batch.c.recent_completion.label("completion"),
+        age.label("age"),
     ).where(batch.c.id.in_(batch_ids))
-    return {
-        row.id: Recent(lines=row.recent_lines, tokens=row.recent_tokens, seconds=row.recent_seconds, age=row.age)
-        for row in tx.connection.execute(query)
-    }
+    rows = (dict(row._mapping) for row in tx.connection.execute(query))  # noqa: SLF001 - SQLAlchemy's public view
+    return {row.pop("id"): Recent(**row) for row in rows}
 
 
 def _with_forecast(found: Batch, recent: Recent, now: float) -> Batch:

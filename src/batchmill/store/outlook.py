@@ -29,8 +29,11 @@ class Queue:
 
 
 def read_queue(tx: Transaction, *, models: Collection[str]) -> Queue:
-    """Return what a new batch of these models would find. Batches of several models, or not yet known ones, count."""
-    wanted = or_(batch.c.model.in_(models), batch.c.model.is_(None))
+    """Return what a new batch of these models would find. Batches of several models, or not yet known ones, count.
+
+    Paused ones stand before nobody.
+    """
+    wanted = or_(batch.c.model.in_(models), batch.c.model.is_(None)) & batch.c.paused_at.is_(None)
     running = batch.c.status == Status.IN_PROGRESS.value
     left = case((running, batch.c.open_slices * batch.c.slice_tokens), else_=blob.c.bytes / BYTES_PER_TOKEN)
     ahead = (

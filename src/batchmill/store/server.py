@@ -40,3 +40,10 @@ def check_server(tx: Transaction, *, allow_unsafe: bool = False) -> None:
             f"the server runs with {' and '.join(f'{name}=off' for name in off)}: "
             "a power cut may cost it what it has said is committed"
         )
+
+
+def server_time(tx: Transaction) -> float | None:
+    """Return the Unix second by a PostgreSQL server's clock; None for SQLite, whose clock is ours."""
+    if tx.connection.dialect.name != "postgresql":
+        return None
+    return float(tx.connection.execute(text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())

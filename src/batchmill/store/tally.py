@@ -23,7 +23,7 @@ class Progress:
 
 
 def record_progress(
-    tx: Transaction, *, batch_id: str, completed: int, failed: int, closed_slices: int, usage: Usage
+    tx: Transaction, *, batch_id: str, completed: int, failed: int, closed_slices: int, usage: Usage, retries: int = 0
 ) -> Progress:
     """Count the Results of one group commit, at the end of its transaction: the row is the busiest of all.
 
@@ -36,7 +36,7 @@ def record_progress(
     gap = case((known, tx.lease_now - batch.c.counted_at), else_=0.0)
     fade = FADE_SECONDS / (FADE_SECONDS + gap)
     lines = case((known, completed + failed), else_=0)
-    tokens = case((known, usage.input_tokens + usage.output_tokens), else_=0)
+    prompt, completion = (case((known, tokens), else_=0) for tokens in (usage.input_tokens, usage.output_tokens))
     counted = (
         update(batch)
         .where(batch.c.id == batch_id)
@@ -50,7 +50,10 @@ def record_progress(
             output_tokens=batch.c.output_tokens + usage.output_tokens,
             reasoning_tokens=batch.c.reasoning_tokens + usage.reasoning_tokens,
             recent_lines=(batch.c.recent_lines + lines) * fade,
-            recent_tokens=(batch.c.recent_tokens + tokens) * fade,
+            retries=batch.c.retries + retries,
+            recent_tokens=(batch.c.recent_tokens + prompt + completion) * fade,
+            recent_prompt=(batch.c.recent_prompt + prompt) * fade,
+            recent_completion=(batch.c.recent_completion + completion) * fade,
             recent_seconds=(batch.c.recent_seconds + gap) * fade,
             counted_at=now,
         )

@@ -67,6 +67,7 @@ def _key_paths(limits: Limits) -> Json:
                 faults=(408, 409, 507),
                 parameters=[idempotency_key(limits)],
                 body=as_json(order),
+                body_needed=False,
             ),
         },
         "/v1/keys/{key_id}/revoke": {
@@ -87,6 +88,7 @@ def _key_paths(limits: Limits) -> Json:
                 faults=(404, 408, 409, 507),
                 parameters=[idempotency_key(limits)],
                 body=as_json(overlap),
+                body_needed=False,
             ),
         },
     }
@@ -195,6 +197,6 @@ def _backend() -> Json:
 
 
 def _duration(*, least: int) -> Json:
-    text: Json = {"type": "string", "pattern": "^[0-9]{1,10}[smhd]?$", "examples": ["90d"]}
+    text: Json = {"type": "string", "pattern": "^[1-9][0-9]{0,3}[smhd]$", "examples": ["90d"]}
     seconds: Json = {"type": "integer", "minimum": least, "maximum": LONGEST_SECONDS}
-    return {"anyOf": [seconds, text, {"type": "null"}]}
+    return {"anyOf": [seconds, text, {"type": "null"}], "description": "Seconds, or a text such as 90d."}

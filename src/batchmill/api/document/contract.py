@@ -16,7 +16,7 @@ from batchmill.api.document.operation import (
     operation,
     page,
 )
-from batchmill.api.document.schemas import TEXT, TEXT_OR_NULL, Json, create_order, id_, object_, upload_form
+from batchmill.api.document.schemas import STATUS, TEXT, TEXT_OR_NULL, Json, create_order, id_, object_, upload_form
 from batchmill.spec.limits import Limits
 
 _LINK: Json = {  # what an upload is for
@@ -93,6 +93,7 @@ def _batch_paths(limits: Limits) -> Json:
     query = [
         in_query("limit", page(limits.batches_page, limits.max_batches_page)),
         in_query("after", id_("batch")),
+        {**in_query("status", {"type": "array", "minItems": 1, "items": STATUS}), "explode": False},
     ]
     return {
         "/v1/batches": {

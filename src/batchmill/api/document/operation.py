@@ -61,6 +61,7 @@ def operation(
     faults: Sequence[int] = (),
     parameters: Sequence[Json] = (),
     body: Json | None = None,
+    body_needed: bool = True,
     bodiless: bool = False,
 ) -> Json:
     """Return an operation that needs a key; what is `bodiless` answers a fault with its headers alone."""
@@ -77,7 +78,7 @@ def operation(
         "responses": responses,
     }
     if body is not None:
-        operation["requestBody"] = {"required": True, "content": body}
+        operation["requestBody"] = {"required": body_needed, "content": body}
     return operation
 
 

@@ -10,6 +10,7 @@ Json = dict[str, object]
 TEXT: Json = {"type": "string"}
 COUNT: Json = {"type": "integer", "minimum": 0}
 TIME: Json = {**COUNT, "description": "Unix time in seconds."}
+STATUS: Json = {"type": "string", "enum": [status.value for status in Status]}
 TEXT_OR_NULL: Json = {"type": ["string", "null"]}
 TIME_OR_NULL: Json = {**TIME, "type": ["integer", "null"]}
 
@@ -23,6 +24,19 @@ def object_(properties: Mapping[str, Json], *, optional: Sequence[str] = ()) -> 
     """Return the schema of an object; all members are required, save those named."""
     required = [name for name in properties if name not in optional]
     return {"type": "object", "required": required, "properties": {**properties}}
+
+
+COUNTS = object_({"completed": COUNT, "failed": COUNT, "total": COUNT})
+USAGE = object_(
+    {
+        "input_tokens": COUNT,
+        "input_tokens_details": object_({"cached_tokens": COUNT}),
+        "output_tokens": COUNT,
+        "output_tokens_details": object_({"reasoning_tokens": COUNT}),
+        "total_tokens": COUNT,
+    }
+)
+RATE_OR_NULL: Json = {"type": ["number", "null"], "minimum": 0}
 
 
 def list_(schema: str, *, paged: bool = True) -> Json:
@@ -51,7 +65,7 @@ def upload_form(limits: Limits) -> Json:
     }
     anchor, seconds = expiry = ("expires_after[anchor]", "expires_after[seconds]")
     both = {"dependentRequired": {anchor: [seconds], seconds: [anchor]}}
-    return object_(members, optional=expiry) | both | {"additionalProperties": TEXT}  # other parts are ignored
+    return object_(members, optional=expiry) | both | {"additionalProperties": True}  # other parts are ignored
 
 
 def create_order(limits: Limits) -> Json:
@@ -121,19 +135,6 @@ def _file() -> Json:
 
 
 def _batch(limits: Limits) -> Json:
-    wrong = object_(
-        {"code": TEXT, "message": TEXT, "param": TEXT_OR_NULL, "line": {"type": ["integer", "null"], "minimum": 1}}
-    )
-    usage = object_(
-        {
-            "input_tokens": COUNT,
-            "input_tokens_details": object_({"cached_tokens": COUNT}),
-            "output_tokens": COUNT,
-            "output_tokens_details": object_({"reasoning_tokens": COUNT}),
-            "total_tokens": COUNT,
-        }
-    )
-    found = {"type": "array", "items": wrong, "maxItems": limits.max_errors + 1}
     moments = ("in_progress", "expires", "finalizing", "completed", "failed", "cancelling", "cancelled", "expired")
     return object_(
         {
@@ -142,16 +143,16 @@ def _batch(limits: Limits) -> Json:
             "endpoint": {"type": "string", "enum": [*limits.endpoints]},
             "input_file_id": id_("file"),
             "completion_window": TEXT,
-            "status": {"type": "string", "enum": [status.value for status in Status]},
+            "status": STATUS,
             "created_at": TIME,
-            "request_counts": object_({"completed": COUNT, "failed": COUNT, "total": COUNT}),
+            "request_counts": COUNTS,
             "output_file_id": TEXT_OR_NULL,
             "error_file_id": TEXT_OR_NULL,
             **{f"{moment}_at": TIME_OR_NULL for moment in moments},
             "metadata": {"type": ["object", "null"], "additionalProperties": TEXT},
-            "errors": {**object_({"object": {"const": "list"}, "data": found}), "type": ["object", "null"]},
+            "errors": error_list_or_null(limits),
             "model": TEXT_OR_NULL,
-            "usage": {**usage, "type": ["object", "null"]},
+            "usage": {**USAGE, "type": ["object", "null"]},
             "progress": {**_progress(), "type": ["object", "null"]},
             "paused_at": {**TIME_OR_NULL, "description": "Since when no line is sent, in Unix time; null: not paused."},
             "priority": {"type": "integer", "description": "Higher goes first, within the organisation."},
@@ -159,6 +160,15 @@ def _batch(limits: Limits) -> Json:
             "parent_id": {**TEXT_OR_NULL, "description": "The batch whose failed lines it retries."},
         }
     )
+
+
+def error_list_or_null(limits: Limits) -> Json:
+    """Return the schema of what is wrong with the lines of an input (contract c.3)."""
+    wrong = object_(
+        {"code": TEXT, "message": TEXT, "param": TEXT_OR_NULL, "line": {"type": ["integer", "null"], "minimum": 1}}
+    )
+    found = {"type": "array", "items": wrong, "maxItems": limits.max_errors + 1}
+    return {**object_({"object": {"const": "list"}, "data": found}), "type": ["object", "null"]}
 
 
 def cost_or_null() -> Json:
@@ -171,7 +181,7 @@ def cost_or_null() -> Json:
 
 
 def _progress() -> Json:
-    rate = {"type": ["number", "null"], "minimum": 0}
+    rate = RATE_OR_NULL
     late = {"type": ["integer", "null"], "minimum": 1, "description": "Seconds after `expires_at`; null if in time."}
     forecast = object_({"lines_per_second": rate, "tokens_per_second": rate, "eta": TIME_OR_NULL, "misses_by": late})
     return {**forecast, "description": "How a batch in progress will go on; null is what nobody can know yet."}

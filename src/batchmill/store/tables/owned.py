@@ -1,4 +1,4 @@
-"""The tables: every row of Batchmill, with the database's own last walls.
+"""The tables of what organisations own, with the database's own last walls.
 
 No row stands for a single line of a file: a million-line batch is one batch row, some four thousand Slices and its
 Segments. Every row carries its organisation. Times with `_at` are Unix seconds of the wall clock; `lease_until` is on
@@ -15,7 +15,6 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     PrimaryKeyConstraint,
     String,
     Table,
@@ -23,16 +22,7 @@ from sqlalchemy import (
 )
 
 from batchmill.spec.states import Status
-
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_name)s",
-        "pk": "pk_%(table_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    }
-)
+from batchmill.store.tables.schema import metadata
 
 
 def _organisation() -> Column[str]:
@@ -140,10 +130,11 @@ batch = Table(
     Column("open_slices", Integer, nullable=False, server_default="0"),
     Column("slice_tokens", BigInteger, nullable=False, server_default="1"),  # of a Slice, by estimate, on average
     Column("seq", Integer, nullable=False, server_default="0"),  # orders the Segments
-    Column("input_tokens", BigInteger, nullable=False, server_default="0"),
-    Column("cached_tokens", BigInteger, nullable=False, server_default="0"),
-    Column("output_tokens", BigInteger, nullable=False, server_default="0"),
-    Column("reasoning_tokens", BigInteger, nullable=False, server_default="0"),
+    *(
+        Column(f"{kind}_tokens", BigInteger, nullable=False, server_default="0")
+        for kind in ("input", "cached", "output", "reasoning")
+    ),
+    Column("retries", BigInteger, nullable=False, server_default="0"),  # sends of lines beyond their first
     Column("model", String),
     Column("errors", Text),  # JSON
     Column("plan_key", String),
@@ -162,9 +153,8 @@ batch = Table(
     Column("paused_at", BigInteger),  # since when no line is sent; null while lines are
     Column("priority", Integer, nullable=False, server_default="0"),  # higher goes first, within the organisation
     # How fast it goes (`schedule/forecast.py`): sums that fade with each group commit.
-    Column("recent_lines", Float, nullable=False, server_default="0"),
-    Column("recent_tokens", Float, nullable=False, server_default="0"),
-    Column("recent_seconds", Float, nullable=False, server_default="0"),
+    *(Column(f"recent_{what}", Float, nullable=False, server_default="0") for what in ("lines", "tokens", "seconds")),
+    *(Column(f"recent_{what}", Float, nullable=False, server_default="0") for what in ("prompt", "completion")),
     Column("counted_at", Float),  # on the lease clock: the last commit; null where the time since means nothing
     CheckConstraint(f"status IN ({', '.join(repr(s.value) for s in Status)})", name="status"),
     CheckConstraint("completed + failed <= total", name="counts"),
@@ -187,9 +177,7 @@ batch_usage = Table(
     Column("batch_id", String, ForeignKey("batch.id"), nullable=False),
     Column("model", String, nullable=False),
     _organisation(),
-    Column("input_tokens", BigInteger, nullable=False),
-    Column("cached_tokens", BigInteger, nullable=False),
-    Column("output_tokens", BigInteger, nullable=False),
+    *(Column(f"{kind}_tokens", BigInteger, nullable=False) for kind in ("input", "cached", "output")),
     PrimaryKeyConstraint("batch_id", "model"),
 )
 
@@ -247,11 +235,35 @@ usage_day = Table(
     Column("model", String, nullable=False),
     Column("requests", BigInteger, nullable=False),  # that have a result
     Column("failed", BigInteger, nullable=False),  # of those
-    Column("input_tokens", BigInteger, nullable=False),
-    Column("cached_tokens", BigInteger, nullable=False),
-    Column("output_tokens", BigInteger, nullable=False),
-    Column("reasoning_tokens", BigInteger, nullable=False),
+    *(Column(f"{kind}_tokens", BigInteger, nullable=False) for kind in ("input", "cached", "output", "reasoning")),
     PrimaryKeyConstraint("organisation_id", "day", "key_id", "model"),
+)
+
+# What a batch's failed lines have in common (`spec/groups.py`); at most 64 a batch, and what nobody answered.
+error_group = Table(
+    "error_group",
+    metadata,
+    Column("batch_id", String, ForeignKey("batch.id"), nullable=False),
+    Column("id", String, nullable=False),
+    _organisation(),
+    Column("status", Integer),
+    Column("code", Text),
+    Column("message", Text, nullable=False),
+    Column("lines", Integer, nullable=False),
+    Column("custom_ids", Text, nullable=False),  # JSON: of the first of them
+    PrimaryKeyConstraint("batch_id", "id"),
+)
+
+# What each backend has done of a batch.
+batch_share = Table(
+    "batch_share",
+    metadata,
+    Column("batch_id", String, ForeignKey("batch.id"), nullable=False),
+    Column("backend", String, nullable=False),
+    _organisation(),
+    Column("lines", Integer, nullable=False),
+    *(Column(f"{kind}_tokens", BigInteger, nullable=False) for kind in ("prompt", "completion")),
+    PrimaryKeyConstraint("batch_id", "backend"),
 )
 
 # What a POST answered, for the client whose copy of the answer is lost (contract, choice 9). The status is 200: no
@@ -310,80 +322,4 @@ delivery = Table(
     Column("lease_until", Float),  # while it is being tried
     Index("ix_delivery_due", "status", "next_at"),
     Index("ix_delivery_webhook", "webhook_id", "id"),
-)
-
-# Operators' rows: no organisation owns them.
-model = Table(
-    "model",
-    metadata,
-    Column("name", String, primary_key=True),
-    Column("created_at", BigInteger, nullable=False),
-)
-
-backend = Table(
-    "backend",
-    metadata,
-    Column("name", String, primary_key=True),
-    Column("well", Boolean, nullable=False),
-    Column("reason", Text),
-    Column("since", BigInteger, nullable=False),
-    # The window that all workers share (`schedule.share`); its leader leads as long as the worker's lease holds.
-    Column("leader", String),
-    Column("total", BigInteger, nullable=False, server_default="0"),  # 0: nobody has said it
-    Column("round", BigInteger, nullable=False, server_default="0"),
-    Column("models", Text),  # that it told last, one a line; null: none yet
-)
-
-# What one worker has to do with one backend; it counts while the worker's lease holds.
-lane = Table(
-    "lane",
-    metadata,
-    Column("worker_id", String, nullable=False),
-    Column("backend", String, nullable=False),
-    Column("well", Boolean),  # null: it has not been asked
-    Column("reason", Text),
-    Column("in_flight", BigInteger, nullable=False, server_default="0"),
-    Column("wanted", BigInteger, nullable=False, server_default="0"),
-    Column("held", BigInteger, nullable=False, server_default="0"),  # of the total
-    Column("round", BigInteger, nullable=False, server_default="0"),  # that the measure is of
-    Column("pressed", BigInteger, nullable=False, server_default="0"),  # refusals for pressure (429)
-    Column("elapsed", Float, nullable=False, server_default="0"),  # the measure
-    Column("area", Float, nullable=False, server_default="0"),
-    Column("answers", BigInteger, nullable=False, server_default="0"),
-    Column("work", Float, nullable=False, server_default="0"),
-    Column("seconds", Float, nullable=False, server_default="0"),
-    Column("arrived", Float, nullable=False, server_default="0"),
-    PrimaryKeyConstraint("worker_id", "backend"),
-    Index("ix_lane_backend", "backend"),
-)
-
-# What the operator has said of backends since the workers started: those added, and those that are to get no lines.
-roster = Table(
-    "roster",
-    metadata,
-    Column("name", String, primary_key=True),
-    Column("url", String),  # null: one of the settings' own
-    Column("models", Text, nullable=False),  # one a line; none: it tells them itself
-    Column("key_env", String),  # the name of the variable that holds its key, never the key
-    Column("window", BigInteger),
-    Column("timeout", Float),
-    Column("draining", Boolean, nullable=False),
-    Column("since", BigInteger, nullable=False),
-)
-
-worker = Table(
-    "worker",
-    metadata,
-    Column("id", String, primary_key=True),
-    Column("started_at", BigInteger, nullable=False),
-    Column("lease_until", Float, nullable=False),
-    Column("place", String),  # its machine and process, for people
-)
-
-# Names of transactions of late, each written by the transaction itself (`store/postgres.py`); none on SQLite.
-transaction_name = Table(
-    "transaction_name",
-    metadata,
-    Column("name", String, primary_key=True),
-    Column("begun_at", Float, nullable=False),  # on the lease clock
 )

@@ -1,0 +1,268 @@
+"""Rows of CSV, TSV, JSONL and Parquet, read and written one after the other: a file may be larger than the memory.
+
+CSV and TSV are the standard library's, which takes every field as the text that it is: 007 stays 007. Parquet is
+pyarrow's (extra `convert`).
+"""
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import msgspec
+
+from batchmill.cli.exit import RunExit, Stop
+from batchmill.client.text import shown
+
+Row = Mapping[str, Any]
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+_JSON = (".jsonl", ".ndjson")
+_KINDS = ", ".join([*_DELIMITERS, *_JSON, ".parquet"])
+_BATCH = 1024  # rows
+_BUFFER = 1 << 20
+
+
+class BadRow(Exception):  # noqa: N818 - it states what is so
+    """A row cannot be read; the text says which, and why."""
+
+
+def text_of(value: object) -> str:
+    """Return a value as a prompt has it: text as it is, nothing as nothing, lists and objects as JSON."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, (bool, list, tuple, dict)):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
+
+
+def read_rows(path: Path, *, delimiter: str | None) -> Iterator[Row]:
+    """Yield the rows of a file of any kind, by its name's end.
+
+    Raises:
+        Stop: it is of no kind that is known, or cannot be read.
+        BadRow: a row cannot be read.
+    """
+    kind = kind_of(path)
+    try:
+        if kind == ".parquet":
+            yield from _parquet(path)
+        elif kind in _JSON:
+            yield from _json_rows(path)
+        else:
+            yield from _csv_rows(path, delimiter or _DELIMITERS[kind])
+    except OSError as fault:
+        raise Stop(f"{path} cannot be read: {fault.strerror or fault}.", RunExit.USAGE) from fault
+
+
+def columns_of(path: Path, *, delimiter: str | None) -> list[str]:
+    """Return the names of a file's columns, in their order; of JSONL, all names that any line has.
+
+    Raises:
+        Stop: it is of no kind that is known, or cannot be read.
+    """
+    kind = kind_of(path)
+    if kind == ".parquet":
+        return list(_parquet_file(path).schema_arrow.names)
+    try:
+        if kind in _JSON:
+            return list(dict.fromkeys(name for row in read_rows(path, delimiter=None) for name in row))
+        with _opened(path) as stream:
+            return _header(path, csv.reader(stream, delimiter=delimiter or _DELIMITERS[kind], strict=True))
+    except BadRow as fault:
+        raise Stop(f"{path}: {shown(fault)}.", RunExit.BAD_DATA) from fault
+    except OSError as fault:
+        raise Stop(f"{path} cannot be read: {fault.strerror}.", RunExit.USAGE) from fault
+
+
+def kind_of(path: Path) -> str:
+    """Return the end of a file's name that says what it is.
+
+    Raises:
+        Stop: it is none that is known.
+    """
+    kind = path.suffix.lower()
+    if kind not in _DELIMITERS and kind not in _JSON and kind != ".parquet":
+        raise Stop(f"{path}: its name ends with none of {_KINDS}.", RunExit.USAGE)
+    return kind
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """Yield where to write; the file appears under its own name when all of it is durable, or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        with part.open("rb") as stream:
+            os.fsync(stream.fileno())
+        part.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as fault:
+        raise Stop(f"{path} cannot be written: {fault.strerror or fault}.", RunExit.USAGE) from fault
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_rows(path: Path, part: Path, source: Path, columns: Sequence[str], added: Mapping[str, type]) -> "Writer":
+    """Return what writes rows to `part`, in the form that `path` is named for.
+
+    Args:
+        path: What it will be called.
+        part: Where it is written until it is whole.
+        source: The input, whose Parquet types stay as they are.
+        columns: Those of the input.
+        added: Those that come behind them, as str or int.
+    """
+    kind, names = kind_of(path), [*columns, *added]
+    if kind == ".parquet":
+        return _ParquetWriter(part, source, columns, added)
+    if kind in _JSON:
+        return _JsonWriter(part)
+    return _CsvWriter(part, names, _DELIMITERS[kind])
+
+
+class Writer:
+    """Takes rows, one after the other."""
+
+    def write(self, row: Row) -> None:
+        """Take a row."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Write what is held still."""
+        raise NotImplementedError
+
+
+class _CsvWriter(Writer):
+    def __init__(self, part: Path, names: Sequence[str], delimiter: str) -> None:
+        self._stream = part.open("w", encoding="utf-8", newline="")
+        self._rows, self._names = csv.writer(self._stream, delimiter=delimiter, lineterminator="\n"), names
+        self._rows.writerow(names)
+
+    def write(self, row: Row) -> None:
+        self._rows.writerow([text_of(row.get(name)) for name in self._names])
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class _JsonWriter(Writer):
+    def __init__(self, part: Path) -> None:
+        self._stream = part.open("wb", buffering=_BUFFER)
+
+    def write(self, row: Row) -> None:
+        self._stream.write(msgspec.json.encode(row, enc_hook=str) + b"\n")
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class _ParquetWriter(Writer):
+    def __init__(self, part: Path, source: Path, columns: Sequence[str], added: Mapping[str, type]) -> None:
+        arrow, parquet = _pyarrow()
+        typed = _parquet_file(source).schema_arrow if kind_of(source) == ".parquet" else None
+        fields = [arrow.field(name, arrow.string()) if typed is None else typed.field(name) for name in columns]
+        kinds = {str: arrow.string(), int: arrow.int64()}
+        fields += [arrow.field(name, kinds[kind]) for name, kind in added.items()]
+        self._arrow, self._schema = arrow, arrow.schema(fields)
+        self._texts = frozenset(columns) if typed is None else frozenset[str]()
+        self._file: Any = parquet.ParquetWriter(part, self._schema)
+        self._held: list[dict[str, Any]] = []
+
+    def write(self, row: Row) -> None:
+        texts = {name: None if row.get(name) is None else text_of(row[name]) for name in self._texts}
+        self._held.append({**row, **texts})
+        if len(self._held) >= _BATCH:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._file.close()
+
+    def _flush(self) -> None:
+        self._file.write_batch(self._arrow.RecordBatch.from_pylist(self._held, schema=self._schema))
+        self._held.clear()
+
+
+def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
+    csv.field_size_limit(min(sys.maxsize, (1 << 31) - 1))
+    with _opened(path) as stream:
+        reader = csv.reader(stream, delimiter=delimiter, strict=True)
+        names = _header(path, reader)
+        for values in _told(reader, lambda: f"line {reader.line_num}"):
+            if not values:
+                continue  # a blank line
+            if len(values) != len(names):
+                raise BadRow(f"line {reader.line_num} has {len(values)} fields, and there are {len(names)} columns")
+            yield dict(zip(names, values, strict=True))
+
+
+def _header(path: Path, reader: Any) -> list[str]:  # noqa: ANN401 - the csv module's reader has no public type
+    names = next(_told(reader, lambda: "line 1"), None)
+    if not names:
+        raise Stop(f"{path} has no line with the names of its columns.", RunExit.BAD_DATA)
+    twice = [name for at, name in enumerate(names) if name in names[:at]]
+    if twice:
+        raise Stop(f"{path}: two columns are called {twice[0]!r}.", RunExit.BAD_DATA)
+    return list(names)
+
+
+def _told(rows: Iterator[list[str]], where: Callable[[], str]) -> Iterator[list[str]]:
+    try:
+        yield from rows
+    except csv.Error as fault:
+        raise BadRow(f"{where()}: {fault}") from fault
+    except UnicodeDecodeError as fault:
+        raise BadRow(f"from {where()} on, it is not in UTF-8") from fault
+
+
+def _opened(path: Path) -> TextIO:
+    """Open a text; the mark that some programs put before UTF-8 is no part of it."""
+    return io.TextIOWrapper(path.open("rb", buffering=_BUFFER), encoding="utf-8-sig", newline="")
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    decoder = msgspec.json.Decoder(dict[str, Any])
+    with path.open("rb", buffering=_BUFFER) as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            try:
+                yield decoder.decode(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as fault:
+                raise BadRow(f"line {number} is no JSON object: {fault}") from fault
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    for batch in _parquet_file(path).iter_batches(batch_size=_BATCH):
+        yield from batch.to_pylist()
+
+
+def _parquet_file(path: Path) -> Any:  # noqa: ANN401 - pyarrow has no annotations
+    arrow, parquet = _pyarrow()
+    try:
+        return parquet.ParquetFile(path)
+    except (arrow.ArrowException, OSError) as fault:
+        raise Stop(f"{path} cannot be read as Parquet: {fault}.", RunExit.USAGE) from fault
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow as arrow  # noqa: ICN001, PLC0415 - an extra, which CSV and JSONL do not need; no alias of two letters
+        from pyarrow import parquet  # noqa: PLC0415 - the same
+    except ModuleNotFoundError as missing:
+        raise Stop("Parquet needs an extra: pip install 'batchmill[convert]'", RunExit.USAGE) from missing
+    return arrow, parquet
