@@ -133,6 +133,10 @@ class Served:
         while self.run(sweeper.step()):
             pass
 
+    def stop(self) -> None:
+        """Begin to stop the server, as a signal would."""
+        self._server.should_exit = True
+
     def close(self) -> None:
         """Stop the server and wait for its end; a second call does nothing."""
         if self._loop.is_closed():
