@@ -120,9 +120,9 @@ async def test_lines_that_a_cancel_leaves_are_a_group(mill: Mill) -> None:
 async def test_lines_that_expire_are_a_group(mill: Mill) -> None:
     """All that the window has closed on, in one transaction with the end."""
     hand = mill.hand(mill.echo(latency=100.0), window=2)
-    batch_id = await mill.batch(lines(9), window=20)
+    batch_id = await mill.batch(lines(9), window=4)
     await hand.accept()
-    await mill.turn(hand, seconds=25)
+    await mill.turn(hand, seconds=5)
     await mill.sweeper.step()
     assert await mill.finish(hand, batch_id) is Status.EXPIRED
     assert groups(await told(mill, batch_id)) == [(None, "batch_expired", 9)]
