@@ -109,6 +109,20 @@ def test_from_a_file_to_results(shell: Shell, mixed: Path, tmp_path: Path) -> No
     ]
 
 
+def test_progress_comes_by_events(shell: Shell, mixed: Path) -> None:
+    """Every object is the server's own; the end names why lines failed, and by that a group is chosen."""
+    submitted = shell.json("submit", mixed, "--no-check", "--watch", code=3)
+    batch_id = submitted[0]["id"]
+    assert {each["object"] for each in submitted[1:]} == {"batch.progress"}
+    assert submitted[-1]["status"] == "completed"
+    (group,) = submitted[-1]["error_groups"]
+    watched = shell("watch", batch_id)
+    assert (watched.code, watched.err) == (3, "")
+    assert f"2× 400 {group['code']}: " in watched.out
+    assert f"[{group['id']}]  e.g. broken-1, broken-2" in shell("show", batch_id).out
+    assert len(shell("results", batch_id, "--error-group", group["id"]).out.splitlines()) == 2
+
+
 def test_a_server_of_the_contract_alone_will_do(plain_shell: Shell, mixed: Path, tmp_path: Path) -> None:
     """Watching looks at the Batch, results come from the files, and what it cannot do is told in a sentence."""
     submitted = plain_shell.json("submit", mixed, "--no-check", "--watch", code=3)
