@@ -207,6 +207,20 @@ def test_what_cannot_be_done_is_one_sentence(shell: Shell, words: list[str], cod
     assert (ended.code, ended.out, ended.err) == (code, "", said)
 
 
+def test_a_quote_is_told_and_its_file_submitted(shell: Shell, mixed: Path, tmp_path: Path) -> None:
+    """Requests and tokens of a good file, which stays uploaded; the bad lines of another, with exit code 1."""
+    told = shell("quote", mixed, "--no-check")
+    assert (told.code, "22 requests" in told.out) == (0, True)
+    (file_id,) = set(re.findall(r"file_\w+", told.out))
+    assert shell("submit", file_id).code == 0
+    (trial,) = shell.json("quote", mixed, "--no-check", "--trial", 3)
+    assert shell("watch", trial["trial"]["id"]).code == 0
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(joined(plain_lines(1)) + b"{}\n")
+    bad = shell("quote", path, "--no-check")
+    assert (bad.code, "NOT VALID" in bad.out, "line 2: " in bad.out) == (1, True, True)
+
+
 def test_what_was_used_is_told(shell: Shell, mixed: Path) -> None:
     """By day, key and model; a day that is none is refused."""
     assert shell("submit", mixed, "--no-check", "--watch").code == 3
