@@ -22,7 +22,8 @@ from batchmill.spec.steer import STEERED
 from faults.virtual import VirtualClock
 
 STUCK_SECONDS = 150.0  # all is final so long after the last fault: 60 s, and the grace and retry times before them
-_STOPS_SENDING = 8.0  # of a cancel or a pause: the Runner's half second, and a step whose every crossing is delayed
+_PAUSES = 3.0  # the Runner's half second, and a look whose every crossing is delayed
+_STOPS_SENDING = 8.0  # of a cancel: the Runner's half second, and a step whose every crossing is delayed
 _ATTEMPT = re.compile(r"_(\d+)a\d+$")
 _STAMPS = sorted(set(STAMP.values()))
 _ENDS = {Status.CANCELLED: "batch_cancelled", Status.EXPIRED: "batch_expired"}
@@ -192,7 +193,7 @@ class Oracle:
         in_time = self.clock.now() < account.expires_at
         hold(awake == 0.0 or in_time or known < _STOPS_SENDING, f"{line.custom_id} is sent after its window")
         paused = 0.0 if account.paused_at is None else min(awake, self.clock.boot() - account.paused_at)
-        hold(paused < _STOPS_SENDING, f"{line.custom_id} is sent {paused} s after its batch was paused")
+        hold(paused < _PAUSES, f"{line.custom_id} is sent {paused} s after its batch was paused")
         assert account.seen is not None
         late = min(awake, self.clock.boot() - account.status_at)
         closing = account.seen["status"] != Status.IN_PROGRESS

@@ -14,6 +14,7 @@ from batchmill.ledger.merge import merge_results
 from batchmill.spec.states import STAMP, Status, next_status
 from batchmill.store.database import Transaction
 from batchmill.store.slice import Slice, claim_slices
+from batchmill.store.steer import courses_of
 from batchmill.store.tables import batch, slice_, worker
 from faults.simulator import World, a_world, run_in_processes, run_seed
 
@@ -138,6 +139,10 @@ def _send_after_the_window(true_next: Callable[..., Any]) -> Callable[..., Any]:
     return lambda feed, lane, *, wall, **of: true_next(feed, lane, wall=wall - 3.0, **of)
 
 
+def _never_paused(tx: Transaction, *, batch_ids: Any) -> Any:  # noqa: ANN401 - as `courses_of`
+    return {name: replace(course, paused=False) for name, course in courses_of(tx, batch_ids=batch_ids).items()}
+
+
 # What our own hands might have got wrong, each with where it is planted.
 PLANTED = {
     "a commit without its fence": ("batchmill.ledger.ledger.record_done", _without_fence),
@@ -149,6 +154,7 @@ PLANTED = {
     "results dropped on cancel": ("batchmill.engine.finalizer.merge_results", _drop_results_of_cancelled),
     "an unknown commit tried again": ("batchmill.ledger.ledger.Ledger.commit", _commit_again(Ledger.commit)),
     "sends after the window": ("batchmill.engine.feed.Feed.next", _send_after_the_window(Feed.next)),
+    "a pause that no worker hears of": ("batchmill.engine.watch.courses_of", _never_paused),
     "a batch without a reference": ("faults.client.refer", lambda *_, **__: None),
 }
 
