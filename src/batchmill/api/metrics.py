@@ -4,8 +4,10 @@ It asks for no key, so no label holds a tenant's text; the port is the operator'
 """
 
 import asyncio
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -18,6 +20,7 @@ from batchmill.clock import Clock
 from batchmill.store.backlog import Backlog, read_backlog
 from batchmill.store.database import Database, Transaction
 from batchmill.store.model import BackendState, list_backends
+from batchmill.store.alerts import Outlook, read_outlook
 from batchmill.telemetry import Metrics
 
 _ROWS_SECONDS = 5.0  # Prometheus itself gives up after ten
@@ -28,6 +31,8 @@ class Rows(Collector):
     """What the rows said, as Prometheus reads it."""
 
     backlog: Backlog
+    outlook: Outlook
+    disk: tuple[int, int] | None
     backends: Sequence[BackendState]
     now: float
 
@@ -43,6 +48,8 @@ class Rows(Collector):
         yield GaugeMetricFamily(
             "batchmill_lines_open", "Lines of running batches without a result.", value=self.backlog.open_lines
         )
+        for name, text, value in self._outlooks():
+            yield GaugeMetricFamily(f"batchmill_{name}", text, value=value)
         unwell = GaugeMetricFamily(
             "batchmill_backend_unwell_seconds",
             "For how long a backend has been unwell; 0: it is not.",
@@ -52,14 +59,31 @@ class Rows(Collector):
             unwell.add_metric([backend.name], 0.0 if backend.well else max(0.0, self.now - backend.since))
         yield unwell
 
+    def _outlooks(self) -> Iterator[tuple[str, str, float]]:
+        outlook = self.outlook
+        yield "batches_at_risk", "Running batches that will miss their deadline if all stays as it is.", outlook.at_risk
+        if outlook.margin is not None:
+            least = "The least time between a batch's forecast and its deadline; negative: expected miss."
+            yield "deadline_margin_seconds", least, outlook.margin
+        yield "batches_waiting", "Batches that wait for something other than a resume.", outlook.waiting
+        yield "oldest_wait_seconds", "For how long the oldest of those waits.", outlook.oldest_wait
+        yield "batches_paused", "Batches that are paused.", outlook.paused
+        yield "workers", "Workers that live.", outlook.workers
+        yield "workers_away", "Workers that fell silent and did not end in good order.", outlook.away
+        if self.disk is not None:
+            free, size = self.disk
+            yield "disk_free_bytes", "Room on the disk of the data directory.", free
+            yield "disk_size_bytes", "Size of the disk of the data directory.", size
+
 
 class MetricsApp:
-    """An ASGI application that answers `GET /metrics` and nothing else."""
+    """An ASGI application that answers `GET /metrics` and nothing else; `folder` is on the disk that is watched."""
 
-    def __init__(self, *, metrics: Metrics, database: Database, clock: Clock) -> None:
+    def __init__(self, *, metrics: Metrics, database: Database, clock: Clock, folder: Path | None = None) -> None:
         self._metrics = metrics
         self._database = database
         self._clock = clock
+        self._folder = folder
         self._log = structlog.get_logger("metrics")
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -78,12 +102,24 @@ class MetricsApp:
 
     async def _numbers(self) -> Response:
         try:
-            rows = await asyncio.wait_for(self._database.read(self._rows), timeout=_ROWS_SECONDS)
+            disk = None if self._folder is None else await asyncio.to_thread(_disk, self._folder)
+            rows = await asyncio.wait_for(self._database.read(lambda tx: self._rows(tx, disk)), timeout=_ROWS_SECONDS)
         except Exception:  # noqa: BLE001 - whatever it is, the engine beside must not feel it
             self._log.exception("the database does not answer")
             return PlainTextResponse("The database does not answer.\n", status_code=503)
         content = generate_latest(self._metrics.registry) + generate_latest(rows)
         return Response(content, media_type=CONTENT_TYPE_LATEST)
 
-    def _rows(self, tx: Transaction) -> Rows:
-        return Rows(backlog=read_backlog(tx), backends=list_backends(tx), now=self._clock.now())
+    def _rows(self, tx: Transaction, disk: tuple[int, int] | None) -> Rows:
+        now = self._clock.now()
+        outlook = read_outlook(tx, now=now)
+        return Rows(backlog=read_backlog(tx), outlook=outlook, disk=disk, backends=list_backends(tx), now=now)
+
+
+def _disk(folder: Path) -> tuple[int, int] | None:
+    """Return free and all bytes of a folder's disk; None where it cannot be asked: the other numbers are told still."""
+    try:
+        found = shutil.disk_usage(folder)
+    except OSError:
+        return None
+    return found.free, found.total

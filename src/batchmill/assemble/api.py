@@ -41,6 +41,6 @@ def build_api(
     )
 
 
-def build_metrics(*, metrics: Metrics, storage: Storage, clock: Clock) -> App:
+def build_metrics(*, settings: Settings, metrics: Metrics, storage: Storage, clock: Clock) -> App:
     """Build what answers `/metrics`."""
-    return MetricsApp(metrics=metrics, database=storage.database, clock=clock)
+    return MetricsApp(metrics=metrics, database=storage.database, clock=clock, folder=settings.data)

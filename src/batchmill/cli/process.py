@@ -152,7 +152,7 @@ async def _serving_metrics(order: Order, *, metrics: Metrics, storage: Storage, 
     if order.metrics_fd is None:
         yield
         return
-    app = build_metrics(metrics=metrics, storage=storage, clock=clock)
+    app = build_metrics(settings=order.settings, metrics=metrics, storage=storage, clock=clock)
     server = _Beside(
         server_config(
             app,
