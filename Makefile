@@ -68,7 +68,7 @@ lock: ## Pin every package anew, to what the index gives today.
 	@touch $@
 
 .venv/test: .venv/setup
-	$(PIP) install --constraint constraints.txt --editable ".[builtin,bucket,convert,demo,postgres,ray]" --group test
+	$(PIP) install --constraint constraints.txt --editable ".[builtin,bucket,convert,demo,otel,postgres,ray]" --group test
 	@touch $@
 
 # The store's tests run on a real PostgreSQL and a real pgbouncer, which they start themselves.

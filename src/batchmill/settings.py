@@ -262,6 +262,7 @@ class Settings(BaseSettings):
     download_redirect: bool = False  # a download is sent on to the bucket, by a link that holds for five minutes
     webhook_urls: Literal["public", "any"] = "public"  # public: https to public addresses only
     log_format: Literal["text", "json"] = "text"
+    access_log: bool = False  # a line for each request of the API
     # Addresses and networks whose X-Forwarded-For is believed.
     trusted_proxies: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_words)] = ()
 

@@ -84,6 +84,7 @@ class Served:
         trusted_proxies: Sequence[str] = (),
         redirect: bool = False,
         apart: bool = False,
+        access_log: bool = False,
         postgres: str | None = None,
         clock: FakeClock | None = None,
     ) -> None:
@@ -111,6 +112,7 @@ class Served:
             retention=retention,
             redirect=redirect,
             apart=apart,
+            access_log=access_log,
             catalogue=catalogue,
             stopping=lambda: self._server.should_exit,
         )

@@ -29,6 +29,7 @@ from batchmill.api.replay import Replays
 from batchmill.api.results import result_routes
 from batchmill.api.retry import retry_routes
 from batchmill.api.steer import steer_routes
+from batchmill.api.told import Told
 from batchmill.api.webhooks import delivery_routes, webhook_routes
 from batchmill.blobs.blobs import Blobs
 from batchmill.blobs.space import Room
@@ -39,6 +40,7 @@ from batchmill.spec.errors import ApiError
 from batchmill.spec.limits import Limits
 from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
 from batchmill.store.database import Database
+from batchmill.telemetry import UNTRACED, Traces
 
 _METHODS = ("DELETE", "GET", "HEAD", "POST")
 _POST_ONLY = ("/v1/batches/quote", "/v1/batches/inline")  # no batch has such an id
@@ -60,6 +62,8 @@ def create_app(
     public_webhooks: bool = True,
     calls: Rate | None = None,
     stopping: Callable[[], bool] = lambda: False,
+    traces: Traces | None = None,
+    access_log: bool = False,
 ) -> App:
     """Build the API: the contract's routes, models, the account, and health.
 
@@ -118,7 +122,8 @@ def create_app(
     app.add_exception_handler(ApiError, _fault_answer)
     app.add_exception_handler(Exception, _fault_answer)  # answered here, then raised again: the gate logs it
     calls = calls or Buckets(clock=clock)
-    return Gate(app, database=database, clock=clock, limits=limits, calls=calls, broken=broken)
+    told = Told(traces=traces or UNTRACED, clock=clock, access_log=access_log)
+    return Gate(app, database=database, clock=clock, limits=limits, calls=calls, broken=broken, told=told)
 
 
 async def _fault_answer(_request: Request, fault: Exception) -> Response:

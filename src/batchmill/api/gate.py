@@ -14,12 +14,14 @@ from batchmill.api.auth import Auth
 from batchmill.api.body import Body
 from batchmill.api.fault import as_api_error, is_broken
 from batchmill.api.rate import Rate
+from batchmill.api.told import Seen, Told
 from batchmill.clock import Clock
 from batchmill.spec import errors
 from batchmill.spec.errors import ApiError
 from batchmill.spec.limits import Limits
 from batchmill.spec.scopes import scope_needed
 from batchmill.store.database import Database
+from batchmill.telemetry import UNTRACED
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -50,12 +52,14 @@ class Gate:
         limits: Limits,
         calls: Rate,
         broken: Callable[[], None],
+        told: Told | None = None,
     ) -> None:
         self._app = app
         self._auth = Auth(database=database, clock=clock, limits=limits)
         self._calls = calls
         self._limits = limits
         self._broken = broken
+        self._told = told or Told(traces=UNTRACED, clock=clock, access_log=False)
         self._log = structlog.get_logger("api")
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -64,6 +68,12 @@ class Gate:
             await self._app(scope, receive, send)
             return
         added = request_id_headers()
+        with self._told.request(scope, added[0][1].decode()) as seen:
+            await self._answer(scope, receive, send, added=added, seen=seen)
+
+    async def _answer(
+        self, scope: Message, receive: Receive, send: Send, *, added: list[tuple[bytes, bytes]], seen: Seen
+    ) -> None:
         request_id = added[0][1].decode()
         started = ended = False
         body = Body(receive=receive, headers=dict(scope["headers"]), limits=self._limits)
@@ -71,7 +81,7 @@ class Gate:
         async def send_with_id(message: Message) -> None:
             nonlocal started, ended
             if message["type"] == "http.response.start":
-                started = True
+                started, seen.status = True, message["status"]
                 message["headers"] = [*message.get("headers", []), *added, *body.headers()]
             elif not message.get("more_body", False):
                 ended = True

@@ -136,7 +136,13 @@ class Replays:
             lock_calls(tx, call=call, fingerprint=fingerprint)
             if gone.done():
                 raise ClientDisconnect
-            return self._kept(tx, call, fingerprint) or self._keep(tx, call, fingerprint, make(tx))
+            kept = self._kept(tx, call, fingerprint)
+            if kept is not None:
+                return kept
+            made = make(tx)
+            if made.id.startswith("batch_"):
+                request.state.made_batch = made.id  # what is told of this request names it
+            return self._keep(tx, call, fingerprint, made)
 
         try:
             return await self._database.write(statements)

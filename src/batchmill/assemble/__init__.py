@@ -4,6 +4,7 @@ from batchmill.assemble.api import build_api, build_metrics
 from batchmill.assemble.backends import Engine, backend_name, build_backends, build_hook, connections_of
 from batchmill.assemble.limits import limits_of
 from batchmill.assemble.storage import Storage, build_clock, rows_path
+from batchmill.assemble.traces import traces_of, wants_traces
 from batchmill.assemble.worker import BUCKET_BOUNDS, build_worker
 
 __all__ = [
@@ -20,4 +21,6 @@ __all__ = [
     "connections_of",
     "limits_of",
     "rows_path",
+    "traces_of",
+    "wants_traces",
 ]

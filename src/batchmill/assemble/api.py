@@ -11,7 +11,7 @@ from batchmill.assemble.limits import limits_of, retention_of
 from batchmill.assemble.storage import Storage
 from batchmill.clock import Clock
 from batchmill.settings import Settings
-from batchmill.telemetry import Metrics
+from batchmill.telemetry import Metrics, Traces
 
 
 def build_api(
@@ -21,6 +21,7 @@ def build_api(
     clock: Clock,
     broken: Callable[[], None],
     stopping: Callable[[], bool] = lambda: False,
+    traces: Traces | None = None,
 ) -> App:
     """Build the API; `broken` is called when the disk fails beneath it, `stopping` says that the process is to end."""
     return create_app(
@@ -31,6 +32,8 @@ def build_api(
         limits=limits_of(settings),
         version=version("batchmill"),
         broken=broken,
+        traces=traces,
+        access_log=settings.access_log,
         retention=retention_of(settings),
         redirect=settings.download_redirect,
         catalogue=settings.catalogue,

@@ -35,7 +35,7 @@ from batchmill.schedule.order import KV_TOKENS
 from batchmill.schedule.planner import Ordering
 from batchmill.settings import Settings
 from batchmill.spec.ids import mint_id
-from batchmill.telemetry import Metrics
+from batchmill.telemetry import UNTRACED, Metrics, Traces
 
 # A bucket takes its time for a commit, and money; small Results may be many meanwhile, their bytes are what is bounded.
 BUCKET_BOUNDS = GroupBounds(wait=1.0, gap=0.25, most_results=16_384)
@@ -56,6 +56,7 @@ def build_worker(
     alone: bool,
     metrics: Metrics,
     hook: Hook | None = None,
+    traces: Traces | None = None,
 ) -> Worker:
     """Build a worker with its loops; `alone` as in `Worker`.
 
@@ -80,7 +81,7 @@ def build_worker(
     make_lane = partial(added_lane, backends=backends, lanes=lanes, settings=settings, alone=alone, clock=clock)
     validate, run, finalize, scout, share, tell = (Bell(clock=clock) for _ in range(6))
     runner = Runner(
-        ledger=Ledger(blobs=blobs, metrics=metrics, **mine),
+        ledger=Ledger(blobs=blobs, metrics=metrics, traces=traces or UNTRACED, **mine),
         database=database,
         blobs=blobs,
         room=storage.room,
@@ -93,6 +94,7 @@ def build_worker(
             unwell=scout,
             metrics=metrics,
             catalogue=settings.catalogue,
+            traces=traces,
         ),
         lease=lease,
         clock=clock,
@@ -125,13 +127,14 @@ def build_worker(
                         in_file_order=settings.order == "file",
                         coalesce=settings.coalesce,
                     ),
+                    traces=traces or UNTRACED,
                     **mine,
                 ),
                 validate,
                 _IDLE_SECONDS,
             ),
             (
-                Finalizer(blobs=blobs, room=room, retention=retention_of(settings), **mine),
+                Finalizer(blobs=blobs, room=room, retention=retention_of(settings), traces=traces or UNTRACED, **mine),
                 finalize,
                 _IDLE_SECONDS,
             ),

@@ -19,6 +19,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         request_id: Our name for this attempt, sent along as X-Request-Id.
         idempotency_key: The same for every attempt at this line.
         once: Send it at most once, also where a connection turns out to have been closed.
+        traceparent: Names the trace that it is part of, sent along; None: of none.
     """
 
     endpoint: str
@@ -26,6 +27,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     request_id: str
     idempotency_key: str
     once: bool = False
+    traceparent: str | None = None
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -121,10 +121,13 @@ class HttpBackend:
 
     async def send(self, call: Call) -> Reply:
         """Make one attempt; the body goes as it is, the reply's body is ready to be stored."""
+        headers = {**self._headers, "Idempotency-Key": call.idempotency_key, "X-Request-Id": call.request_id}
+        if call.traceparent is not None:
+            headers["traceparent"] = call.traceparent
         reply = await self._transport.request(
             method="POST",
             url=f"{self.name}{call.endpoint.removeprefix('/v1')}{self._query}",
-            headers={**self._headers, "Idempotency-Key": call.idempotency_key, "X-Request-Id": call.request_id},
+            headers=headers,
             body=call.body,
             deadline=self._deadline,
             once=call.once,

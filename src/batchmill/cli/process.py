@@ -33,6 +33,7 @@ from batchmill.assemble import (
     build_metrics,
     build_worker,
     limits_of,
+    traces_of,
 )
 from batchmill.clock import Clock
 from batchmill.settings import Settings
@@ -85,17 +86,25 @@ async def _api(order: Order) -> None:
     def end() -> None:
         server.should_exit = True  # the supervisor starts the next one, which recovers
 
-    app = build_api(settings=settings, storage=storage, clock=clock, broken=end, stopping=lambda: server.should_exit)
-    server = uvicorn.Server(
-        server_config(
-            app,
-            limits=limits_of(settings),
-            trusted_proxies=settings.trusted_proxies,
-            timeout_graceful_shutdown=_GRACE_SECONDS,
+    with traces_of("api") as traces:
+        app = build_api(
+            settings=settings,
+            storage=storage,
+            clock=clock,
+            broken=end,
+            stopping=lambda: server.should_exit,
+            traces=traces,
         )
-    )
-    async with _serving_metrics(order, metrics=Metrics(), storage=storage, clock=clock):
-        await server.serve(sockets=[socket.socket(fileno=order.listen_fd)])
+        server = uvicorn.Server(
+            server_config(
+                app,
+                limits=limits_of(settings),
+                trusted_proxies=settings.trusted_proxies,
+                timeout_graceful_shutdown=_GRACE_SECONDS,
+            )
+        )
+        async with _serving_metrics(order, metrics=Metrics(), storage=storage, clock=clock):
+            await server.serve(sockets=[socket.socket(fileno=order.listen_fd)])
     await storage.database.close()
 
 
@@ -129,17 +138,19 @@ async def work(order: Order, *, stopping: asyncio.Event) -> None:
     storage = Storage(settings=settings, clock=clock, metrics=metrics, role="worker", patience=settings.lease)
     backends = build_backends(settings=settings, engine=order.engine, clock=clock)
     hook = build_hook(settings)
-    worker = build_worker(
-        settings=settings,
-        storage=storage,
-        backends=backends,
-        clock=clock,
-        alone=settings.is_embedded,
-        metrics=metrics,
-        hook=hook,
-    )
-    async with _serving_metrics(order, metrics=metrics, storage=storage, clock=clock):
-        await worker.run(stopping=stopping, drain=settings.drain)
+    with traces_of("worker") as traces:
+        worker = build_worker(
+            settings=settings,
+            storage=storage,
+            backends=backends,
+            clock=clock,
+            alone=settings.is_embedded,
+            metrics=metrics,
+            hook=hook,
+            traces=traces,
+        )
+        async with _serving_metrics(order, metrics=metrics, storage=storage, clock=clock):
+            await worker.run(stopping=stopping, drain=settings.drain)
     for backend, _ in backends:
         await backend.close()
     await hook.close()

@@ -1,6 +1,7 @@
 """`batchmill serve` and `batchmill worker`: the API, a worker and the built-in engine, kept alive by a supervisor."""
 
 import asyncio
+import os
 import signal
 import socket
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,7 @@ from contextlib import ExitStack, closing
 
 import structlog
 
-from batchmill.assemble import Engine, build_backends, build_clock
+from batchmill.assemble import Engine, build_backends, build_clock, wants_traces
 from batchmill.cli import data_directory
 from batchmill.cli.engine import answers, start_engine, wait_for
 from batchmill.cli.exit import Exit, Stop
@@ -99,6 +100,7 @@ def _run(settings: Settings, roles: Sequence[str]) -> None:
 def _check_backends(settings: Settings) -> None:
     try:
         build_backends(settings=settings, engine=None, clock=build_clock())
+        wants_traces(os.environ)
     except BadSettings as fault:
         raise Stop(str(fault), Exit.USAGE) from fault
 

@@ -15,6 +15,7 @@ from batchmill.ledger.segment import DamagedSegment
 from batchmill.store.batch import TRIES, Batch, put_off, set_waiting
 from batchmill.store.blob import doom_blob
 from batchmill.store.database import Database, DatabaseAway, Statements, Transaction
+from batchmill.telemetry import UNTRACED, Traces
 from batchmill.validation.child import ChildDied
 
 T = TypeVar("T")
@@ -41,8 +42,9 @@ class Attempts:
     database that is away: those are raised, and end the worker. Where the bytes are away the batch waits, unblamed.
     """
 
-    def __init__(self, *, doing: str, database: Database, room: Room, clock: Clock) -> None:
+    def __init__(self, *, doing: str, database: Database, room: Room, clock: Clock, traces: Traces = UNTRACED) -> None:
         self._doing = doing
+        self._traces = traces
         self._database = database
         self._room = room
         self._clock = clock
@@ -73,7 +75,9 @@ class Attempts:
     async def over(self, batch: Batch, *, keys: Sequence[str]) -> AsyncIterator[None]:
         """Work on a claimed batch; where that fails, give up the announced `keys` and put the batch off."""
         try:
-            yield
+            with self._traces.span(self._doing, batches=[batch.id]) as span:
+                span.tell({"batchmill.organisation": batch.organisation_id})
+                yield
         except (DatabaseAway, OperationalError, InterfaceError):
             raise
         except BlobsAway as fault:

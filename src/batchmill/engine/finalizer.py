@@ -28,6 +28,7 @@ from batchmill.store.file import File, insert_file
 from batchmill.store.progress import add_errors
 from batchmill.store.slice import Segment, Slice, fence_slices, list_segments, list_slices
 from batchmill.store.usage import Whose, count_usage
+from batchmill.telemetry import UNTRACED, Traces
 
 _GRACE_SECONDS = 30  # runners have so long to let open calls end; then their Slices are taken
 _ONE_GO = 4 << 20  # bytes
@@ -116,6 +117,7 @@ class Finalizer:
         worker_id: str,
         lease: float,
         retention: int | None = None,
+        traces: Traces = UNTRACED,
     ) -> None:
         self._database = database
         self._blobs = blobs
@@ -123,7 +125,7 @@ class Finalizer:
         self._worker_id = worker_id
         self._lease = lease
         self._retention = retention
-        self._attempts = Attempts(doing="finalizing", database=database, room=room, clock=clock)
+        self._attempts = Attempts(doing="finalizing", database=database, room=room, clock=clock, traces=traces)
         self._log = structlog.get_logger("finalizer")
 
     async def step(self) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from batchmill.backends.backend import Call, Reply
 from batchmill.clock import Clock
@@ -15,7 +16,7 @@ from batchmill.ledger.segment import Result
 from batchmill.schedule.retry import SUCCEEDED, Done, GaveUp, Later, Verdict, judge
 from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue, refusal, with_model
 from batchmill.spec.results import answered, result_id, unanswered, usage_of
-from batchmill.telemetry import Metrics
+from batchmill.telemetry import UNTRACED, Metrics, Traces
 
 _OK = 200
 _EXCERPT = 500  # characters of a reply that is no usable answer, for the one who has to find out why
@@ -31,6 +32,7 @@ class Sender:
         unwell: Rung when a Backend needs a probe.
         metrics: Counts sends and replies.
         catalogue: What is configured of models.
+        traces: Where the spans of some calls go; None: nowhere.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Sender:
         unwell: Bell,
         metrics: Metrics,
         catalogue: Catalogue = NOTHING_CONFIGURED,
+        traces: Traces | None = None,
     ) -> None:
         self._clock = clock
         self._draw = draw
@@ -49,6 +52,7 @@ class Sender:
         self._unwell = unwell
         self._catalogue = catalogue
         self._metrics = metrics
+        self._traces = traces
         self._sends: Counter[str] = Counter()  # by backend; to be told
         self._replies: Counter[tuple[str, str]] = Counter()  # by backend and verdict
         self._log = structlog.get_logger("sender")
@@ -87,7 +91,8 @@ class Sender:
             once=self._once,
         )
         self._sends[lane.backend.name] += 1
-        reply = await lane.backend.send(call)
+        traced = self._traces is not None and self._traces.may_call()
+        reply = await (self._send_traced(lane, request, call) if traced else lane.backend.send(call))
         if reply.resent:
             self._sends[lane.backend.name] += reply.resent
             request.resent += reply.resent
@@ -109,6 +114,27 @@ class Sender:
         if isinstance(verdict, GaveUp):
             return give_up(request, verdict, attempts=attempts, excerpt=reply.body, backend=lane.backend.name)
         raise ValueError("a Reply without a status cannot be done")
+
+    async def _send_traced(self, lane: Lane, request: Request, call: Call) -> Reply:
+        """Make a call that is told of; the backend hears of the span, and may go on with its trace."""
+        traces, work = self._traces or UNTRACED, request.work
+        with traces.call(batch=work.batch_id) as span:
+            reply = await lane.backend.send(replace(call, traceparent=span.traceparent))
+            fault = None if reply.fault is None else reply.fault.value
+            span.tell(
+                {
+                    "batchmill.backend": lane.backend.name,
+                    "batchmill.model": work.model,
+                    "batchmill.organisation": work.claim.batch.organisation_id,
+                    "batchmill.request_id": call.request_id,
+                    "batchmill.sends": request.sends,
+                    "http.response.status_code": reply.status,
+                    "error.type": fault,
+                }
+            )
+            if fault is not None:
+                span.fail(fault)
+            return reply
 
     def _judge(self, lane: Lane, request: Request, reply: Reply, *, trial: bool, sent_at: float) -> Verdict:
         """Say what a Reply means, and let line and pace learn from it."""

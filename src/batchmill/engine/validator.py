@@ -25,6 +25,7 @@ from batchmill.store.model import list_models
 from batchmill.store.organisation import find_allowance, lock_organisation
 from batchmill.store.slice import Slice, insert_slices
 from batchmill.store.usage import tokens_enqueued
+from batchmill.telemetry import UNTRACED, Traces
 from batchmill.validation.child import run_beside
 from batchmill.validation.validation import Validation, validate
 
@@ -57,6 +58,7 @@ class Validator:
         accepted: Bell,
         catalogue: Catalogue = NOTHING_CONFIGURED,
         ordering: Ordering = _ORDERING,
+        traces: Traces = UNTRACED,
     ) -> None:
         self._database = database
         self._blobs = blobs
@@ -67,7 +69,7 @@ class Validator:
         self._worker_id = worker_id
         self._lease = lease
         self._accepted = accepted
-        self._attempts = Attempts(doing="validating", database=database, room=room, clock=clock)
+        self._attempts = Attempts(doing="validating", database=database, room=room, clock=clock, traces=traces)
         self._log = structlog.get_logger("validator")
 
     async def step(self) -> bool:

@@ -42,7 +42,7 @@ from batchmill.store.slice import (
 )
 from batchmill.store.tally import record_progress
 from batchmill.store.usage import Whose, count_usage
-from batchmill.telemetry import Metrics
+from batchmill.telemetry import UNTRACED, Metrics, Traces
 
 _CANDIDATES = 256  # batches looked at for one claim
 _NOTHING = Usage()
@@ -72,7 +72,15 @@ class Ledger:
     """The durable account of what was claimed and what became of it."""
 
     def __init__(
-        self, *, database: Database, blobs: Blobs, clock: Clock, worker_id: str, lease: float, metrics: Metrics
+        self,
+        *,
+        database: Database,
+        blobs: Blobs,
+        clock: Clock,
+        worker_id: str,
+        lease: float,
+        metrics: Metrics,
+        traces: Traces = UNTRACED,
     ) -> None:
         self._database = database
         self._blobs = blobs
@@ -80,6 +88,7 @@ class Ledger:
         self._worker_id = worker_id
         self._lease = lease
         self._metrics = metrics
+        self._traces = traces
         self._chooser = Chooser()
         self._log = structlog.get_logger("ledger")
 
@@ -188,7 +197,10 @@ class Ledger:
                 count_usage(tx, used, day=day_of(now))  # last: other batches' commits wait for these rows, too
             return frozenset(p.slice.fence for p, stood in zip(portions, stands, strict=True) if not stood)
 
-        with self._metrics.commit_seconds.time():
+        batches = sorted({portion.slice.batch_id for portion in portions})
+        with self._metrics.commit_seconds.time(), self._traces.span("commit", batches=batches) as span:
+            results = sum(len(portion.results) for portion in portions)
+            span.tell({"batchmill.results": results, "batchmill.bytes": sum(map(len, packed))})
             try:
                 fallen = await self._database.write(statements, before=write_blob)
             except OSError as fault:

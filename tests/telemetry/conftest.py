@@ -1,0 +1,6 @@
+"""What the tests of the command line start with, beside processes."""
+
+from bucket import bucket
+from postgres import cluster
+
+__all__ = ["bucket", "cluster"]
