@@ -143,7 +143,7 @@ def test_a_batch_is_one_trace_from_the_api_to_the_backend(processes: Processes) 
     assert seen.parents == [f"00-{trace:032x}-{call.id:016x}-01"]
     assert call.facts["batchmill.model"] == "m"
     assert {span.facts["batchmill.batch"] for span in seen.named("GET /v1/batches/{batch_id}")} == {batch.id}
-    assert not [span for span in seen.spans if span.failed]
+    assert {span.name for span in seen.spans if span.failed} <= {"GET /readyz"}  # until the worker has begun
     for secret in (b"a secret", server.key.encode()):
         assert secret not in seen.raw
     logged = [json.loads(text) for text in server.err.read_text().splitlines() if text.startswith("{")]
