@@ -22,13 +22,13 @@ from batchmill.cli.main import app
 from batchmill.settings import BackendSettings, ModelSettings, Settings
 from batchmill.spec.limits import KIMI, OPEN, PROFILES, Limits
 from batchmill.spec.states import diagram
+from batchmill.store.alerts import Alerts
 from batchmill.store.backlog import Backlog
-from batchmill.store.outlook import Outlook
 from batchmill.telemetry import Metrics
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 _NO_BACKLOG = Backlog(batches={}, stuck=0, open_lines=0)
-_NO_OUTLOOK = Outlook(at_risk=0, margin=0, waiting=0, oldest_wait=0, paused=0, workers=0, away=0)
+_NO_ALERTS = Alerts(at_risk=0, margin=0, waiting=0, oldest_wait=0, paused=0, workers=0, away=0)
 _FIELD = re.compile(r"    (\w+): ")
 
 
@@ -197,7 +197,7 @@ def _metrics() -> str:
     intro = "`/metrics`, on the port after the API's own or on `--metrics-port`. It asks for no key: keep it inside."
     known = [
         *Metrics().registry.collect(),
-        *Rows(backlog=_NO_BACKLOG, outlook=_NO_OUTLOOK, disk=(0, 0), backends=(), now=0.0).collect(),
+        *Rows(backlog=_NO_BACKLOG, alerts=_NO_ALERTS, disk=(0, 0), backends=(), now=0.0).collect(),
     ]
     rows = ([f"`{_full_name(m)}`", m.type, m.documentation] for m in sorted(known, key=lambda m: m.name))
     return _page("Metrics", intro, _table(["name", "type", "what it says"], rows))

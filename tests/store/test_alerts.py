@@ -2,9 +2,9 @@
 
 from sqlalchemy import update
 
+from batchmill.store.alerts import Alerts, read_alerts
 from batchmill.store.batch import set_waiting
 from batchmill.store.database import Database, Transaction
-from batchmill.store.alerts import Outlook, read_outlook
 from batchmill.store.steer import pause
 from batchmill.store.tables import batch
 from batchmill.store.worker import insert_worker
@@ -13,14 +13,14 @@ from store.rows import LAPSED, LEASE, NOW, add_organisations, add_running, get_b
 
 async def test_nothing_is_wrong_with_an_empty_store(database: Database) -> None:
     """No batch, no worker, no margin."""
-    nothing = Outlook(at_risk=0, margin=None, waiting=0, oldest_wait=0, paused=0, workers=0, away=0)
-    assert await database.read(lambda tx: read_outlook(tx, now=NOW)) == nothing
+    nothing = Alerts(at_risk=0, margin=None, waiting=0, oldest_wait=0, paused=0, workers=0, away=0)
+    assert await database.read(lambda tx: read_alerts(tx, now=NOW)) == nothing
 
 
 async def test_deadlines_waits_pauses_and_workers_are_counted(database: Database) -> None:
     """Too slow a batch is at risk; a paused one neither waits nor is forecast; a worker that fell silent is away."""
 
-    def statements(tx: Transaction) -> Outlook:
+    def statements(tx: Transaction) -> Alerts:
         add_organisations(tx)
         for name, lines in (("batch_slow", 10), ("batch_quick", 1_000), ("batch_waits", 10), ("batch_paused", 10)):
             add_running(tx, name, slices=10, lines=100)  # a thousand lines in an hour
@@ -30,7 +30,7 @@ async def test_deadlines_waits_pauses_and_workers_are_counted(database: Database
         pause(tx, get_batch(tx, "batch_paused"), now=NOW - 90)
         insert_worker(tx, worker_id="worker_1", lease=LEASE, now=NOW)
         insert_worker(tx, worker_id="worker_2", lease=LAPSED, now=NOW)
-        return read_outlook(tx, now=NOW)
+        return read_alerts(tx, now=NOW)
 
     told = await database.write(statements)
-    assert told == Outlook(at_risk=1, margin=3600 - 10_000, waiting=1, oldest_wait=40, paused=1, workers=1, away=1)
+    assert told == Alerts(at_risk=1, margin=3600 - 10_000, waiting=1, oldest_wait=40, paused=1, workers=1, away=1)

@@ -17,10 +17,10 @@ from starlette.responses import PlainTextResponse, Response
 
 from batchmill.api.gate import Message, Receive, Send
 from batchmill.clock import Clock
+from batchmill.store.alerts import Alerts, read_alerts
 from batchmill.store.backlog import Backlog, read_backlog
 from batchmill.store.database import Database, Transaction
 from batchmill.store.model import BackendState, list_backends
-from batchmill.store.alerts import Outlook, read_outlook
 from batchmill.telemetry import Metrics
 
 _ROWS_SECONDS = 5.0  # Prometheus itself gives up after ten
@@ -31,7 +31,7 @@ class Rows(Collector):
     """What the rows said, as Prometheus reads it."""
 
     backlog: Backlog
-    outlook: Outlook
+    alerts: Alerts
     disk: tuple[int, int] | None
     backends: Sequence[BackendState]
     now: float
@@ -48,7 +48,7 @@ class Rows(Collector):
         yield GaugeMetricFamily(
             "batchmill_lines_open", "Lines of running batches without a result.", value=self.backlog.open_lines
         )
-        for name, text, value in self._outlooks():
+        for name, text, value in self._alerts():
             yield GaugeMetricFamily(f"batchmill_{name}", text, value=value)
         unwell = GaugeMetricFamily(
             "batchmill_backend_unwell_seconds",
@@ -59,17 +59,17 @@ class Rows(Collector):
             unwell.add_metric([backend.name], 0.0 if backend.well else max(0.0, self.now - backend.since))
         yield unwell
 
-    def _outlooks(self) -> Iterator[tuple[str, str, float]]:
-        outlook = self.outlook
-        yield "batches_at_risk", "Running batches that will miss their deadline if all stays as it is.", outlook.at_risk
-        if outlook.margin is not None:
+    def _alerts(self) -> Iterator[tuple[str, str, float]]:
+        alerts = self.alerts
+        yield "batches_at_risk", "Running batches that will miss their deadline if all stays as it is.", alerts.at_risk
+        if alerts.margin is not None:
             least = "The least time between a batch's forecast and its deadline; negative: expected miss."
-            yield "deadline_margin_seconds", least, outlook.margin
-        yield "batches_waiting", "Batches that wait for something other than a resume.", outlook.waiting
-        yield "oldest_wait_seconds", "For how long the oldest of those waits.", outlook.oldest_wait
-        yield "batches_paused", "Batches that are paused.", outlook.paused
-        yield "workers", "Workers that live.", outlook.workers
-        yield "workers_away", "Workers that fell silent and did not end in good order.", outlook.away
+            yield "deadline_margin_seconds", least, alerts.margin
+        yield "batches_waiting", "Batches that wait for something other than a resume.", alerts.waiting
+        yield "oldest_wait_seconds", "For how long the oldest of those waits.", alerts.oldest_wait
+        yield "batches_paused", "Batches that are paused.", alerts.paused
+        yield "workers", "Workers that live.", alerts.workers
+        yield "workers_away", "Workers that fell silent and did not end in good order.", alerts.away
         if self.disk is not None:
             free, size = self.disk
             yield "disk_free_bytes", "Room on the disk of the data directory.", free
@@ -112,8 +112,8 @@ class MetricsApp:
 
     def _rows(self, tx: Transaction, disk: tuple[int, int] | None) -> Rows:
         now = self._clock.now()
-        outlook = read_outlook(tx, now=now)
-        return Rows(backlog=read_backlog(tx), outlook=outlook, disk=disk, backends=list_backends(tx), now=now)
+        alerts = read_alerts(tx, now=now)
+        return Rows(backlog=read_backlog(tx), alerts=alerts, disk=disk, backends=list_backends(tx), now=now)
 
 
 def _disk(folder: Path) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""How it looks for all that runs: deadlines at risk, batches that wait, workers that are away; what alerts are about."""
+"""What alerts are about: deadlines at risk, batches that wait, workers that are away."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from batchmill.store.tables import batch, worker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outlook:
+class Alerts:
     """What an operator is woken for.
 
     `at_risk` counts running batches that will miss their deadline if all stays as it is; `margin` is the least number
@@ -29,7 +29,7 @@ class Outlook:
     away: int
 
 
-def read_outlook(tx: Transaction, *, now: float) -> Outlook:
+def read_alerts(tx: Transaction, *, now: float) -> Alerts:
     """Return how it looks at `now` (Unix seconds)."""
     margins = _margins(tx, now)
     live = batch.c.status.not_in([status.value for status in FINAL])
@@ -42,7 +42,7 @@ def read_outlook(tx: Transaction, *, now: float) -> Outlook:
     waiting, since, paused = tx.connection.execute(counts).one()
     holds = worker.c.lease_until > tx.lease_now
     workers, away = tx.connection.execute(select(func.count(case((holds, 1))), func.count(case((~holds, 1))))).one()
-    return Outlook(
+    return Alerts(
         at_risk=sum(margin < 0 for margin in margins),
         margin=min(margins, default=None),
         waiting=waiting,
