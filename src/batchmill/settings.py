@@ -261,6 +261,7 @@ class Settings(BaseSettings):
     retention: Annotated[Seconds, Field(ge=1)] | None = None  # files without a time of their own; None: for ever
     download_redirect: bool = False  # a download is sent on to the bucket, by a link that holds for five minutes
     webhook_urls: Literal["public", "any"] = "public"  # public: https to public addresses only
+    dashboard: bool = True  # the pages at `/`
     log_format: Literal["text", "json"] = "text"
     # Addresses and networks whose X-Forwarded-For is believed.
     trusted_proxies: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_words)] = ()
