@@ -3,7 +3,7 @@
 import { h, table } from "./dom.js";
 
 const [WIDTH, HEIGHT, LEFT, BOTTOM, TOP] = [640, 170, 56, 22, 10];
-const MARKS = 3;
+const MARKS = 4;
 const SHOWN = 200; // points; older ones are thinned
 const CLOCK = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 
@@ -15,7 +15,7 @@ export function thin(points) {
 /** Return a round number of at least `value`, for the end of an axis. */
 function ceiling(value) {
   const power = 10 ** Math.floor(Math.log10(value || 1));
-  return power * ([1, 2, 2.5, 5, 10].find((step) => step * power >= value) ?? 10);
+  return power * ([1, 2, 4, 6, 8, 10].find((step) => step * power >= value) ?? 10);
 }
 
 function axis(most, words) {
@@ -44,7 +44,7 @@ export function timeline({ title, unit, words, most = null }) {
   const { node, picture, rows } = figure(title, unit);
   const show = (points, limit = most) => {
     const [first, last] = [points[0][0], points.at(-1)[0]];
-    const top = limit ?? ceiling(Math.max(...points.map(([, value]) => value), 1e-9));
+    const top = limit ?? ceiling(Math.max(...points.map(([, value]) => value), 1));
     const { y, marks } = axis(top || 1, words);
     const x = (at) => LEFT + ((WIDTH - LEFT - 4) * (at - first)) / (last - first || 1);
     const path = points.map(([at, value], i) => `${i ? "L" : "M"}${x(at).toFixed(1)} ${y(value).toFixed(1)}`).join("");

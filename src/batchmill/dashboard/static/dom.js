@@ -40,6 +40,9 @@ function append(node, children) {
 /** Return data as text that cannot turn the text around it: its direction is its own. */
 export const data = (text) => h("bdi.data", text);
 
+/** Return an id of ours, shortened for the eye: what it begins with is the time, what it ends with tells it apart. */
+export const brief = (id) => h("span", { title: id }, h("bdi.data", id.length > 28 ? `${id.slice(0, 16)}…${id.slice(-6)}` : id));
+
 const drawn = new WeakMap();
 
 /** Draw a value into a place if it is another than before; focus stays on the element of the same `data-key`. */
@@ -59,7 +62,7 @@ export function table({ caption, columns, rows, hidden = true, empty = "None." }
   const head = columns.map(({ label, kind }) => h("th", { scope: "col", role: "columnheader", class: kind }, label));
   const body = rows.map((cells) =>
     h("tr", { role: "row" }, cells.map((cell, i) =>
-      h("td", { role: "cell", class: columns[i].kind, "data-label": columns[i].label }, cell ?? "–"))));
+      h("td", { role: "cell", class: [columns[i].kind, (cell ?? false) === false && "none"].filter(Boolean).join(" ") || null, "data-label": columns[i].label }, cell || "–"))));
   return h("table", { role: "table" },
     h("caption", { class: hidden ? "unseen" : null }, caption),
     h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, head)),

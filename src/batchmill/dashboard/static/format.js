@@ -7,7 +7,8 @@ const SHORT = new Intl.NumberFormat(undefined, { notation: "compact", maximumFra
 const RATE = new Intl.NumberFormat(undefined, { maximumSignificantDigits: 3 });
 const PERCENT = new Intl.NumberFormat(undefined, { style: "percent", maximumFractionDigits: 1 });
 const TODAY = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
-const OTHER = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+const FAR = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
+const NEAR = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" });
 
 export const count = (value) => (value === null || value === undefined ? "–" : COUNT.format(value));
 export const short = (value) => (value === null || value === undefined ? "–" : SHORT.format(value));
@@ -48,7 +49,7 @@ export function time(unix) {
   const date = new Date(unix * 1000);
   const same = date.toDateString() === new Date().toDateString();
   const utc = date.toISOString().replace("T", " ").replace(".000Z", " UTC");
-  return h("time", { datetime: date.toISOString(), title: utc }, (same ? TODAY : OTHER).format(date));
+  return h("time", { datetime: date.toISOString(), title: utc }, (same ? TODAY : Math.abs(unix - now()) < 180 * 86400 ? NEAR : FAR).format(date));
 }
 
 export const now = () => Date.now() / 1000;

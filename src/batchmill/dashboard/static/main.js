@@ -100,7 +100,7 @@ function open() {
     h("header.frame", brand(), h("nav", { "aria-label": "Pages" }, h("ul", links)),
       h("div.who", h("p.org", h("span.unseen", "Organisation: "), data(me.name ?? "Your organisation")),
         themes(), button("Forget key", () => forget(), { kind: "small" }), h("a", { href: "docs" }, "API reference"))),
-    main, corners());
+    main, ...corners());
   show();
 }
 
@@ -142,7 +142,7 @@ function enter(reason) {
   } }, h("h1", brand()), h("p", "Enter an API key to see and steer the batches of its organisation."), told,
   field("API key", input, "It is kept in this tab until you close it, and never in an address."),
   h("button.primary", { type: "submit" }, "Continue"), themes());
-  document.body.replaceChildren(h("main.entrance", { id: "main" }, form), corners());
+  document.body.replaceChildren(h("main.entrance", { id: "main" }, form), ...corners());
   tell(reason);
   input.focus();
 }

@@ -1,7 +1,7 @@
 // One batch: how far it is and will be, what went wrong, and the ways to steer it.
 
 import { FINAL, count, duration, forecast, money, now, plural, rate, share, short, state, time } from "../format.js";
-import { announce, ask, bar, button, data, draw, facts, field, h, notice, table, toast } from "../dom.js";
+import { announce, ask, bar, brief, button, data, draw, facts, field, h, notice, table, toast } from "../dom.js";
 import { thin, timeline } from "../chart.js";
 import { follow } from "../live.js";
 import { linesBrowser } from "./lines.js";
@@ -21,7 +21,7 @@ export async function batchPage(place, { client, id, may, heading, signal }) {
   let batch = await client.get(path, {}, signal);
   let progress = null;
 
-  heading.replaceChildren("Batch ", data(id));
+  heading.replaceChildren("Batch ", brief(id));
   place.append(parts.top, parts.numbers, charts, parts.problems, lines.node,
     h("div.halves", h("section", h("h2", "Timeline"), parts.steps), h("section", h("h2", "Backends"), parts.backends)),
     h("section", h("h2", "About this batch"), parts.about), parts.family);
@@ -62,7 +62,7 @@ export async function batchPage(place, { client, id, may, heading, signal }) {
       found.length > 0 && h("section", h("div.split", h("h2", "Failed lines by cause"),
         final && may("write") && button("Retry all failed lines", retry({}), { key: "retry-all" })),
       table({ caption: "Failed lines by cause, the most first",
-        columns: [{ label: "Lines", kind: "number" }, { label: "Cause", kind: "wide" }, { label: "For example" }, { label: "What to do" }],
+        columns: [{ label: "Lines", kind: "number" }, { label: "Cause", kind: "wide" }, { label: "For example" }, { label: "Actions" }],
         rows: found.map((group) => [count(group.count),
           h("div", group.status && h("span.tag", data(group.status)), group.code && h("span.tag", data(group.code)), data(group.message)),
           group.custom_ids.slice(0, 3).map((each) => h("div", data(each))),
@@ -79,8 +79,9 @@ export async function batchPage(place, { client, id, may, heading, signal }) {
         (progress.completion_tokens_per_second ?? 0) + (progress.prompt_tokens_per_second ?? 0)]]);
     samples.set(id, points);
     if (points.length < 2) return;
-    if (!charts.isConnected || !charts.children.length) charts.append(done.node, speed.node);
+    if (!charts.children.length) charts.append(done.node);
     done.show(points.map(([at, lineCount]) => [at, lineCount]), progress.request_counts.total || 1);
+    if (points.some(([, , tokens]) => tokens > 0)) charts.append(speed.node);
     speed.show(points.map(([at, , tokens]) => [at, tokens]));
   }
 

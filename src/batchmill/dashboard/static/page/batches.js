@@ -1,7 +1,7 @@
 // All batches: their states, how far they are, and whether they will be done in time.
 
 import { FINAL, STATUSES, count, forecast, now, plural, state, time } from "../format.js";
-import { bar, button, data, draw, field, h, select, table } from "../dom.js";
+import { bar, brief, button, data, draw, field, h, select, table } from "../dom.js";
 import { every } from "../client.js";
 
 const PAGE = 50;
@@ -61,7 +61,7 @@ function row(batch) {
   const final = FINAL.has(batch.status);
   return [
     state(batch),
-    h("div", h("a.id", { href: `#/batches/${encodeURIComponent(batch.id)}`, "data-key": batch.id }, data(batch.id)), pairs(batch.metadata)),
+    h("div", h("a.id", { href: `#/batches/${encodeURIComponent(batch.id)}`, "data-key": batch.id }, brief(batch.id)), pairs(batch.metadata)),
     batch.model && data(batch.model),
     total ? h("div", bar({ done: completed, failed, total, label: `Progress of ${batch.id}` }),
       h("span.quiet", `${count(completed + failed)} of ${plural(total, "line")}`), failed ? h("span.bad-text", `, ${count(failed)} failed`) : null) : null,

@@ -1,6 +1,6 @@
 // The organisation's files: look, take, use, delete.
 
-import { ask, button, data, draw, field, h, select, table, toast } from "../dom.js";
+import { ask, brief, button, data, draw, field, h, select, table, toast } from "../dom.js";
 import { bytes, time } from "../format.js";
 import { every } from "../client.js";
 
@@ -23,14 +23,14 @@ export async function filesPage(place, { client, may, query, signal }) {
   const load = async () => {
     const found = await client.get("v1/files", { purpose, after, limit: PAGE }, signal);
     draw(list, found.data, () => table({ caption: "Files, newest first", empty: "There are no files.",
-      columns: [{ label: "Name", kind: "wide" }, { label: "Kind" }, { label: "Size", kind: "number" }, { label: "Created" }, { label: "Expires" }, { label: "What to do" }],
+      columns: [{ label: "Name", kind: "wide" }, { label: "Kind" }, { label: "Size", kind: "number" }, { label: "Created" }, { label: "Expires" }, { label: "Actions" }],
       rows: found.data.map(row) }));
     draw(pages, [found.has_more, after], () => [after && h("a", { href: `#/files${purpose ? `?purpose=${purpose}` : ""}` }, "Newest"),
       found.has_more && button("Older", () => go({ after: found.last_id }))]);
   };
 
   function row(file) {
-    return [h("div", h("strong", data(file.filename)), h("div.quiet", data(file.id))), WORDS[file.purpose] ?? data(file.purpose), bytes(file.bytes),
+    return [h("div", h("strong", data(file.filename)), h("div.quiet", brief(file.id))), WORDS[file.purpose] ?? data(file.purpose), bytes(file.bytes),
       time(file.created_at), file.expires_at ? time(file.expires_at) : "never",
       h("div.actions", button("Download", () => client.download(file, signal), { kind: "small", key: `get-${file.id}` }),
         may("write") && file.purpose === "batch" && h("a.button.small", { href: `#/new?file=${encodeURIComponent(file.id)}` }, "Use"),

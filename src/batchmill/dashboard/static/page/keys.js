@@ -1,6 +1,6 @@
 // The organisation's keys: who has which, and making, changing and ending them.
 
-import { ask, button, data, draw, field, h, notice, select, table, toast } from "../dom.js";
+import { ask, brief, button, data, draw, field, h, notice, select, table, toast } from "../dom.js";
 import { mark, now, time } from "../format.js";
 
 const SCOPES = [["read", "See everything"], ["write", "Upload, create, steer, delete"], ["admin", "See usage, make and end keys"]];
@@ -14,7 +14,7 @@ export async function keysPage(place, { client, may, signal }) {
   async function load() {
     const found = await client.get("v1/keys", {}, signal);
     draw(list, found.data, (keys) => table({ caption: "Keys", empty: "There are no keys.",
-      columns: [{ label: "State" }, { label: "Name", kind: "wide" }, { label: "Begins with" }, { label: "Scopes" }, { label: "Created" }, { label: "Expires" }, { label: "What to do" }],
+      columns: [{ label: "State" }, { label: "Name", kind: "wide" }, { label: "Begins with" }, { label: "Scopes" }, { label: "Created" }, { label: "Expires" }, { label: "Actions" }],
       rows: keys.map(row) }));
   }
 
@@ -22,7 +22,7 @@ export async function keysPage(place, { client, may, signal }) {
     const expired = key.expires_at && key.expires_at <= now();
     const live = !key.revoked_at && !expired;
     return [key.revoked_at ? mark("off", "Revoked") : expired ? mark("off", "Expired") : mark("good", "Good"),
-      h("div", h("strong", data(key.name ?? "no name")), h("div.quiet", data(key.id))), key.hint && h("code", data(key.hint)), key.scopes.map((scope) => h("span.tag", data(scope))),
+      h("div", h("strong", data(key.name ?? "no name")), h("div.quiet", brief(key.id))), key.hint && h("code", data(key.hint)), key.scopes.map((scope) => h("span.tag", data(scope))),
       time(key.created_at), key.expires_at ? time(key.expires_at) : "never",
       live && h("div.actions", button("Rotate…", rotate(key), { kind: "small", key: `rotate-${key.id}` }),
         button("Revoke…", revoke(key), { kind: "small danger", key: `revoke-${key.id}` }))];
