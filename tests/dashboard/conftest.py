@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, async_playwright
+from playwright.async_api import Browser, async_playwright, expect
 
 from acceptance.serving import processes_in
 from dashboard.model import serving
-from dashboard.tab import CHROMIUM, Tab
+from dashboard.tab import CHROMIUM, SECONDS, Tab
 from dashboard.site import Site
 
 
@@ -27,6 +27,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 async def browser() -> AsyncIterator[Browser]:
     """Start the system's Chromium, without a window."""
     async with async_playwright() as playwright:
+        expect.set_options(timeout=SECONDS)
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         await browser.close()

@@ -13,7 +13,7 @@ from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Dialog
 from dashboard.site import Site
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or "/usr/bin/chromium"
-_SECONDS = 15_000  # milliseconds that a thing may take to appear, on a busy machine
+SECONDS = 15_000.0  # in milliseconds: a thing may take so long to appear, on a busy machine
 _VIOLATIONS = """
 window.violations = [];
 document.addEventListener("securitypolicyviolation", (event) => window.violations.push(event.violatedDirective));
@@ -36,7 +36,7 @@ class Tab:
     async def opened(cls, browser: Browser, site: Site, *, key: str | None, **context: Any) -> AsyncIterator[Self]:  # noqa: ANN401 - options of a context
         """Open a tab, with the key in place if one is given; at the end, check what holds for every page."""
         async with await browser.new_context(**({"viewport": {"width": 1280, "height": 800}} | context)) as own:
-            own.set_default_timeout(_SECONDS)
+            own.set_default_timeout(SECONDS)
             tab = await cls._watched(own, site)
             await tab.page.goto(site.server.url)
             if key is not None:
@@ -58,18 +58,18 @@ class Tab:
         """Enter a key."""
         await self.page.get_by_label("API key").fill(key)
         await self.page.keyboard.press("Enter")
-        await expect(self.page.get_by_role("navigation", name="Pages")).to_be_visible(timeout=_SECONDS)
+        await expect(self.page.get_by_role("navigation", name="Pages")).to_be_visible()
 
     async def go(self, route: str, heading: str | None = None) -> None:
         """Open a page by its address, and wait until it is there and asks for nothing more."""
         await self.page.goto(f"{self.site.server.url}/#/{route}")
         if heading is not None:
-            await expect(self.page.get_by_role("heading", level=1)).to_contain_text(heading, timeout=_SECONDS)
-        await expect(self.page.locator(".page > *").first).to_be_attached(timeout=_SECONDS)
+            await expect(self.page.get_by_role("heading", level=1)).to_contain_text(heading)
+        await expect(self.page.locator(".page > *").first).to_be_attached()
 
     async def sees(self, text: str) -> None:
         """Wait until the text can be seen."""
-        await expect(self.page.get_by_text(text).first).to_be_visible(timeout=_SECONDS)
+        await expect(self.page.get_by_text(text).first).to_be_visible()
 
     async def press(self, name: str) -> None:
         """Press a button."""
