@@ -156,10 +156,16 @@ export const pause = (seconds, signal) =>
     signal.addEventListener("abort", () => { clearTimeout(timer); reject(signal.reason); }, { once: true });
   });
 
-/** Do something now and again every few seconds, while the page is seen, until the signal. */
-export async function every(seconds, signal, work) {
+/** Do something now and again every few seconds, while the page is seen; `tell` hears of a server that is away, or of null. */
+export async function every(seconds, { signal, tell }, work) {
   for (;;) {
-    if (!document.hidden) await work();
+    try {
+      if (!document.hidden) await work();
+      tell(null);
+    } catch (fault) {
+      if (fault.name !== "Fault" || (fault.status > 0 && fault.status < 500) || fault.missing) throw fault;
+      tell(fault);
+    }
     await pause(seconds, signal);
   }
 }

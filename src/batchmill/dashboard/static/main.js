@@ -46,8 +46,10 @@ async function show() {
   }
   const heading = h("h1", { tabindex: -1 }, id ? "Batch" : words);
   const main = document.getElementById("main");
+  const trouble = h("div");
+  const tell = (fault) => draw(trouble, fault?.message ?? null, (text) => text && notice("bad", data(text)));
   const place = h("div.page");
-  main.replaceChildren(h("header.title", heading), place);
+  main.replaceChildren(h("header.title", heading), trouble, place);
   document.title = `${id ? "Batch" : words} · Batchmill`;
   heading.focus({ preventScroll: true });
   window.scrollTo(0, 0);
@@ -56,12 +58,11 @@ async function show() {
     return;
   }
   try {
-    await (id ? one : page)(place, { client, me, may, id, query, heading, signal: leaving.signal });
+    await (id ? one : page)(place, { client, me, may, id, query, heading, tell, signal: leaving.signal });
   } catch (fault) {
     if (fault.name === "AbortError" || !place.isConnected) return;
-    place.prepend(fault.missing
-      ? notice("info", `This server does not offer “${words}”: it is older, or it is switched off there.`)
-      : notice("bad", data(fault.message)));
+    if (fault.missing) place.prepend(notice("info", `This server does not offer “${words}”: it is older, or it is switched off there.`));
+    else tell(fault);
     if (fault.name !== "Fault") throw fault; // a fault of ours: the console tells where
   }
 }

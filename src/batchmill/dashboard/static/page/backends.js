@@ -6,11 +6,11 @@ import { every } from "../client.js";
 
 const FACTS = [["context_length", "context", count], ["supports_image_in", "images"], ["supports_video_in", "video"], ["supports_reasoning", "reasoning"]];
 
-export async function backendsPage(place, { client, signal }) {
+export async function backendsPage(place, { client, signal, tell }) {
   const backends = h("div");
   const models = h("div");
   place.append(h("section", h("h2", "Backends"), backends), h("section", h("h2", "Models"), models));
-  await every(5, signal, async () => {
+  await every(5, { signal, tell }, async () => {
     await showBackends(backends, client, signal);
     const found = await client.get("v1/models", {}, signal);
     draw(models, found.data, (all) => table({ caption: "Models", empty: "No backend has told its models yet.",

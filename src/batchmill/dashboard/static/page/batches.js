@@ -8,7 +8,7 @@ const PAGE = 50;
 const COLUMNS = [{ label: "State" }, { label: "Batch" }, { label: "Model" }, { label: "Progress", kind: "wide" },
   { label: "Forecast" }, { label: "Deadline" }, { label: "Created" }];
 
-export async function batchesPage(place, { client, query, signal }) {
+export async function batchesPage(place, { client, query, signal, tell }) {
   const status = query.get("status") ?? "";
   const after = query.get("after");
   const go = (changes) => {
@@ -38,7 +38,7 @@ export async function batchesPage(place, { client, query, signal }) {
       found.has_more && button("Older", () => go({ after: found.last_id }))]);
   }
 
-  await every(5, signal, async () => {
+  await every(5, { signal, tell }, async () => {
     found = await page(client, { status, after, limit: PAGE }, signal);
     show();
   });

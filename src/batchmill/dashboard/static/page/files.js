@@ -8,7 +8,7 @@ const PAGE = 50;
 const PURPOSES = [["", "All"], ["batch", "Input"], ["batch_output", "Output"]];
 const WORDS = { batch: "Input", batch_output: "Output" };
 
-export async function filesPage(place, { client, may, query, signal }) {
+export async function filesPage(place, { client, may, query, signal, tell }) {
   const purpose = query.get("purpose") ?? "";
   const after = query.get("after");
   const go = (changes) => {
@@ -45,5 +45,5 @@ export async function filesPage(place, { client, may, query, signal }) {
     toast("The file is deleted.");
     await load();
   };
-  await every(15, signal, load);
+  await every(15, { signal, tell }, load);
 }
