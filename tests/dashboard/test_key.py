@@ -43,7 +43,7 @@ async def test_a_key_that_ends_is_asked_for_again(tab: Open, site: Site) -> None
     shown.expected.add("401")
     await shown.go("files", "Files")
     assert site.processes.batchmill("keys", "revoke", key["id"], "--data", site.server.data).code == 0
-    await shown.go("batches")
+    await shown.page.get_by_role("link", name="Batches").click()
     await shown.sees("The server does not take this key any more.")
     await shown.enter(site.key())
     await expect(shown.page.get_by_role("heading", level=1)).to_have_text("Batches")

@@ -1,6 +1,7 @@
 // Asks the public API: the key goes into a header and nowhere else.
 
 const BASE = document.baseURI.split("#")[0];
+const AWAY = 3; // seconds until a server that is away is asked again
 const PICKED = 32 << 20; // bytes from which a download is written to the disk as it comes, where the browser can
 
 /** Something the server, or the way to it, refused. */
@@ -159,13 +160,15 @@ export const pause = (seconds, signal) =>
 /** Do something now and again every few seconds, while the page is seen; `tell` hears of a server that is away, or of null. */
 export async function every(seconds, { signal, tell }, work) {
   for (;;) {
+    let wait = seconds;
     try {
       if (!document.hidden) await work();
       tell(null);
     } catch (fault) {
       if (fault.name !== "Fault" || (fault.status > 0 && fault.status < 500) || fault.missing) throw fault;
       tell(fault);
+      wait = Math.min(seconds, AWAY);
     }
-    await pause(seconds, signal);
+    await pause(wait, signal);
   }
 }
