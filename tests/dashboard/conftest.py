@@ -10,8 +10,8 @@ from playwright.async_api import Browser, async_playwright, expect
 
 from acceptance.serving import processes_in
 from dashboard.model import serving
-from dashboard.tab import CHROMIUM, SECONDS, Tab
 from dashboard.site import Site
+from dashboard.tab import CHROMIUM, SECONDS, Tab
 
 
 @pytest.fixture(scope="session")

@@ -69,8 +69,11 @@ class _Answering(BaseHTTPRequestHandler):
         message = {"role": "assistant", "content": f"You said: {prompt}"}
         usage = {"prompt_tokens": 20, "completion_tokens": 7, "total_tokens": 27}
         choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
-        self._answer(200, {"id": "c", "object": "chat.completion", "created": 1, "model": body["model"]}
-                     | {"choices": choices, "usage": usage})
+        self._answer(
+            200,
+            {"id": "c", "object": "chat.completion", "created": 1, "model": body["model"]}
+            | {"choices": choices, "usage": usage},
+        )
 
     def _answer(self, status: int, value: dict[str, Any]) -> None:
         content = json.dumps(value).encode()

@@ -28,7 +28,9 @@ async def _found(shown: Tab, **options: Any) -> list[str]:  # noqa: ANN401 - axe
 async def _judged(shown: Tab) -> None:
     """Assert that axe finds nothing grave, in light or in dark, and that nothing is wider than a telephone."""
     for _ in range(100):  # toasts and transitions are over when two looks are alike
-        if await shown.page.evaluate("document.getAnimations().every((each) => each.effect.getTiming().iterations > 1)"):
+        if await shown.page.evaluate(
+            "document.getAnimations().every((each) => each.effect.getTiming().iterations > 1)"
+        ):
             break
     await shown.page.emulate_media(color_scheme="light", reduced_motion="reduce")
     assert await _found(shown) == []
@@ -40,10 +42,12 @@ async def _judged(shown: Tab) -> None:
 
 
 async def test_every_page_is_for_all(tab: Open, site: Site) -> None:
-    """axe finds nothing serious on any page, and none scrolls sideways at 375 px."""
+    """Axe finds nothing serious on any page, and none scrolls sideways at 375 px."""
     key = site.key("access")
     metadata = {"a long name that goes on and on": "x" * 300}
-    batch = site.batch(key, ["fine", "refuse by policy", "a" * 3000], metadata=metadata, filename=f"{'long' * 50}.jsonl")
+    batch = site.batch(
+        key, ["fine", "refuse by policy", "a" * 3000], metadata=metadata, filename=f"{'long' * 50}.jsonl"
+    )
     site.finished(key, batch)
     shown = await tab(bypass_csp=True)  # axe is code of ours that the policy knows nothing of
     await _judged(shown)

@@ -35,12 +35,23 @@ async def test_no_data_becomes_code(tab: Open, site: Site, tmp_path: Path) -> No
     key = site.key('<img src=x onerror="window.hacked=1">')
     metadata = {f"{number} {text}"[:64]: text for number, text in enumerate(HOSTILE)}
     lines = [
-        {"custom_id": text, "method": "POST", "url": "/v1/chat/completions",
-         "body": {"model": "<b>bold</b>", "messages": [{"role": "user", "content": f"{asked}{text} {number}"}]}}
-        for number, text in enumerate(HOSTILE) for asked in ("",)
+        {
+            "custom_id": text,
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {"model": "<b>bold</b>", "messages": [{"role": "user", "content": f"{asked}{text} {number}"}]},
+        }
+        for number, text in enumerate(HOSTILE)
+        for asked in ("",)
     ]
-    refused = [{**line, "custom_id": f"{line['custom_id']} again", "body": {"model": "<b>bold</b>", "messages": [
-        {"role": "user", "content": f"refuse {line['custom_id']}"}]}} for line in lines]
+    refused = [
+        {
+            **line,
+            "custom_id": f"{line['custom_id']} again",
+            "body": {"model": "<b>bold</b>", "messages": [{"role": "user", "content": f"refuse {line['custom_id']}"}]},
+        }
+        for line in lines
+    ]
     content = "".join(json.dumps(line) + "\n" for line in [*lines, *refused]).encode()
     client = site.client(key)
     file = client.files.create(file=(f"{HOSTILE[1][:100]}.jsonl", content), purpose="batch")
@@ -49,7 +60,9 @@ async def test_no_data_becomes_code(tab: Open, site: Site, tmp_path: Path) -> No
     ).id
     assert site.finished(key, batch).request_counts.failed == len(HOSTILE)
     wrong = tmp_path / f"{HOSTILE[4].replace('/', '')[:60]}.jsonl"
-    wrong.write_bytes(jsonl([all_of_it], model=HOSTILE[0]) + json.dumps({"custom_id": HOSTILE[1], HOSTILE[2]: 1}).encode())
+    wrong.write_bytes(
+        jsonl([all_of_it], model=HOSTILE[0]) + json.dumps({"custom_id": HOSTILE[1], HOSTILE[2]: 1}).encode()
+    )
     shown = await tab(key)
     await _harmless(shown, HOSTILE[1])
     await shown.go(f"batches/{batch}", "Batch")
@@ -90,14 +103,26 @@ async def _harmless(shown: Tab, text: str) -> None:
 
 async def test_a_fault_of_the_server_is_text(tab: Open, site: Site) -> None:
     """An error's message and a backend's reason are shown as they are, whatever they hold."""
-    backend = {"object": "backend", "id": HOSTILE[0], "well": False, "reason": HOSTILE[1], "since": 1, "window": None,
-               "in_flight": 0, "workers": 1, "draining": True, "models": [HOSTILE[2]]}
+    backend = {
+        "object": "backend",
+        "id": HOSTILE[0],
+        "well": False,
+        "reason": HOSTILE[1],
+        "since": 1,
+        "window": None,
+        "in_flight": 0,
+        "workers": 1,
+        "draining": True,
+        "models": [HOSTILE[2]],
+    }
     shown = await tab(site.key())
     shown.expected.add("500")
     await shown.page.route("**/v1/backends", lambda route: route.fulfill(json={"object": "list", "data": [backend]}))
     await shown.go("backends", "Models and backends")
     for text in HOSTILE[:3]:
         await _harmless(shown, text)
-    await shown.page.route("**/v1/files?*", lambda route: route.fulfill(status=500, json={"error": {"message": HOSTILE[0]}}))
+    await shown.page.route(
+        "**/v1/files?*", lambda route: route.fulfill(status=500, json={"error": {"message": HOSTILE[0]}})
+    )
     await shown.go("files", "Files")
     await _harmless(shown, HOSTILE[0])

@@ -10,7 +10,16 @@ from dashboard.tab import Tab
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 Open = Callable[..., Coroutine[Any, Any, Tab]]
-_NEWER = ("/v1/organisation", "/progress", "/results", "/requests", "/v1/batches/quote", "/v1/backends", "/v1/usage", "/v1/keys")
+_NEWER = (
+    "/v1/organisation",
+    "/progress",
+    "/results",
+    "/requests",
+    "/v1/batches/quote",
+    "/v1/backends",
+    "/v1/usage",
+    "/v1/keys",
+)
 _NO_ROUTE = {"error": {"message": "No such route.", "type": "x", "param": None, "code": "unknown_url"}}
 
 

@@ -91,7 +91,9 @@ async def test_failed_lines_are_retried(tab: Open, site: Site) -> None:
     """Failures stand by cause; one cause is retried in a new batch, and both are read as one."""
     key = site.key()
     site.model.strict = True
-    batch = site.batch(key, ["fine", "refuse the context of 5 tokens is too long", "refuse by policy", "refuse by policy"])
+    batch = site.batch(
+        key, ["fine", "refuse the context of 5 tokens is too long", "refuse by policy", "refuse by policy"]
+    )
     site.finished(key, batch)
     shown = await tab(key)
     await shown.go(f"batches/{batch}", "Batch")
@@ -121,7 +123,9 @@ async def test_an_input_that_is_wrong_is_shown_line_by_line(tab: Open, site: Sit
     await shown.sees("Input: wrong.jsonl")
     await shown.press("Get a quote")
     await shown.sees("A batch of this input would fail.")
-    await expect(shown.page.get_by_role("row").filter(has=shown.page.get_by_role("cell", name="2", exact=True))).to_be_visible()
+    await expect(
+        shown.page.get_by_role("row").filter(has=shown.page.get_by_role("cell", name="2", exact=True))
+    ).to_be_visible()
     await shown.press("Create batch")
     await shown.sees("Why it failed")
 

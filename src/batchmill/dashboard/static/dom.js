@@ -61,8 +61,11 @@ export function table({ caption, columns, rows, hidden = true, empty = "None." }
   if (!rows.length) return h("p.quiet", empty);
   const head = columns.map(({ label, kind }) => h("th", { scope: "col", role: "columnheader", class: kind }, label));
   const body = rows.map((cells) =>
-    h("tr", { role: "row" }, cells.map((cell, i) =>
-      h("td", { role: "cell", class: [columns[i].kind, (cell ?? false) === false && "none"].filter(Boolean).join(" ") || null, "data-label": columns[i].label }, cell || "–"))));
+    h("tr", { role: "row" }, cells.map((cell, i) => {
+      const none = cell === null || cell === undefined || cell === false || cell.length === 0;
+      const kinds = [columns[i].kind, none && "none"].filter(Boolean).join(" ");
+      return h("td", { role: "cell", class: kinds || null, "data-label": columns[i].label }, h("div", none ? "–" : cell));
+    })));
   return h("table", { role: "table" },
     h("caption", { class: hidden ? "unseen" : null }, caption),
     h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, head)),

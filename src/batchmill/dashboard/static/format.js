@@ -6,7 +6,8 @@ const COUNT = new Intl.NumberFormat();
 const SHORT = new Intl.NumberFormat(undefined, { notation: "compact", maximumFractionDigits: 1 });
 const RATE = new Intl.NumberFormat(undefined, { maximumSignificantDigits: 3 });
 const PERCENT = new Intl.NumberFormat(undefined, { style: "percent", maximumFractionDigits: 1 });
-const TODAY = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const MINUTE = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
+const SECOND = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const FAR = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
 const NEAR = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" });
 
@@ -43,13 +44,13 @@ export function duration(seconds) {
   return `${s} s`;
 }
 
-/** Return a time in the reader's zone; UTC is its title, so that hovering shows it. */
-export function time(unix) {
+/** Return a time in the reader's zone, `exact` to the second; UTC is its title, so that hovering shows it. */
+export function time(unix, { exact = false } = {}) {
   if (unix === null || unix === undefined) return "–";
   const date = new Date(unix * 1000);
   const same = date.toDateString() === new Date().toDateString();
   const utc = date.toISOString().replace("T", " ").replace(".000Z", " UTC");
-  return h("time", { datetime: date.toISOString(), title: utc }, (same ? TODAY : Math.abs(unix - now()) < 180 * 86400 ? NEAR : FAR).format(date));
+  return h("time", { datetime: date.toISOString(), title: utc }, (same ? (exact ? SECOND : MINUTE) : Math.abs(unix - now()) < 180 * 86400 ? NEAR : FAR).format(date));
 }
 
 export const now = () => Date.now() / 1000;

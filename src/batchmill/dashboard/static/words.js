@@ -36,13 +36,13 @@ export function answered(line) {
   const said = [
     ...list(body?.choices).flatMap((choice) => [
       ["reasoning", content(choice?.message?.reasoning_content)],
-      ["answer", content(choice?.message?.content ?? choice?.message?.refusal ?? choice?.text)],
+      ["", content(choice?.message?.content ?? choice?.message?.refusal ?? choice?.text)],
       ...list(choice?.message?.tool_calls).map((call) => ["tool call", `${call?.function?.name}(${call?.function?.arguments})`])]),
     ...list(body?.output).map((item) => [item?.type ?? "output", content(item?.content ?? item?.summary ?? item?.arguments)]),
     ...list(body?.data).map((item) => ["embedding", `${list(item?.embedding).length} numbers`]),
     ...list(body?.results).map((item) => ["moderation", item?.flagged ? "flagged" : "not flagged"]),
   ].filter(([, words]) => words);
-  return said.length ? said : [["answer", "(empty)"]];
+  return said.length ? said : [["", "(empty)"]];
 }
 
 const text = (value) => (typeof value === "string" ? value : JSON.stringify(value));

@@ -22,9 +22,9 @@ export async function batchPage(place, { client, id, may, heading, signal }) {
   let progress = null;
 
   heading.replaceChildren("Batch ", brief(id));
-  place.append(parts.top, parts.numbers, charts, parts.problems, lines.node,
+  place.append(parts.top, parts.numbers, charts, parts.problems,
     h("div.halves", h("section", h("h2", "Timeline"), parts.steps), h("section", h("h2", "Backends"), parts.backends)),
-    h("section", h("h2", "About this batch"), parts.about), parts.family);
+    h("section", h("h2", "About this batch"), parts.about), parts.family, lines.node);
 
   const again = async () => { batch = await client.get(path, {}, signal); show(); };
   const post = (what, body) => async () => {
@@ -81,8 +81,9 @@ export async function batchPage(place, { client, id, may, heading, signal }) {
     if (points.length < 2) return;
     if (!charts.children.length) charts.append(done.node);
     done.show(points.map(([at, lineCount]) => [at, lineCount]), progress.request_counts.total || 1);
-    if (points.some(([, , tokens]) => tokens > 0)) charts.append(speed.node);
-    speed.show(points.map(([at, , tokens]) => [at, tokens]));
+    if (points.length < 3 || !points.some(([, , tokens]) => tokens > 0)) return;
+    if (!speed.node.isConnected) charts.append(speed.node);
+    speed.show(points.slice(1).map(([at, , tokens]) => [at, tokens])); // the first is of no measurement
   }
 
   const seen = async (next) => {
@@ -163,7 +164,7 @@ function numbers(batch, progress) {
 
 function steps(batch) {
   const passed = STAMPS.map(([name, words]) => [batch[name], words]).filter(([at]) => at).sort(([a], [b]) => a - b);
-  return h("ol.steps", passed.map(([at, words], i) => h("li", h("strong", words), " ", time(at),
+  return h("ol.steps", passed.map(([at, words], i) => h("li", h("strong", words), " ", time(at, { exact: true }),
     i > 0 && h("span.quiet", ` after ${duration(at - passed[i - 1][0])}`))));
 }
 

@@ -5,8 +5,8 @@ import { bar, brief, button, data, draw, field, h, select, table } from "../dom.
 import { every } from "../client.js";
 
 const PAGE = 50;
-const COLUMNS = [{ label: "State" }, { label: "Batch" }, { label: "Model" }, { label: "Progress", kind: "wide" },
-  { label: "Forecast" }, { label: "Deadline" }, { label: "Created" }];
+const COLUMNS = [{ label: "State" }, { label: "Batch" }, { label: "Model", kind: "name" }, { label: "Progress", kind: "wide" },
+  { label: "Forecast", kind: "wide" }, { label: "Deadline" }, { label: "Created" }];
 
 export async function batchesPage(place, { client, query, signal, tell }) {
   const status = query.get("status") ?? "";

@@ -22,7 +22,7 @@ export async function keysPage(place, { client, may, signal }) {
     const expired = key.expires_at && key.expires_at <= now();
     const live = !key.revoked_at && !expired;
     return [key.revoked_at ? mark("off", "Revoked") : expired ? mark("off", "Expired") : mark("good", "Good"),
-      h("div", h("strong", data(key.name ?? "no name")), h("div.quiet", brief(key.id))), key.hint && h("code", data(key.hint)), key.scopes.map((scope) => h("span.tag", data(scope))),
+      h("div", h("strong", data(key.name ?? "no name")), h("div.quiet", brief(key.id))), key.hint && h("code", data(`sk-bm-${key.hint}…`)), key.scopes.map((scope) => h("span.tag", data(scope))),
       time(key.created_at), key.expires_at ? time(key.expires_at) : "never",
       live && h("div.actions", button("Rotate…", rotate(key), { kind: "small", key: `rotate-${key.id}` }),
         button("Revoke…", revoke(key), { kind: "small danger", key: `revoke-${key.id}` }))];

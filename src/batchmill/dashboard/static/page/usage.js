@@ -2,7 +2,7 @@
 
 import { bars } from "../chart.js";
 import { count, money, share, short, time } from "../format.js";
-import { data, field, h, table } from "../dom.js";
+import { brief, data, field, h, table } from "../dom.js";
 
 const DAY = 86_400_000;
 const BUDGETS = { tokens_per_day: "Tokens a day", enqueued_tokens: "Tokens that wait", batch_cost: "Cost of a batch" };
@@ -16,19 +16,21 @@ export async function usagePage(place, { client, query, signal }) {
   to.addEventListener("change", go);
   place.append(h("div.tools", field("From", from), field("To", to, "Days of UTC.")));
   const usage = await client.get("v1/usage", { from: from.value, to: to.value }, signal);
+  const chart = bars({ title: "Tokens", unit: "a day", words: short });
   const sum = (name) => usage.data.reduce((all, row) => all + row[name], 0);
   place.append(
     h("dl.tiles", [["Requests", count(sum("requests"))], ["Failed", count(sum("failed"))], ["Input tokens", short(sum("input_tokens"))],
       ["Output tokens", short(sum("output_tokens"))], ["Cost", money(total(usage.data))]].filter(([, value]) => value)
       .map(([name, value]) => h("div", h("dt", name), h("dd", value)))),
     budgets(usage.budgets ?? []),
-    usage.data.length ? bars({ title: "Tokens", unit: "a day", words: short, points: days(usage) }) : "",
+    usage.data.length ? chart.node : "",
     h("section", h("h2", "By day, key and model"), table({ caption: "Usage, the latest day first", empty: "Nothing was used in these days.",
-      columns: [{ label: "Day" }, { label: "Key" }, { label: "Model" }, { label: "Requests", kind: "number" }, { label: "Failed", kind: "number" },
+      columns: [{ label: "Day", kind: "day" }, { label: "Key" }, { label: "Model", kind: "name" }, { label: "Requests", kind: "number" }, { label: "Failed", kind: "number" },
         { label: "Input", kind: "number" }, { label: "Cached", kind: "number" }, { label: "Output", kind: "number" }, { label: "Reasoning", kind: "number" }, { label: "Cost", kind: "number" }],
-      rows: [...usage.data].sort((a, b) => b.day.localeCompare(a.day)).map((row) => [row.day, row.key_name || row.key_id ? data(row.key_name ?? row.key_id) : null,
+      rows: [...usage.data].sort((a, b) => b.day.localeCompare(a.day)).map((row) => [row.day, row.key_name ? data(row.key_name) : row.key_id && brief(row.key_id),
         data(row.model), count(row.requests), count(row.failed), short(row.input_tokens), short(row.cached_tokens), short(row.output_tokens),
         short(row.reasoning_tokens), money(row.cost)]) })));
+  if (usage.data.length) chart.show(days(usage));
 }
 
 function total(rows) {
