@@ -178,7 +178,7 @@ def fill(client: OpenAI) -> tuple[str, str]:
     return running, done
 
 
-def shoot(page: Page, url: str, key: str, running: str, done: str, folder: Path, out: Path) -> None:
+def shoot(page: Page, url: str, *, key: str, running: str, done: str, folder: Path, out: Path) -> None:
     """Visit the pages and take the pictures."""
 
     def take(name: str) -> None:
@@ -229,7 +229,7 @@ def main() -> None:
         with server(folder, [f"http://127.0.0.1:{engine.server_port}/v1" for engine in engines]) as (url, key):
             running, done = fill(OpenAI(base_url=f"{url}/v1", api_key=key))
             page = browser.new_context(viewport=SIZE, color_scheme="light", locale="en-GB").new_page()
-            shoot(page, url, key, running, done, folder, out)
+            shoot(page, url, key=key, running=running, done=done, folder=folder, out=out)
         browser.close()
 
 

@@ -1,14 +1,14 @@
 """A tab of the browser that shows the dashboard, and what must hold for every page of it."""
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Dialog, Page, Request, expect
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Dialog, Download, Page, Request, expect
 
 from dashboard.site import Site
 
@@ -79,7 +79,7 @@ class Tab:
         """Press a button that saves a file, and return the file."""
         async with self.page.expect_download() as download:
             await self.press(name)
-        return Path(await (await download.value).path()).read_bytes()
+        return await content(await download.value)
 
     async def check(self, key: str | None) -> None:
         """Assert what holds for every page."""
@@ -101,3 +101,8 @@ class Tab:
     async def _interrupted(self, dialog: Dialog) -> None:
         self.dialogs.append(dialog.message)
         await dialog.dismiss()
+
+
+async def content(download: Download) -> bytes:
+    """Return what was saved."""
+    return await asyncio.to_thread((await download.path()).read_bytes)

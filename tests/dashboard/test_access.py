@@ -9,7 +9,7 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import expect
 
 from dashboard.site import Site, jsonl
-from dashboard.tab import Tab
+from dashboard.tab import Tab, content
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 Open = Callable[..., Coroutine[Any, Any, Tab]]
@@ -114,7 +114,7 @@ async def test_the_story_goes_by_keyboard_alone(tab: Open, site: Site, tmp_path:
     await _tab_to(shown, "button", "Download output")
     async with page.expect_download() as download:
         await page.keyboard.press("Enter")
-    assert Path(await (await download.value).path()).read_bytes().count(b"\n") == 1
+    assert (await content(await download.value)).count(b"\n") == 1
 
 
 async def _tab_to(shown: Tab, role: Any, name: str, *, backwards: bool = False) -> None:  # noqa: ANN401 - Playwright's roles
