@@ -151,3 +151,27 @@ async def test_a_chart_has_words(tab: Open, site: Site) -> None:
     await expect(shown.page.get_by_role("table", name="Lines done")).to_be_visible()
     site.model.released.set()
     await shown.sees("3 of 3 lines done")
+
+
+_PRESSED = """
+async () => {
+  const { draw, h } = await import("/dashboard/dom.js");
+  window.clicks = 0;
+  window.again = (value) => draw(place, value, () => h("button", { "data-key": "b", onclick: () => (window.clicks += 1) }, value));
+  const place = document.querySelector("main").appendChild(h("div"));
+  window.again("Old words");
+}
+"""
+
+
+async def test_what_is_pressed_stays_until_it_is_let_go(tab: Open, site: Site) -> None:
+    """A page that is drawn anew while a button is held down does not lose the click, nor the focus afterwards."""
+    shown = await tab(site.key())
+    await shown.page.evaluate(_PRESSED)
+    await shown.page.get_by_role("button", name="Old words").hover()
+    await shown.page.mouse.down()
+    await shown.page.evaluate("window.again('New words')")
+    await expect(shown.page.get_by_role("button", name="Old words")).to_be_visible()
+    await shown.page.mouse.up()
+    await expect(shown.page.get_by_role("button", name="New words")).to_be_focused()
+    assert await shown.page.evaluate("window.clicks") == 1

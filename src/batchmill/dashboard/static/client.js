@@ -2,6 +2,7 @@
 
 const BASE = document.baseURI.split("#")[0];
 const AWAY = 3; // seconds until a server that is away is asked again
+const HELD = 1 << 30; // bytes that a browser without such a way may hold
 const PICKED = 32 << 20; // bytes from which a download is written to the disk as it comes, where the browser can
 
 /** Something the server, or the way to it, refused. */
@@ -135,6 +136,7 @@ export class Client {
       const response = await this.ask(path, { query, signal });
       return response.body.pipeTo(await picked.createWritable());
     }
+    if (bytes > HELD) throw new Fault(0, `The file is too large for this browser to hold: take it with another client, from ${path}.`);
     const url = URL.createObjectURL(await (await this.ask(path, { query, signal })).blob());
     const link = Object.assign(document.createElement("a"), { href: url, download: filename });
     link.click();

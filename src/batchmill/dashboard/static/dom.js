@@ -44,9 +44,16 @@ export const data = (text) => h("bdi.data", text);
 export const brief = (id) => h("span", { title: id }, h("bdi.data", id.length > 28 ? `${id.slice(0, 16)}…${id.slice(-6)}` : id));
 
 const drawn = new WeakMap();
+const held = new WeakMap(); // what is to be drawn as soon as nothing in the place is being pressed
 
 /** Draw a value into a place if it is another than before; focus stays on the element of the same `data-key`. */
 export function draw(place, value, make) {
+  if (place.matches(":active")) {
+    if (!held.has(place)) setTimeout(() => drawHeld(place), 100);
+    held.set(place, [value, make]);
+    return;
+  }
+  held.delete(place);
   const text = JSON.stringify(value);
   if (drawn.get(place) === text) return;
   drawn.set(place, text);
@@ -54,6 +61,12 @@ export function draw(place, value, make) {
   place.replaceChildren();
   append(place, [make(value)]);
   if (key) [...place.querySelectorAll("[data-key]")].find((node) => node.dataset.key === key)?.focus();
+}
+
+function drawHeld(place) {
+  const late = held.get(place);
+  held.delete(place);
+  if (late) draw(place, ...late);
 }
 
 /** Return a table: `columns` are {label, kind?}, `rows` arrays of cells; on a narrow screen each row is a block. */

@@ -6,8 +6,8 @@ import { pause } from "./client.js";
 const ASKED = 3; // seconds between questions
 const TRIES = 3; // broken streams in a row, after which it is asked instead
 
-/** Tell `seen` the progress of a batch, until it is final or the page is left. */
-export async function follow({ client, id, signal, seen }) {
+/** Tell `seen` the progress of a batch, until it is final or the page is left, and `tell` of a server that is away. */
+export async function follow({ client, id, signal, seen, tell = () => {} }) {
   const path = `v1/batches/${encodeURIComponent(id)}/progress`;
   for (let broken = 0; broken < TRIES;) {
     try {
@@ -15,6 +15,7 @@ export async function follow({ client, id, signal, seen }) {
         if (event === "end") return;
         if (event === "progress") {
           broken = 0;
+          tell(null);
           const progress = JSON.parse(data);
           await seen(progress);
           if (FINAL.has(progress.status)) return;
@@ -28,14 +29,15 @@ export async function follow({ client, id, signal, seen }) {
     }
     await pause(ASKED, signal);
   }
-  await ask({ client, id, path, signal, seen });
+  await ask({ client, id, path, signal, seen, tell });
 }
 
-async function ask({ client, id, path, signal, seen }) {
+async function ask({ client, id, path, signal, seen, tell }) {
   for (let missing = false; ;) {
     try {
       const progress = missing ? ofBatch(await client.get(`v1/batches/${encodeURIComponent(id)}`, {}, signal)) : await client.get(path, {}, signal);
       await seen(progress);
+      tell(null);
       if (FINAL.has(progress.status)) return;
     } catch (fault) {
       if (signal.aborted || fault.status === 401) throw fault;
@@ -43,7 +45,8 @@ async function ask({ client, id, path, signal, seen }) {
         missing = true;
         continue;
       }
-      if (fault.status && fault.status < 500) throw fault;
+      if (fault.name !== "Fault" || (fault.status && fault.status < 500)) throw fault;
+      tell(fault);
     }
     await pause(ASKED, signal);
   }

@@ -11,7 +11,7 @@ const STAMPS = [["created_at", "Created, validating"], ["in_progress_at", "In pr
   ["cancelling_at", "Cancelling"], ["completed_at", "Completed"], ["failed_at", "Failed"], ["expired_at", "Expired"], ["cancelled_at", "Cancelled"]];
 const samples = new Map(); // of each batch that was looked at: kept while the tab is open
 
-export async function batchPage(place, { client, id, may, heading, signal }) {
+export async function batchPage(place, { client, id, may, heading, signal, tell }) {
   const path = `v1/batches/${encodeURIComponent(id)}`;
   const parts = Object.fromEntries(["top", "numbers", "problems", "backends", "steps", "about", "family"].map((name) => [name, h("div")]));
   const charts = h("div.charts");
@@ -100,7 +100,7 @@ export async function batchPage(place, { client, id, may, heading, signal }) {
     announce(`${count(completed + failed)} of ${plural(total, "line")} done, ${count(failed)} failed.`, { dose: moved ? 0 : 15 });
   };
   show();
-  await Promise.all([lines.show(""), family(parts.family, { client, batch, signal }), follow({ client, id, signal, seen })]);
+  await Promise.all([lines.show(""), family(parts.family, { client, batch, signal }), follow({ client, id, signal, seen, tell })]);
 }
 
 function top({ batch, progress, may, post, client, again, signal }) {
