@@ -36,9 +36,13 @@ async def browser() -> AsyncIterator[Browser]:
 @pytest_asyncio.fixture(loop_scope="session")
 async def tab(browser: Browser, site: Site) -> AsyncIterator[Callable[..., Coroutine[Any, Any, Tab]]]:
     """Open tabs; at the end, each must have kept to what holds for every page."""
+    opened: list[Tab] = []
     async with AsyncExitStack() as stack:
 
         async def open_tab(key: str | None = None, **context: object) -> Tab:
-            return await stack.enter_async_context(Tab.opened(browser, site, key=key, **context))
+            opened.append(await stack.enter_async_context(Tab.opened(browser, site, key=key, **context)))
+            return opened[-1]
 
         yield open_tab
+        for shown in opened:
+            assert await shown.complaints() == []

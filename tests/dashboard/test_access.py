@@ -157,7 +157,8 @@ _PRESSED = """
 async () => {
   const { draw, h } = await import("/dashboard/dom.js");
   window.clicks = 0;
-  window.again = (value) => draw(place, value, () => h("button", { "data-key": "b", onclick: () => (window.clicks += 1) }, value));
+  const click = () => (window.clicks += 1);
+  window.again = (value) => draw(place, value, () => h("button", { "data-key": "b", onclick: click }, value));
   const place = document.querySelector("main").appendChild(h("div"));
   window.again("Old words");
 }
