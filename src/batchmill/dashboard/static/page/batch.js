@@ -20,6 +20,7 @@ export async function batchPage(place, { client, id, may, heading, signal, tell 
   const speed = timeline({ title: "Speed", unit: "tokens/s", words: rate });
   let batch = await client.get(path, {}, signal);
   let progress = null;
+  let looked = null; // how many lines were done when the page of them was last loaded
 
   heading.replaceChildren("Batch ", brief(id));
   place.append(parts.top, parts.numbers, charts, parts.problems,
@@ -95,8 +96,9 @@ export async function batchPage(place, { client, id, may, heading, signal, tell 
     lines.groups(next.error_groups);
     if (!FINAL.has(next.status) || !first) sample();
     show();
-    if (moved && FINAL.has(next.status)) await lines.show("");
     const { completed, failed, total } = next.request_counts;
+    if (looked !== completed + failed || moved) await lines.look();
+    looked = completed + failed;
     announce(`${count(completed + failed)} of ${plural(total, "line")} done, ${count(failed)} failed.`, { dose: moved ? 0 : 15 });
   };
   show();

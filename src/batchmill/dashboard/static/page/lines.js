@@ -5,12 +5,14 @@ import { mark } from "../format.js";
 import { answered, asked, succeeded } from "../words.js";
 
 const PAGE = 20;
+const ASKED = 7000; // characters of a query: a server takes 8 KiB of an address
 
-/** Return the browser of a batch's lines: `node`, `show(filter)` and `groups(list)` for the groups there are. */
+/** Return the browser of a batch's lines: `node`, `show(filter)`, `groups(list)` for those there are, and `look()` for new lines. */
 export function linesBrowser({ client, id, signal }) {
   const at = [null]; // the cursors of the pages until this one
   let filter = "";
   let merged = false;
+  let open = true; // more lines may come to the page that is shown
   const choice = select([], { onchange: () => show(choice.value) });
   const children = h("input", { type: "checkbox", id: "merged", onchange: () => { merged = children.checked; show(filter); } });
   const told = h("div", { "aria-live": "polite", class: "quiet" });
@@ -36,6 +38,7 @@ export function linesBrowser({ client, id, signal }) {
       list.replaceChildren(...page.lines.map((line) => article(line, requests)));
       const more = page.headers.get("x-has-more") === "true";
       const whole = page.headers.get("x-complete") === "true";
+      open = !whole && page.lines.length < PAGE;
       told.textContent = page.lines.length ? "" : whole ? "No such lines." : "No such lines yet.";
       turn.replaceChildren(
         ...(at.length > 1 ? [h("button", { type: "button", onclick: () => { at.pop(); move(); } }, "Previous lines")] : []),
@@ -56,9 +59,13 @@ export function linesBrowser({ client, id, signal }) {
   async function inputs(lines) {
     const ids = [...new Set(lines.map(({ value }) => value?.custom_id).filter((each) => typeof each === "string"))];
     if (!ids.length) return new Map();
+    const requests = new Map();
     try {
-      const found = await client.lines(`v1/batches/${encodeURIComponent(id)}/requests`, { custom_id: ids }, signal);
-      return new Map(found.lines.map((line) => [line.value?.custom_id, line]));
+      for (const some of portions(ids)) {
+        const found = await client.lines(`v1/batches/${encodeURIComponent(id)}/requests`, { custom_id: some }, signal);
+        for (const line of found.lines) requests.set(line.value?.custom_id, line);
+      }
+      return requests;
     } catch (fault) {
       if (fault.status === 404 || fault.missing) return new Map();
       throw fault;
@@ -71,8 +78,23 @@ export function linesBrowser({ client, id, signal }) {
     at.splice(1);
     return load();
   }
+  /** Load the page again if lines may have come to it, and nobody reads one of them closely. */
+  const look = async () => { if (open && !list.querySelector("details[open]") && !list.contains(document.activeElement)) await load(); };
   groups([]);
-  return { node, show, groups };
+  return { node, show, groups, look };
+}
+
+/** Return ids in portions, each of which fits into an address. */
+function portions(ids) {
+  const all = [[]];
+  let length = 0;
+  for (const id of ids) {
+    const more = String(new URLSearchParams([["custom_id", id]])).length + 1;
+    if (length + more > ASKED) [length] = [0, all.push([])];
+    all.at(-1).push(id);
+    length += more;
+  }
+  return all;
 }
 
 /** Return a line: its prompt, what came of it, and both as they were sent. */

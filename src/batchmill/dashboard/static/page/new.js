@@ -147,6 +147,6 @@ async function tried({ client, quote, signal, place }) {
   await follow({ client, id: quote.trial.id, signal, seen: async (progress) => {
     const { completed, failed, total } = progress.request_counts;
     draw(words, [completed, failed, total], () => `${count(completed + failed)} of ${plural(total, "line")} tried, ${count(failed)} failed.`);
-    await lines.show("");
+    await lines.look();
   } });
 }
