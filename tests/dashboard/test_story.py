@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Route, expect
 
 from dashboard.site import Site, jsonl
 from dashboard.tab import Tab
@@ -123,9 +123,8 @@ async def test_an_input_that_is_wrong_is_shown_line_by_line(tab: Open, site: Sit
     await shown.sees("Input: wrong.jsonl")
     await shown.press("Get a quote")
     await shown.sees("A batch of this input would fail.")
-    await expect(
-        shown.page.get_by_role("row").filter(has=shown.page.get_by_role("cell", name="2", exact=True))
-    ).to_be_visible()
+    bad = shown.page.get_by_role("row").filter(has=shown.page.get_by_role("cell", name="2", exact=True))
+    await expect(bad.first).to_be_visible()
     await shown.press("Create batch")
     await shown.sees("Why it failed")
 
@@ -191,10 +190,65 @@ async def test_usage_and_backends_are_shown(tab: Open, site: Site) -> None:
     """What was used stands by day, key and model; each backend with its health and its models."""
     key = site.key("usage")
     site.finished(key, site.batch(key, ["one", "two"]))
+    budget = ("orgs", "set", "usage", "--tokens-per-day", "1000000", "--data", site.server.data)
+    assert site.processes.batchmill(*budget).code == 0
     shown = await tab(key)
     await shown.go("usage", "Usage")
+    await shown.sees("Tokens a day")
     row = shown.page.get_by_role("row").filter(has_text="plain")
     await expect(row).to_contain_text("of usage")
     await expect(row.get_by_role("cell").nth(3)).to_have_text("2")
     await shown.go("backends", "Models and backends")
     await expect(shown.page.get_by_role("row").filter(has_text="127.0.0.1").first).to_contain_text("Well")
+
+
+async def test_an_upload_is_dropped_and_aborted(tab: Open, site: Site) -> None:
+    """A file that is dropped is uploaded; while it is on its way it can be aborted, and nothing is chosen then."""
+    held: list[Route] = []
+
+    async def hold(route: Route) -> None:
+        held.append(route)
+
+    shown = await tab(site.key())
+    await shown.page.route("**/v1/files", hold)
+    await shown.go("new", "New batch")
+    dropped = await shown.page.evaluate_handle(_DROPPED, jsonl(["dropped"]).decode())
+    await shown.page.dispatch_event(".drop", "drop", {"dataTransfer": dropped})
+    await shown.sees("Uploading dropped.jsonl")
+    await shown.press("Abort")
+    await shown.sees("The upload was aborted.")
+    await shown.press("Create batch")
+    await shown.sees("Upload or choose an input file first.")
+    await shown.page.unroute("**/v1/files")
+    await shown.page.dispatch_event(".drop", "drop", {"dataTransfer": dropped})
+    await shown.sees("Input: dropped.jsonl")
+    assert len(held) == 1
+
+
+async def test_a_batch_that_will_miss_its_deadline_is_marked(tab: Open, site: Site) -> None:
+    """A forecast beyond the deadline stands in the list as a risk, in words."""
+    site.model.released.clear()
+    key = site.key("late")
+    site.batch(key, ["hold on"])
+
+    async def late(route: Route) -> None:
+        answer = await (await route.fetch()).json()
+        for batch in answer["data"]:
+            batch["progress"] = {"misses_by": 720, "eta": batch["expires_at"] + 720}
+        await route.fulfill(json=answer)
+
+    shown = await tab()
+    await shown.page.route("**/v1/batches?*", late)
+    await shown.enter(key)
+    await shown.sees("At risk")
+    await shown.sees("misses the deadline by 12 min")
+    site.model.released.set()
+
+
+_DROPPED = """
+(text) => {
+  const dropped = new DataTransfer();
+  dropped.items.add(new File([text], "dropped.jsonl"));
+  return dropped;
+}
+"""

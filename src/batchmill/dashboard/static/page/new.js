@@ -125,15 +125,17 @@ function report(quote) {
   const { forecast, models } = quote;
   const wrong = quote.errors?.data ?? [];
   const eta = forecast?.eta;
+  const unbounded = models.reduce((all, each) => all + (each.unbounded ?? 0), 0);
   return h("div.stack", h("h2", { tabindex: -1 }, quote.valid ? mark("good", "Valid") : mark("bad", "Not valid"), ` ${plural(quote.requests, "line")}, ${bytes(quote.bytes)}`),
     wrong.length > 0 && notice("bad", quote.valid ? "" : "A batch of this input would fail. ", `${plural(wrong.length, "error")}:`),
     wrong.length > 0 && table({ caption: "Errors of the input", columns: [{ label: "Line", kind: "number" }, { label: "Code" }, { label: "Message" }, { label: "Where" }],
       rows: wrong.slice(0, ERRORS).map((each) => [count(each.line), data(each.code), data(each.message), each.param && data(each.param)]) }),
     wrong.length > ERRORS && h("p.quiet", `${count(wrong.length - ERRORS)} more are not shown.`),
     models.length > 0 && table({ caption: "What it would take, by model", hidden: false,
-      columns: [{ label: "Model" }, { label: "Lines", kind: "number" }, { label: "Prompt tokens", kind: "number" }, { label: "Answer tokens", kind: "number" }, { label: "Cost", kind: "number" }],
+      columns: [{ label: "Model" }, { label: "Lines", kind: "number" }, { label: "Prompt tokens", kind: "number" }, { label: "Answer tokens, at most", kind: "number" }, { label: "Cost, at most", kind: "number" }],
       rows: models.map((each) => [data(each.model), count(each.requests), short(each.prompt_tokens), short(each.completion_tokens), money(each.cost) ?? "no price"]) }),
-    facts([["Cost, estimated", money(quote.cost)], ["Speed now", forecast?.tokens_per_second ? `${rate(forecast.tokens_per_second)} tokens/s` : null],
+    unbounded > 0 && h("p.quiet", `${plural(unbounded, "line")} without max_tokens: nobody knows how long the answers will be, and they count as none.`),
+    facts([["Cost, at most", money(quote.cost)], ["Speed now", forecast?.tokens_per_second ? `${rate(forecast.tokens_per_second)} tokens/s` : null],
       ["Batches before it", forecast ? count(forecast.queue_position) : null], ["Deadline", forecast && time(forecast.expires_at)],
       ["Forecast", forecast && (eta ? h("span", "done ", time(eta), forecast.margin < 0 ? h("span", " ", mark("bad", "At risk"), ` misses by ${duration(forecast.margin)}`)
         : h("span.quiet", ` (${duration(forecast.margin)} to spare)`)) : h("span.quiet", "not known: nothing runs that it could be told by"))]]));
