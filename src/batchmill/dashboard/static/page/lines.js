@@ -8,7 +8,7 @@ const PAGE = 20;
 const ASKED = 7000; // characters of a query: a server takes 8 KiB of an address
 
 /** Return the browser of a batch's lines: `node`, `show(filter)`, `groups(list)` for those there are, and `look()` for new lines. */
-export function linesBrowser({ client, id, signal }) {
+export function linesBrowser({ client, id, signal, title = "Lines", retried = true }) {
   const at = [null]; // the cursors of the pages until this one
   let filter = "";
   let merged = false;
@@ -18,8 +18,8 @@ export function linesBrowser({ client, id, signal }) {
   const told = h("div", { "aria-live": "polite", class: "quiet" });
   const list = h("div.lines");
   const turn = h("div.pages");
-  const tools = h("div.tools", field("Show", choice), h("div.check", children, h("label", { for: "merged" }, "With what retries made of failed lines")));
-  const node = h("section", { "aria-labelledby": "lines" }, h("h2", { id: "lines", tabindex: -1 }, "Lines"), tools, told, list, turn);
+  const tools = h("div.tools", field("Show", choice), retried && h("div.check", children, h("label", { for: "merged" }, "With what retries made of failed lines")));
+  const node = h("section", { "aria-labelledby": "lines" }, h("h2", { id: "lines", tabindex: -1 }, title), tools, told, list, turn);
 
   function groups(found) {
     const fixed = [["", "All lines"], ["succeeded", "Succeeded"], ["failed", "Failed"]];

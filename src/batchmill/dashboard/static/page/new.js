@@ -11,7 +11,7 @@ const ERRORS = 200; // of the report are shown
 export async function newPage(place, { client, me, may, query, signal }) {
   if (!may("write")) return place.append(notice("info", "A new batch is for keys with the scope write, which this key lacks."));
   const chosen = { file: null };
-  const said = h("div");
+  const said = h("div.stack");
   const input = inputPart({ client, signal, choose: (file) => { chosen.file = file; said.replaceChildren(); } });
   const endpoint = select(me.limits?.endpoints ?? ENDPOINTS, {});
   const window = h("input", { value: "24h", autocomplete: "off", spellcheck: "false", size: 8 });
@@ -143,9 +143,9 @@ function report(quote) {
 
 /** Show the answers of the lines that were tried, and when they are there. */
 async function tried({ client, quote, signal, place }) {
-  const lines = linesBrowser({ client, id: quote.trial.id, signal });
+  const lines = linesBrowser({ client, id: quote.trial.id, signal, title: "Trial", retried: false });
   const words = h("div", { role: "status" });
-  place.append(h("section", h("h2", "Trial"), words, lines.node));
+  place.append(words, lines.node);
   await follow({ client, id: quote.trial.id, signal, seen: async (progress) => {
     const { completed, failed, total } = progress.request_counts;
     draw(words, [completed, failed, total], () => `${count(completed + failed)} of ${plural(total, "line")} tried, ${count(failed)} failed.`);
