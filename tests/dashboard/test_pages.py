@@ -1,15 +1,19 @@
 """What the server sends of the dashboard, without a browser."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from api.served import Served
 from batchmill import dashboard
+from batchmill.assemble import Storage, build_api
 from batchmill.dashboard.pages import HEADERS, PREFIX, dashboard_pages
+from batchmill.settings import load_settings
+from fakeclock import FakeClock
 
 _STATIC = Path(dashboard.__file__).parent / "static"
 _FILES = sorted(path for path in _STATIC.rglob("*") if path.is_file())
@@ -94,3 +98,23 @@ def test_the_page_has_nothing_inline() -> None:
     """index.html loads files and holds neither code nor style."""
     page = (_STATIC / "index.html").read_text()
     assert re.findall(r"<script(?![^>]* src=)|<style|\son\w+=|style=|javascript:", page) == []
+
+
+@pytest.mark.parametrize(("dashboard", "status"), [(True, 200), (False, 401)])
+async def test_it_can_be_switched_off(tmp_path: Path, dashboard: bool, status: int) -> None:
+    """`serve` shows it unless the setting says no."""
+    settings, clock = load_settings({"data": tmp_path, "dashboard": dashboard}), FakeClock()
+    storage = Storage(settings=settings, clock=clock, role="api", patience=1.0)
+    app = build_api(settings=settings, storage=storage, clock=clock, broken=lambda: None)
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def receive() -> MutableMapping[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": [], "client": None}
+    await app(scope, receive, send)
+    assert sent[0]["status"] == status
+    await storage.database.close()
