@@ -1,14 +1,19 @@
 """The server of the dashboard's tests, as its API's clients have it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from openai import OpenAI
 
 from acceptance.serving import Processes, Server, until
+from batchmill.cli.keys import MadeKey, create_key
+from batchmill.settings import load_settings
 from dashboard.model import Model
+
+T = TypeVar("T")
 
 _SCOPES = ("read", "write", "admin")
 _FINAL = ("completed", "failed", "expired", "cancelled")
@@ -27,13 +32,18 @@ class Site:
         """Return a key of an organisation with these scopes."""
         asked = (org, tuple(scopes))
         if asked not in self._keys:
-            options = [word for scope in scopes for word in ("--scope", scope)]
-            made = self.processes.batchmill(
-                "keys", "create", "--data", self.server.data, "--org", org, "--name", f"of {org}", "--json", *options
-            )
-            assert made.code == 0, made.err
-            self._keys[asked] = json.loads(made.out)["key"]
+            self._keys[asked] = self.new_key(org, scopes).key
         return self._keys[asked]
+
+    def new_key(self, org: str = "default", scopes: Sequence[str] = _SCOPES) -> MadeKey:
+        """Make a key of its own, as `batchmill keys create` does."""
+        return self.command(create_key, org=org, name=f"of {org}", scopes=scopes, expires_in=None)
+
+    def command(self, command: Callable[..., T], **options: Any) -> T:  # noqa: ANN401 - the command's own
+        """Run a command beside the server; it starts a loop of its own, which the tests' thread has already."""
+        settings = load_settings({"data": self.server.data})
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            return thread.submit(command, settings, **options).result()
 
     def client(self, key: str) -> OpenAI:
         """Return the official client."""

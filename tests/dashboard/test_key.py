@@ -1,10 +1,10 @@
-import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 from playwright.async_api import expect
 
+from batchmill.cli.keys import end_key
 from dashboard.site import Site
 from dashboard.tab import Tab
 
@@ -37,12 +37,11 @@ async def test_a_key_lasts_as_long_as_the_tab_or_until_it_is_forgotten(tab: Open
 
 async def test_a_key_that_ends_is_asked_for_again(tab: Open, site: Site) -> None:
     """A key that is revoked while a page is shown brings the question for one, and the page stays where it was."""
-    made = site.processes.batchmill("keys", "create", "--data", site.server.data, "--json")
-    key = json.loads(made.out)
-    shown = await tab(key["key"])
+    made = site.new_key()
+    shown = await tab(made.key)
     shown.expected.add("401")
     await shown.go("files", "Files")
-    assert site.processes.batchmill("keys", "revoke", key["id"], "--data", site.server.data).code == 0
+    site.command(end_key, key_id=made.id)
     await shown.page.get_by_role("link", name="Batches").click()
     await shown.sees("The server does not take this key any more.")
     await shown.enter(site.key())

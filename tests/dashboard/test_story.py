@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Route, expect
 
+from batchmill.cli.orgs import set_org
 from dashboard.site import Site, jsonl
 from dashboard.tab import Tab
 
@@ -190,8 +191,7 @@ async def test_usage_and_backends_are_shown(tab: Open, site: Site) -> None:
     """What was used stands by day, key and model; each backend with its health and its models."""
     key = site.key("usage")
     site.finished(key, site.batch(key, ["one", "two"]))
-    budget = ("orgs", "set", "usage", "--tokens-per-day", "1000000", "--data", site.server.data)
-    assert site.processes.batchmill(*budget).code == 0
+    site.command(set_org, name="usage", limits={"tokens_per_day": "1000000"})
     shown = await tab(key)
     await shown.go("usage", "Usage")
     await shown.sees("Tokens a day")
