@@ -63,7 +63,7 @@ export function timeline({ title, unit, words, most = null }) {
       h("text", { x: width, y: HEIGHT - 4, "text-anchor": "end" }, clock(last))));
     const every = Math.ceil(points.length / 60);
     const told = points.filter((_, i) => i % every === 0 || i === points.length - 1);
-    rows.replaceChildren(table({ caption: `${title}, ${unit}`, columns: [{ label: "Time" }, { label: unit, kind: "number" }],
+    rows.replaceChildren(table({ caption: `${title}, ${unit}`, columns: ["Time", `${unit}:number`],
       rows: told.map(([at, value]) => [clock(at), words(value)]) }));
   };
   return { node, show };
@@ -76,12 +76,13 @@ export function bars({ title, unit, words }) {
     const width = widthOf(picture);
     const { y, marks } = axis(ceiling(Math.max(...points.map(([, value]) => value), 1)), width, words);
     const step = (width - LEFT) / points.length;
-    const drawn = points.map(([, value], i) => h("rect.column", { x: LEFT + i * step + step * 0.15, width: Math.max(1, step * 0.7),
+    const drawn = points.map(([, value], i) =>
+      h("rect.column", { x: LEFT + i * step + step * 0.15, width: Math.max(1, step * 0.7),
       y: y(value), height: Math.max(0, HEIGHT - BOTTOM - y(value)) }));
     picture.replaceChildren(drawing(`${title}, ${unit}, for ${points.length} days`, width, marks, drawn,
       h("text", { x: LEFT, y: HEIGHT - 4 }, points[0][0]),
       h("text", { x: width, y: HEIGHT - 4, "text-anchor": "end" }, points.at(-1)[0])));
-    rows.replaceChildren(table({ caption: `${title}, ${unit}`, columns: [{ label: "Day" }, { label: unit, kind: "number" }],
+    rows.replaceChildren(table({ caption: `${title}, ${unit}`, columns: ["Day", `${unit}:number`],
       rows: points.map(([name, value]) => [name, words(value)]) }));
   };
   return { node, show };

@@ -40,7 +40,8 @@ export class Client {
   url(path, query = {}) {
     const url = new URL(path, BASE);
     for (const [name, value] of Object.entries(query)) {
-      for (const each of [value].flat()) if (each !== null && each !== undefined && each !== "") url.searchParams.append(name, each);
+      for (const each of [value].flat()) if (each !== null && each !== undefined
+        && each !== "") url.searchParams.append(name, each);
     }
     return url;
   }
@@ -136,7 +137,8 @@ export class Client {
       const response = await this.ask(path, { query, signal });
       return response.body.pipeTo(await picked.createWritable());
     }
-    if (bytes > HELD) throw new Fault(0, `The file is too large for this browser to hold: take it with another client, from ${path}.`);
+    if (bytes > HELD) throw new Fault(0,
+      `The file is too large for this browser to hold: take it with another client, from ${path}.`);
     const url = URL.createObjectURL(await (await this.ask(path, { query, signal })).blob());
     const link = Object.assign(document.createElement("a"), { href: url, download: filename });
     link.click();
@@ -160,7 +162,7 @@ export const pause = (seconds, signal) =>
     signal.addEventListener("abort", () => { clearTimeout(timer); reject(signal.reason); }, { once: true });
   });
 
-/** Do something now and again every few seconds, while the page is seen; `tell` hears of a server that is away, or of null. */
+/** Do something now and every few seconds, while the page is seen; `tell` hears of a server that is away, or null. */
 export async function every(seconds, { signal, tell }, work) {
   for (;;) {
     let wait = seconds;

@@ -41,7 +41,8 @@ function append(node, children) {
 export const data = (text) => h("bdi.data", text);
 
 /** Return an id of ours, shortened for the eye: what it begins with is the time, what it ends with tells it apart. */
-export const brief = (id) => h("span", { title: id }, h("bdi.data", id.length > 28 ? `${id.slice(0, 16)}…${id.slice(-6)}` : id));
+export const brief = (id) =>
+  h("span", { title: id }, h("bdi.data", id.length > 28 ? `${id.slice(0, 16)}…${id.slice(-6)}` : id));
 
 const drawn = new WeakMap();
 const held = new WeakMap(); // what is to be drawn as soon as nothing in the place is being pressed
@@ -69,15 +70,17 @@ function drawHeld(place) {
   if (late) draw(place, ...late);
 }
 
-/** Return a table: `columns` are {label, kind?}, `rows` arrays of cells; on a narrow screen each row is a block. */
+/** Return a table: `columns` are labels, or "label:kind"; on a narrow screen each row is a block. */
 export function table({ caption, columns, rows, hidden = true, empty = "None." }) {
   if (!rows.length) return h("p.quiet", empty);
-  const head = columns.map(({ label, kind }) => h("th", { scope: "col", role: "columnheader", class: kind }, label));
+  const named = columns.map((column) => column.split(":"));
+  const head = named.map(([label, kind]) => h("th", { scope: "col", role: "columnheader", class: kind }, label));
   const body = rows.map((cells) =>
     h("tr", { role: "row" }, cells.map((cell, i) => {
       const none = cell === null || cell === undefined || cell === false || cell.length === 0;
-      const kinds = [columns[i].kind, none && "none"].filter(Boolean).join(" ");
-      return h("td", { role: "cell", class: kinds || null, "data-label": columns[i].label }, h("div", none ? "–" : cell));
+      const [label, kind] = named[i];
+      const kinds = [kind, none && "none"].filter(Boolean).join(" ");
+      return h("td", { role: "cell", class: kinds || null, "data-label": label }, h("div", none ? "–" : cell));
     })));
   return h("table", { role: "table" },
     h("caption", { class: hidden ? "unseen" : null }, caption),
@@ -95,7 +98,8 @@ export function facts(pairs) {
 export function bar({ done, failed = 0, total, label }) {
   const share = (count) => `${total ? (100 * count) / total : 0}%`;
   return h("span.bar", { role: "progressbar", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": total || 1,
-    "aria-valuenow": Math.min(done + failed, total || 1), "aria-valuetext": `${done} done, ${failed} failed, of ${total}` },
+    "aria-valuenow": Math.min(done + failed, total || 1),
+      "aria-valuetext": `${done} done, ${failed} failed, of ${total}` },
   h("span.bar-done", { style: { "inline-size": share(done) } }),
   h("span.bar-failed", { style: { "inline-size": share(failed) } }));
 }

@@ -28,7 +28,8 @@ export function money(cost) {
   if (!cost) return null;
   const digits = Math.abs(cost.amount) >= 1 || cost.amount === 0 ? 2 : 6;
   try {
-    return new Intl.NumberFormat(undefined, { style: "currency", currency: cost.currency, maximumFractionDigits: digits })
+    return new Intl.NumberFormat(undefined,
+      { style: "currency", currency: cost.currency, maximumFractionDigits: digits })
       .format(cost.amount);
   } catch {
     return `${cost.amount} ${cost.currency}`;
@@ -37,7 +38,8 @@ export function money(cost) {
 
 export function duration(seconds) {
   const whole = Math.round(Math.abs(seconds));
-  const [d, hrs, m, s] = [Math.floor(whole / 86400), Math.floor(whole / 3600) % 24, Math.floor(whole / 60) % 60, whole % 60];
+  const [d, hrs, m, s] = [Math.floor(whole / 86400), Math.floor(whole / 3600) % 24, Math.floor(whole / 60) % 60,
+    whole % 60];
   if (d) return `${d} d ${hrs} h`;
   if (hrs) return `${hrs} h ${m} min`;
   if (m) return m < 10 && s ? `${m} min ${s} s` : `${m} min`;
@@ -50,7 +52,8 @@ export function time(unix, { exact = false } = {}) {
   const date = new Date(unix * 1000);
   const same = date.toDateString() === new Date().toDateString();
   const utc = date.toISOString().replace("T", " ").replace(".000Z", " UTC");
-  return h("time", { datetime: date.toISOString(), title: utc }, (same ? (exact ? SECOND : MINUTE) : Math.abs(unix - now()) < 180 * 86400 ? NEAR : FAR).format(date));
+  return h("time", { datetime: date.toISOString(), title: utc },
+    (same ? (exact ? SECOND : MINUTE) : Math.abs(unix - now()) < 180 * 86400 ? NEAR : FAR).format(date));
 }
 
 export const now = () => Date.now() / 1000;
@@ -82,7 +85,8 @@ export const mark = (kind, words) => h(`span.mark.${kind}`, words);
 export function forecast({ status, eta, expires_at, misses_by }) {
   if (FINAL.has(status)) return h("span.quiet", "–");
   const miss = misses_by > 0 || (eta && eta > expires_at);
-  if (miss) return h("span", mark("bad", "At risk"), ` misses the deadline by ${duration(misses_by || eta - expires_at)}`);
+  if (miss) return h("span", mark("bad", "At risk"),
+    ` misses the deadline by ${duration(misses_by || eta - expires_at)}`);
   if (eta) return h("span", "done ", time(eta), h("span.quiet", ` (${duration(expires_at - eta)} to spare)`));
   return h("span.quiet", "not known yet");
 }

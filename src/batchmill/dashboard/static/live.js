@@ -35,7 +35,8 @@ export async function follow({ client, id, signal, seen, tell = () => {} }) {
 async function ask({ client, id, path, signal, seen, tell }) {
   for (let missing = false; ;) {
     try {
-      const progress = missing ? ofBatch(await client.get(`v1/batches/${encodeURIComponent(id)}`, {}, signal)) : await client.get(path, {}, signal);
+      const progress = missing ? ofBatch(await client.get(`v1/batches/${encodeURIComponent(id)}`, {}, signal))
+        : await client.get(path, {}, signal);
       await seen(progress);
       tell(null);
       if (FINAL.has(progress.status)) return;
@@ -55,5 +56,6 @@ async function ask({ client, id, path, signal, seen, tell }) {
 /** Return what an older server's Batch says of its progress. */
 function ofBatch({ status, request_counts, expires_at, usage, progress }) {
   const { lines_per_second = null, eta = null, misses_by = null } = progress ?? {};
-  return { status, request_counts, expires_at, usage, lines_per_second, eta, misses_by, backends: [], error_groups: [] };
+  return { status, request_counts, expires_at, usage, lines_per_second, eta, misses_by, backends: [],
+    error_groups: [] };
 }

@@ -61,7 +61,8 @@ async function show() {
     await (id ? one : page)(place, { client, me, may, id, query, heading, tell, signal: leaving.signal });
   } catch (fault) {
     if (fault.name === "AbortError" || !place.isConnected) return;
-    if (fault.missing) place.prepend(notice("info", `This server does not offer “${words}”: it is older, or it is switched off there.`));
+    if (fault.missing) place.prepend(notice("info",
+      `This server does not offer “${words}”: it is older, or it is switched off there.`));
     else tell(fault);
     if (fault.name !== "Fault") throw fault; // a fault of ours: the console tells where
   }
@@ -96,7 +97,8 @@ function open() {
   const links = Object.entries(PAGES).filter(([, page]) => !page.admin || may("admin")).map(([name, page]) =>
     h("li", h("a", { href: `#/${name}`, "data-page": name }, page.words)));
   const main = h("main", { id: "main", tabindex: -1 });
-  const skip = h("a.skip", { href: "#main", onclick: (event) => { event.preventDefault(); main.focus(); } }, "Skip to the page");
+  const skip = h("a.skip", { href: "#main", onclick: (event) => { event.preventDefault(); main.focus(); } },
+    "Skip to the page");
   document.body.replaceChildren(skip,
     h("header.frame", brand(), h("nav", { "aria-label": "Pages" }, h("ul", links)),
       h("div.who", h("p.org", h("span.unseen", "Organisation: "), data(me.name ?? "Your organisation")),
@@ -117,7 +119,8 @@ async function whoIs(asking) {
 }
 
 async function use(key) {
-  const asking = new Client({ key, refused: () => client === asking && forget("The server does not take this key any more.") });
+  const asking = new Client({ key, refused: () => client === asking
+    && forget("The server does not take this key any more.") });
   me = await whoIs(asking);
   client = asking;
 }
@@ -127,7 +130,8 @@ function enter(reason) {
   document.title = "Key · Batchmill";
   const told = h("div");
   const tell = (text) => draw(told, text, () => text && notice("bad", data(text)));
-  const input = h("input", { type: "password", id: "key", autocomplete: "off", spellcheck: "false", required: true, placeholder: "sk-bm-…" });
+  const input = h("input",
+    { type: "password", id: "key", autocomplete: "off", spellcheck: "false", required: true, placeholder: "sk-bm-…" });
   const form = h("form.card.enter", { onsubmit: async (event) => {
     event.preventDefault();
     const key = input.value.trim();

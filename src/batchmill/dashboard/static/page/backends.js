@@ -4,7 +4,8 @@ import { count, mark, time } from "../format.js";
 import { data, draw, h, notice, table } from "../dom.js";
 import { every } from "../client.js";
 
-const FACTS = [["context_length", "context", count], ["supports_image_in", "images"], ["supports_video_in", "video"], ["supports_reasoning", "reasoning"]];
+const FACTS = [["context_length", "context", count], ["supports_image_in", "images"], ["supports_video_in", "video"],
+  ["supports_reasoning", "reasoning"]];
 
 export async function backendsPage(place, { client, signal, tell }) {
   const backends = h("div");
@@ -14,8 +15,9 @@ export async function backendsPage(place, { client, signal, tell }) {
     await showBackends(backends, client, signal);
     const found = await client.get("v1/models", {}, signal);
     draw(models, found.data, (all) => table({ caption: "Models", empty: "No backend has told its models yet.",
-      columns: [{ label: "Model", kind: "wide" }, { label: "Owned by" }, { label: "What is known of it" }, { label: "Known since" }],
-      rows: all.map((model) => [data(model.id), data(model.owned_by), FACTS.filter(([name]) => model[name]).map(([name, words, write]) =>
+      columns: ["Model:wide", "Owned by", "What is known of it", "Known since"],
+      rows: all.map((model) =>
+        [data(model.id), data(model.owned_by), FACTS.filter(([name]) => model[name]).map(([name, words, write]) =>
         h("span.tag", write ? `${words} ${write(model[name])}` : words)), time(model.created)]) }));
   });
 }
@@ -24,11 +26,14 @@ async function showBackends(place, client, signal) {
   try {
     const found = await client.get("v1/backends", {}, signal);
     draw(place, found.data, (all) => table({ caption: "Backends", empty: "No worker has told its backends yet.",
-      columns: [{ label: "Health" }, { label: "Backend", kind: "wide" }, { label: "Since" }, { label: "In flight", kind: "number" },
-        { label: "Window", kind: "number" }, { label: "Workers", kind: "number" }, { label: "Models" }],
-      rows: all.map((each) => [h("div", each.well ? mark("good", "Well") : mark("bad", "Unwell"), each.draining && mark("warn", "Draining")),
-        h("div", data(each.id), each.reason && h("div.bad-text", data(each.reason))), time(each.since), count(each.in_flight),
-        each.window === null ? "not found yet" : count(each.window), count(each.workers), each.models.map((model) => h("span.tag", data(model)))]) }));
+      columns: ["Health", "Backend:wide", "Since", "In flight:number",
+        "Window:number", "Workers:number", "Models"],
+      rows: all.map((each) =>
+        [h("div", each.well ? mark("good", "Well") : mark("bad", "Unwell"), each.draining && mark("warn", "Draining")),
+        h("div", data(each.id), each.reason && h("div.bad-text", data(each.reason))), time(each.since),
+          count(each.in_flight),
+        each.window === null ? "not found yet" : count(each.window), count(each.workers),
+          each.models.map((model) => h("span.tag", data(model)))]) }));
   } catch (fault) {
     if (!fault.missing) throw fault;
     draw(place, "missing", () => notice("info", "This server does not tell of its backends."));

@@ -5,8 +5,8 @@ import { bar, brief, button, data, draw, field, h, select, table } from "../dom.
 import { every } from "../client.js";
 
 const PAGE = 50;
-const COLUMNS = [{ label: "State" }, { label: "Batch" }, { label: "Model", kind: "name" }, { label: "Progress", kind: "wide" },
-  { label: "Forecast", kind: "wide" }, { label: "Deadline" }, { label: "Created" }];
+const COLUMNS = ["State", "Batch", "Model:name", "Progress:wide",
+  "Forecast:wide", "Deadline", "Created"];
 
 export async function batchesPage(place, { client, query, signal, tell }) {
   const status = query.get("status") ?? "";
@@ -15,14 +15,16 @@ export async function batchesPage(place, { client, query, signal, tell }) {
     const next = new URLSearchParams(Object.entries({ status, ...changes }).filter(([, value]) => value));
     location.hash = `#/batches${next.size ? `?${next}` : ""}`;
   };
-  const filter = select([["", "All states"], ...STATUSES], { value: status, onchange: () => go({ status: filter.value }) });
+  const filter = select([["", "All states"], ...STATUSES],
+    { value: status, onchange: () => go({ status: filter.value }) });
   const search = h("input", { type: "search", oninput: () => show(), autocomplete: "off", spellcheck: "false" });
   const list = h("div");
   const pages = h("div.pages");
   let found = null;
 
   place.append(
-    h("div.tools", field("State", filter), field("Find on this page", search), h("a.button.primary.last", { href: "#/new" }, "New batch")),
+    h("div.tools", field("State", filter), field("Find on this page", search),
+      h("a.button.primary.last", { href: "#/new" }, "New batch")),
     list, pages);
 
   function show() {
@@ -61,10 +63,12 @@ function row(batch) {
   const final = FINAL.has(batch.status);
   return [
     state(batch),
-    h("div", h("a.id", { href: `#/batches/${encodeURIComponent(batch.id)}`, "data-key": batch.id }, brief(batch.id)), pairs(batch.metadata)),
+    h("div", h("a.id", { href: `#/batches/${encodeURIComponent(batch.id)}`, "data-key": batch.id }, brief(batch.id)),
+      pairs(batch.metadata)),
     batch.model && data(batch.model),
     total ? h("div", bar({ done: completed, failed, total, label: `Progress of ${batch.id}` }),
-      h("span.quiet", `${count(completed + failed)} of ${plural(total, "line")}`), failed ? h("span.bad-text", `, ${count(failed)} failed`) : null) : null,
+      h("span.quiet", `${count(completed + failed)} of ${plural(total, "line")}`), failed
+        ? h("span.bad-text", `, ${count(failed)} failed`) : null) : null,
     forecast({ ...batch, ...batch.progress }),
     final ? null : h("span", { class: batch.expires_at < now() + 3600 ? "warn-text" : null }, time(batch.expires_at)),
     time(batch.created_at),

@@ -7,23 +7,27 @@ import { answered, asked, succeeded } from "../words.js";
 const PAGE = 20;
 const ASKED = 7000; // characters of a query: a server takes 8 KiB of an address
 
-/** Return the browser of a batch's lines: `node`, `show(filter)`, `groups(list)` for those there are, and `look()` for new lines. */
+/** Return the browser of a batch's lines: `node`, `show(filter)`, `groups(list)` as there are, `look()` for new lines. */
 export function linesBrowser({ client, id, signal, title = "Lines", retried = true }) {
   const at = [null]; // the cursors of the pages until this one
   let filter = "";
   let merged = false;
   let open = true; // more lines may come to the page that is shown
   const choice = select([], { onchange: () => show(choice.value) });
-  const children = h("input", { type: "checkbox", id: "merged", onchange: () => { merged = children.checked; show(filter); } });
+  const children = h("input",
+    { type: "checkbox", id: "merged", onchange: () => { merged = children.checked; show(filter); } });
   const told = h("div", { "aria-live": "polite", class: "quiet" });
   const list = h("div.lines");
   const turn = h("div.pages");
-  const tools = h("div.tools", field("Show", choice), retried && h("div.check", children, h("label", { for: "merged" }, "With what retries made of failed lines")));
-  const node = h("section", { "aria-labelledby": "lines" }, h("h2", { id: "lines", tabindex: -1 }, title), tools, told, list, turn);
+  const tools = h("div.tools", field("Show", choice), retried
+    && h("div.check", children, h("label", { for: "merged" }, "With what retries made of failed lines")));
+  const node = h("section", { "aria-labelledby": "lines" }, h("h2", { id: "lines", tabindex: -1 }, title), tools, told,
+    list, turn);
 
   function groups(found) {
     const fixed = [["", "All lines"], ["succeeded", "Succeeded"], ["failed", "Failed"]];
-    const each = found.map(({ id: group, message, code, status }) => [`group:${group}`, `Failed: ${[status, code, message].filter(Boolean).join(" · ").slice(0, 90)}`]);
+    const each = found.map(({ id: group, message, code, status }) =>
+      [`group:${group}`, `Failed: ${[status, code, message].filter(Boolean).join(" · ").slice(0, 90)}`]);
     draw(choice, [fixed, each], () => [...fixed, ...each].map(([value, words]) => h("option", { value }, words)));
     choice.value = filter;
   }
@@ -41,12 +45,17 @@ export function linesBrowser({ client, id, signal, title = "Lines", retried = tr
       open = !whole && page.lines.length < PAGE;
       told.textContent = page.lines.length ? "" : whole ? "No such lines." : "No such lines yet.";
       turn.replaceChildren(
-        ...(at.length > 1 ? [h("button", { type: "button", onclick: () => { at.pop(); move(); } }, "Previous lines")] : []),
-        ...(more ? [h("button", { type: "button", onclick: () => { at.push(page.headers.get("x-next-cursor")); move(); } }, "Next lines")] : []),
+        ...(at.length > 1 ? [h("button", { type: "button", onclick: () => { at.pop(); move(); } }, "Previous lines")]
+          : []),
+        ...(more ? [h("button",
+          { type: "button", onclick: () => { at.push(page.headers.get("x-next-cursor")); move(); } }, "Next lines")]
+          : []),
         h("button", { type: "button", onclick: () => load() }, "Look again"));
     } catch (fault) {
       if (fault.name === "AbortError") return;
-      list.replaceChildren(fault.missing ? notice("info", "This server does not show lines before the files are there: download them instead.") : notice("bad", data(fault.message)));
+      list.replaceChildren(fault.missing
+        ? notice("info", "This server does not show lines before the files are there: download them instead.")
+        : notice("bad", data(fault.message)));
     }
   }
 
@@ -79,7 +88,8 @@ export function linesBrowser({ client, id, signal, title = "Lines", retried = tr
     return load();
   }
   /** Load the page again if lines may have come to it, and nobody reads one of them closely. */
-  const look = async () => { if (open && !list.querySelector("details[open]") && !list.contains(document.activeElement)) await load(); };
+  const look = async () => { if (open && !list.querySelector("details[open]")
+    && !list.contains(document.activeElement)) await load(); };
   groups([]);
   return { node, show, groups, look };
 }
@@ -102,14 +112,18 @@ function article({ text, value }, requests) {
   const request = requests.get(value?.custom_id);
   const good = succeeded(value);
   const raw = h("details", { ontoggle: () => raw.open && raw.lastChild.replaceChildren(h("h4", "Request"),
-    h("pre", { tabindex: 0 }, data(request?.text ?? "The input is not there.")), h("h4", "Result"), h("pre", { tabindex: 0 }, data(text))) },
+    h("pre", { tabindex: 0 }, data(request?.text ?? "The input is not there.")), h("h4", "Result"),
+      h("pre", { tabindex: 0 }, data(text))) },
   h("summary", "Raw JSON"), h("div"));
   return h("article.line",
-    h("header", h("h3", data(value?.custom_id ?? "no custom_id")), good ? mark("good", "Succeeded") : mark("bad", "Failed")),
+    h("header", h("h3", data(value?.custom_id ?? "no custom_id")), good ? mark("good", "Succeeded")
+      : mark("bad", "Failed")),
     h("div.sides",
       h("div", h("h4", "Prompt"), request ? said(asked(request.value)) : h("p.quiet", "The input is not there.")),
       h("div", h("h4", good ? "Answer" : "Error"), said(answered(value)))),
     raw);
 }
 
-const said = (pairs) => pairs.map(([role, words]) => h("div.said", role && h("span.role", data(role)), h("p.words", { dir: "auto" }, data(words))));
+const said = (pairs) =>
+  pairs.map(([role, words]) =>
+  h("div.said", role && h("span.role", data(role)), h("p.words", { dir: "auto" }, data(words))));

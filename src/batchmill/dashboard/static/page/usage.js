@@ -19,23 +19,28 @@ export async function usagePage(place, { client, query, signal }) {
   const chart = bars({ title: "Tokens", unit: "a day", words: short });
   const sum = (name) => usage.data.reduce((all, row) => all + row[name], 0);
   place.append(
-    h("dl.tiles", [["Requests", count(sum("requests"))], ["Failed", count(sum("failed"))], ["Input tokens", short(sum("input_tokens"))],
+    h("dl.tiles", [["Requests", count(sum("requests"))], ["Failed", count(sum("failed"))],
+      ["Input tokens", short(sum("input_tokens"))],
       ["Output tokens", short(sum("output_tokens"))], ["Cost", money(total(usage.data))]].filter(([, value]) => value)
       .map(([name, value]) => h("div", h("dt", name), h("dd", value)))),
     budgets(usage.budgets ?? []),
     usage.data.length ? chart.node : "",
-    h("section", h("h2", "By day, key and model"), table({ caption: "Usage, the latest day first", empty: "Nothing was used in these days.",
-      columns: [{ label: "Day", kind: "day" }, { label: "Key" }, { label: "Model", kind: "name" }, { label: "Requests", kind: "number" }, { label: "Failed", kind: "number" },
-        { label: "Input", kind: "number" }, { label: "Cached", kind: "number" }, { label: "Output", kind: "number" }, { label: "Reasoning", kind: "number" }, { label: "Cost", kind: "number" }],
-      rows: [...usage.data].sort((a, b) => b.day.localeCompare(a.day)).map((row) => [row.day, row.key_name ? data(row.key_name) : row.key_id && brief(row.key_id),
-        data(row.model), count(row.requests), count(row.failed), short(row.input_tokens), short(row.cached_tokens), short(row.output_tokens),
+    h("section", h("h2", "By day, key and model"),
+      table({ caption: "Usage, the latest day first", empty: "Nothing was used in these days.",
+      columns: ["Day:day", "Key", "Model:name", "Requests:number", "Failed:number",
+        "Input:number", "Cached:number", "Output:number", "Reasoning:number", "Cost:number"],
+      rows: [...usage.data].sort((a, b) => b.day.localeCompare(a.day)).map((row) =>
+        [row.day, row.key_name ? data(row.key_name) : row.key_id && brief(row.key_id),
+        data(row.model), count(row.requests), count(row.failed), short(row.input_tokens), short(row.cached_tokens),
+          short(row.output_tokens),
         short(row.reasoning_tokens), money(row.cost)]) })));
   if (usage.data.length) chart.show(days(usage));
 }
 
 function total(rows) {
   const costs = rows.map((row) => row.cost).filter(Boolean);
-  return costs.length ? { amount: costs.reduce((all, cost) => all + cost.amount, 0), currency: costs[0].currency } : null;
+  return costs.length ? { amount: costs.reduce((all, cost) => all + cost.amount, 0), currency: costs[0].currency }
+    : null;
 }
 
 /** Return the tokens of every day, those without any included. */
@@ -48,8 +53,13 @@ function days({ from, to, data: rows }) {
 
 function budgets(all) {
   if (!all.length) return h("p.quiet", "No budget is set.");
-  return h("section", h("h2", "Budgets"), table({ caption: "Budgets", columns: [{ label: "Budget" }, { label: "Used", kind: "number" }, { label: "Limit", kind: "number" }, { label: "Share", kind: "wide" }, { label: "Begins anew" }],
-    rows: all.map(({ kind, model, limit, used, resets_at }) => [h("span", BUDGETS[kind] ?? data(kind), model && h("span.tag", data(model))),
-      used === undefined ? null : short(used), short(limit), used === undefined ? null : h("span", h("meter", { min: 0, max: limit, high: limit * 0.9, value: Math.min(used, limit), "aria-label": `Used of ${BUDGETS[kind] ?? kind}` }), ` ${share(used, limit)}`),
+  return h("section", h("h2", "Budgets"),
+    table({ caption: "Budgets", columns: ["Budget", "Used:number", "Limit:number", "Share:wide", "Begins anew"],
+    rows: all.map(({ kind, model, limit, used, resets_at }) =>
+      [h("span", BUDGETS[kind] ?? data(kind), model && h("span.tag", data(model))),
+      used === undefined ? null : short(used), short(limit), used === undefined ? null
+        : h("span", h("meter",
+        { min: 0, max: limit, high: limit * 0.9, value: Math.min(used, limit),
+        "aria-label": `Used of ${BUDGETS[kind] ?? kind}` }), ` ${share(used, limit)}`),
       resets_at ? time(resets_at) : null]) }));
 }
