@@ -68,7 +68,7 @@ class Tab:
 
     async def sees(self, text: str) -> None:
         """Wait until the text can be seen."""
-        await expect(self.page.get_by_text(text).first).to_be_visible()
+        await expect(self.page.get_by_text(text).filter(visible=True).first).to_be_visible()
 
     async def press(self, name: str) -> None:
         """Press a button."""
