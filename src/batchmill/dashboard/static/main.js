@@ -29,8 +29,16 @@ let client = null;
 /** Return where the address points: `#/batches/batch_1?status=failed` is {name, id, query}. */
 function route() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
-  const [name, id] = path.split("/").map(decodeURIComponent);
+  const [name, id] = path.split("/").map(decoded);
   return { name: PAGES[name] ? name : HOME, id: PAGES[name]?.one ? id : undefined, query: new URLSearchParams(query) };
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // no address of ours
+  }
 }
 
 const may = (scope) => me.scopes === null || me.scopes.includes(scope);

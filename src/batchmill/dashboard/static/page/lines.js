@@ -1,10 +1,12 @@
 // The lines of a batch, page by page: the prompt and what came of it, side by side.
 
 import { data, draw, field, h, notice, select } from "../dom.js";
-import { mark } from "../format.js";
+import { count, mark } from "../format.js";
 import { answered, asked, succeeded } from "../words.js";
 
 const PAGE = 20;
+const LONG = 1500; // characters of a text that are shown at first
+const QUESTIONS = 20; // for one page: rare lines may be far apart
 const ASKED = 7000; // characters of a query: a server takes 8 KiB of an address
 
 /** Return the browser of a batch's lines: `node`, `show(filter)`, `groups(list)` as there are, `look()` for new lines. */
@@ -12,6 +14,7 @@ export function linesBrowser({ client, id, signal, title = "Lines", retried = tr
   const at = [null]; // the cursors of the pages until this one
   let filter = "";
   let merged = false;
+  let loads = 0;
   let open = true; // more lines may come to the page that is shown
   const choice = select([], { onchange: () => show(choice.value) });
   const children = h("input",
@@ -32,23 +35,38 @@ export function linesBrowser({ client, id, signal, title = "Lines", retried = tr
     choice.value = filter;
   }
 
+  /** Ask until the page is full, or there is no more now: a server's page may be shorter than what was asked for. */
+  async function fetchPage() {
+    const page = { lines: [], next: at.at(-1), more: true, whole: false };
+    for (let asked = 0; page.more && page.lines.length < PAGE && asked < QUESTIONS; asked += 1) {
+      const query = { after: page.next, limit: PAGE - page.lines.length, merged: merged || null };
+      if (filter.startsWith("group:")) query.error_group = filter.slice(6);
+      else query.status = filter;
+      const found = await client.lines(`v1/batches/${encodeURIComponent(id)}/results`, query, signal);
+      page.lines.push(...found.lines);
+      page.next = found.headers.get("x-next-cursor");
+      page.more = found.headers.get("x-has-more") === "true";
+      page.whole = found.headers.get("x-complete") === "true";
+    }
+    return page;
+  }
+
   async function load() {
-    const query = { after: at.at(-1), limit: PAGE, merged: merged || null };
-    if (filter.startsWith("group:")) query.error_group = filter.slice(6);
-    else query.status = filter;
+    loads += 1;
+    const mine = loads;
     try {
-      const page = await client.lines(`v1/batches/${encodeURIComponent(id)}/results`, query, signal);
+      const page = await fetchPage();
+      const { more, whole } = page;
       const requests = await inputs(page.lines);
+      if (mine !== loads) return; // another page was asked for meanwhile
       list.replaceChildren(...page.lines.map((line) => article(line, requests)));
-      const more = page.headers.get("x-has-more") === "true";
-      const whole = page.headers.get("x-complete") === "true";
       open = !whole && page.lines.length < PAGE;
       told.textContent = page.lines.length ? "" : whole ? "No such lines." : "No such lines yet.";
       turn.replaceChildren(
         ...(at.length > 1 ? [h("button", { type: "button", onclick: () => { at.pop(); move(); } }, "Previous lines")]
           : []),
         ...(more ? [h("button",
-          { type: "button", onclick: () => { at.push(page.headers.get("x-next-cursor")); move(); } }, "Next lines")]
+          { type: "button", onclick: () => { at.push(page.next); move(); } }, "Next lines")]
           : []),
         h("button", { type: "button", onclick: () => load() }, "Look again"));
     } catch (fault) {
@@ -124,6 +142,9 @@ function article({ text, value }, requests) {
     raw);
 }
 
-const said = (pairs) =>
-  pairs.map(([role, words]) =>
-  h("div.said", role && h("span.role", data(role)), h("p.words", { dir: "auto" }, data(words))));
+const said = (pairs) => pairs.map(([role, words]) => {
+  const text = h("p.words", { dir: "auto" }, data(words.slice(0, LONG)));
+  const all = () => { text.replaceChildren(data(words)); more.remove(); };
+  const more = h("button.small", { type: "button", onclick: all }, `Show all ${count(words.length)} characters`);
+  return h("div.said", role && h("span.role", data(role)), text, words.length > LONG && more);
+});
