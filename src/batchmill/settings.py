@@ -17,6 +17,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     TypeAdapter,
     ValidationError,
     field_validator,
@@ -144,7 +145,12 @@ def _amount(value: object) -> object:
     return Decimal(str(value))
 
 
-_Amount = Annotated[Decimal, BeforeValidator(_amount), Field(ge=0, le=_DEAREST, decimal_places=9)]
+_Amount = Annotated[
+    Decimal,
+    BeforeValidator(_amount),
+    Field(ge=0, le=_DEAREST, decimal_places=9),
+    PlainSerializer(float, when_used="json"),  # the order to a child process is JSON; text would be no number there
+]
 
 
 class PriceSettings(BaseModel):
