@@ -86,16 +86,18 @@ export async function batchPage(place, { client, id, may, heading, signal, tell 
   }
 
   function sample() {
-    const points = thin([...(samples.get(id) ?? (batch.in_progress_at ? [[batch.in_progress_at, 0, 0]] : [])),
-      [now(), progress.request_counts.completed + progress.request_counts.failed,
-        (progress.completion_tokens_per_second ?? 0) + (progress.prompt_tokens_per_second ?? 0)]]);
+    const { request_counts: counts, prompt_tokens_per_second: prompt, completion_tokens_per_second: answer } = progress;
+    const tokens = (prompt ?? answer ?? null) === null ? null : (prompt ?? 0) + (answer ?? 0);
+    const before = samples.get(id) ?? (batch.in_progress_at ? [[batch.in_progress_at, 0, null]] : []);
+    const points = thin([...before, [now(), counts.completed + counts.failed, tokens]]);
     samples.set(id, points);
     if (points.length < 2) return;
-    if (!charts.children.length) charts.append(done.node);
-    done.show(points.map(([at, lineCount]) => [at, lineCount]), progress.request_counts.total || 1);
-    if (points.length < 3 || !points.some(([, , tokens]) => tokens > 0)) return;
+    if (!done.node.isConnected) charts.append(done.node);
+    done.show(points.map(([at, lineCount]) => [at, lineCount]), counts.total || 1);
+    const known = points.filter(([, , each]) => each !== null).map(([at, , each]) => [at, each]);
+    if (known.length < 2) return;
     if (!speed.node.isConnected) charts.append(speed.node);
-    speed.show(points.slice(1).map(([at, , tokens]) => [at, tokens])); // the first is of no measurement
+    speed.show(known);
   }
 
   const seen = async (next) => {
