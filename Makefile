@@ -8,7 +8,7 @@ TWO := --numprocesses=2 --dist=worksteal
 MAKEFLAGS += --jobs=2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench docs reference faults faults-crashpoints clean lock
+.PHONY: help setup demo test check bench docs reference faults faults-crashpoints screenshots clean lock
 
 help: ## Say what there is.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -18,7 +18,7 @@ setup: .venv/setup ## Make .venv with batchmill, the built-in engine and the ope
 demo: setup ## Run a real batch on the built-in model and print the results.
 	@$(BIN)/python examples/demo.py
 
-test: check .venv/postgres .venv/faults .venv/clients ## Install what the tests need, and run them all.
+test: check .venv/postgres .venv/faults .venv/clients .venv/browser ## Install what the tests need, and run them all.
 	$(BIN)/pytest tests/spec tests/schedule $(TWO) --cov=batchmill.spec --cov=batchmill.schedule --cov-branch \
 	  --cov-report=term:skip-covered --cov-fail-under=100
 	$(BIN)/pytest --ignore=tests/spec --ignore=tests/schedule $(TWO) -m "not alone" -rs --durations=10
@@ -44,6 +44,9 @@ faults-crashpoints: .venv/test .venv/faults ## Every crash point on ext4 and XFS
 
 bench: .venv/test .venv/postgres .venv/bench ## Measure everything again (half an hour), or ONLY="validation clients"; see docs/performance.md.
 	$(BIN)/python bench $(ONLY)
+
+screenshots: .venv/test .venv/browser ## Take the pictures of the dashboard in docs/images anew.
+	$(BIN)/python tools/screenshots.py
 
 clean: ## Remove what these commands made, but not batchmill-data.
 	rm -rf .venv demo-results .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage
@@ -76,6 +79,13 @@ lock: ## Pin every package anew, to what the index gives today.
 	@(export PATH=$$PATH:/usr/sbin; ls /usr/lib/postgresql/*/bin/postgres && command -v pgbouncer && command -v curl) >/dev/null 2>&1 || { \
 	  [ "$$(id -u)" = 0 ] || { echo "The tests need PostgreSQL's server, pgbouncer and curl: apt-get install postgresql pgbouncer curl"; exit 1; }; \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql pgbouncer curl; }
+	@touch $@
+
+# The dashboard's tests and pictures need a browser: Debian's Chromium, and a font with Chinese in it.
+.venv/browser: .venv/base | .venv/postgres
+	@command -v chromium >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] || { echo "The dashboard's tests need Chromium: apt-get install chromium"; exit 1; }; \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-inter fonts-wqy-microhei; }
 	@touch $@
 
 # Crash points need small disks whose power can be cut, and a process held at a system call.

@@ -380,3 +380,11 @@ def test_a_window_is_found_within_the_descriptors_of_the_process() -> None:
         assert connections_of(1000) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_settings_reach_the_processes_of_serve(tmp_path: Path) -> None:
+    """What is set of a model's price is the same in the order that a child process reads."""
+    path = _file(tmp_path, '[models."m"]\nprice = { input = 0.05, cached = 0.000000001, output = 1000 }\n')
+    settings = load_settings({"settings": path})
+    order = settings.model_dump_json()
+    assert Settings.model_validate_json(order) == settings

@@ -17,6 +17,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     TypeAdapter,
     ValidationError,
     field_validator,
@@ -144,7 +145,12 @@ def _amount(value: object) -> object:
     return Decimal(str(value))
 
 
-_Amount = Annotated[Decimal, BeforeValidator(_amount), Field(ge=0, le=_DEAREST, decimal_places=9)]
+_Amount = Annotated[
+    Decimal,
+    BeforeValidator(_amount),
+    Field(ge=0, le=_DEAREST, decimal_places=9),
+    PlainSerializer(float, when_used="json"),  # the order to a child process is JSON; text would be no number there
+]
 
 
 class PriceSettings(BaseModel):
@@ -261,6 +267,7 @@ class Settings(BaseSettings):
     retention: Annotated[Seconds, Field(ge=1)] | None = None  # files without a time of their own; None: for ever
     download_redirect: bool = False  # a download is sent on to the bucket, by a link that holds for five minutes
     webhook_urls: Literal["public", "any"] = "public"  # public: https to public addresses only
+    dashboard: bool = True  # the pages at `/`
     log_format: Literal["text", "json"] = "text"
     access_log: bool = False  # a line for each request of the API
     # Addresses and networks whose X-Forwarded-For is believed.
@@ -275,12 +282,8 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _has_limits_that_make_sense(self) -> Self:
+    def _has_limits_and_models_that_make_sense(self) -> Self:
         limits_over(PROFILES[self.limits], self.limits_override)
-        return self
-
-    @model_validator(mode="after")
-    def _has_names_for_one_model_each(self) -> Self:
         _ = self.catalogue
         return self
 

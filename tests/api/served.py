@@ -16,7 +16,7 @@ import uvicorn
 from openai import AsyncOpenAI, OpenAI
 from sqlalchemy import select
 
-from batchmill.api.app import create_app
+from batchmill.api.app import Page, create_app
 from batchmill.backends.router import Router
 from batchmill.blobs.blobs import Blobs
 from batchmill.blobs.disk import DiskBlobs
@@ -87,6 +87,7 @@ class Served:
         access_log: bool = False,
         postgres: str | None = None,
         clock: FakeClock | None = None,
+        pages: Mapping[str, Page] | None = None,
     ) -> None:
         self.clock = clock or FakeClock()
         self.broken = threading.Event()
@@ -115,6 +116,7 @@ class Served:
             access_log=access_log,
             catalogue=catalogue,
             stopping=lambda: self._server.should_exit,
+            pages=pages or {},
         )
         self._server = uvicorn.Server(server_config(app, limits=limits, trusted_proxies=trusted_proxies))
         # A number tells asyncio that it is TCP, as in `serve`; else each answer may be held back for 40 ms (Nagle).

@@ -70,6 +70,7 @@ def test_a_download_is_sent_on_to_the_bucket(on_bucket: Callable[..., Served], t
     head = tenant.call("HEAD", path)
     assert (head.status, int(head.headers["content-length"])) == (200, len(LINE))
     assert tenant.openai().files.content(made["id"]).content == LINE
+    assert tenant.call("GET", f"{path}?redirect=false").body == LINE  # for a page that may ask no other host
     assert served.tenant().call("GET", path).status == 404
 
 

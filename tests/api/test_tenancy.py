@@ -284,4 +284,4 @@ def test_every_route_is_in_one_of_the_tables(stage: Stage) -> None:
     assert told - served == {"PATCH /v1/files", "GET /v1/none"}
     for route in served:
         if "{}" in route and route != "GET /v1/models/{}":
-            assert route in {place.route for place in PLACES.values()}
+            assert route in {place.route.split("?")[0] for place in PLACES.values()}

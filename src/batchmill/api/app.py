@@ -1,6 +1,7 @@
 """The whole API as one ASGI application."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import Request, Response
@@ -16,7 +17,7 @@ from batchmill.api.document import openapi
 from batchmill.api.events import Streams
 from batchmill.api.fault import as_api_error
 from batchmill.api.files import file_routes
-from batchmill.api.gate import DOCS_ASSETS, App, Gate
+from batchmill.api.gate import DOCS_ASSETS, OPEN_PATHS, App, Gate
 from batchmill.api.health import health_routes
 from batchmill.api.inline import inline_routes
 from batchmill.api.keys import key_routes
@@ -42,8 +43,11 @@ from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
 from batchmill.store.database import Database
 from batchmill.telemetry import UNTRACED, Traces
 
+Page = Callable[[Request], Awaitable[Response]]
+
 _METHODS = ("DELETE", "GET", "HEAD", "POST")
 _POST_ONLY = ("/v1/batches/quote", "/v1/batches/inline")  # no batch has such an id
+_NO_PAGES: Mapping[str, Page] = MappingProxyType({})
 
 
 def create_app(
@@ -64,6 +68,7 @@ def create_app(
     stopping: Callable[[], bool] = lambda: False,
     traces: Traces | None = None,
     access_log: bool = False,
+    pages: Mapping[str, Page] = _NO_PAGES,
 ) -> App:
     """Build the API: the contract's routes, models, the account, and health.
 
@@ -72,6 +77,7 @@ def create_app(
     `redirect`: a download is sent on to the bucket, where there is one.
     `public_webhooks`: events go to public hosts only.
     `calls`: where the calls of organisations are counted, if not in this process's memory.
+    `pages`: what else is answered, by its path, to GET and HEAD, and without a key: the dashboard's files.
     """
     app = FastAPIOffline(  # its page loads nothing from any other host
         title="Batchmill", version=version, redoc_url=None, static_url=DOCS_ASSETS, redirect_slashes=False
@@ -116,6 +122,8 @@ def create_app(
     app.include_router(key_routes(**shared))
     app.include_router(backend_routes(database=database))
     app.include_router(health_routes(database=database, blobs=blobs, clock=clock, apart=apart))
+    for path, page in pages.items():
+        app.router.add_route(path, page, methods=["GET"], include_in_schema=False)
     document = openapi(version=version, limits=limits)
     app.openapi = lambda: document  # type: ignore[method-assign] # the framework's own way to bring a document
     app.add_exception_handler(HTTPException, _routing_answer)
@@ -123,7 +131,16 @@ def create_app(
     app.add_exception_handler(Exception, _fault_answer)  # answered here, then raised again: the gate logs it
     calls = calls or Buckets(clock=clock)
     told = Told(traces=traces or UNTRACED, clock=clock, access_log=access_log)
-    return Gate(app, database=database, clock=clock, limits=limits, calls=calls, broken=broken, told=told)
+    return Gate(
+        app,
+        database=database,
+        clock=clock,
+        limits=limits,
+        calls=calls,
+        broken=broken,
+        told=told,
+        open_paths=OPEN_PATHS | pages.keys(),
+    )
 
 
 async def _fault_answer(_request: Request, fault: Exception) -> Response:

@@ -111,10 +111,14 @@ def file_routes(
     @router.head("/{file_id}/content")
     @router.get("/{file_id}/content")
     async def content(request: Request, file_id: str) -> Response:
-        """Return a file's bytes, as they were uploaded or written (contract a.5), or one `Range` of them."""
+        """Return a file's bytes, as they were uploaded or written (contract a.5), or one `Range` of them.
+
+        `redirect=false`: from here in any case, for a page whose policy knows no other host.
+        """
+        elsewhere = query_choice(request, "redirect", ("true", "false"), default="true") == "true"
         found = await find(request, file_id)
         try:
-            return await download(request, found, blobs=blobs, redirect=redirect)
+            return await download(request, found, blobs=blobs, redirect=redirect and elsewhere)
         except BlobMissing:
             await find(request, file_id)  # deleted since: a 404, and no fault of ours
             raise

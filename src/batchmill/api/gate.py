@@ -3,7 +3,7 @@
 Nothing of a body is read and nothing is written before the key is known (invariant S10).
 """
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
 import structlog
@@ -41,6 +41,7 @@ class Gate:
     whether that key would still be let in.
     `calls` holds the organisations that have a limit to it.
     `broken` is called when the disk failed beneath a request: the process is to end.
+    `open_paths` are asked for without a key.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Gate:
         calls: Rate,
         broken: Callable[[], None],
         told: Told | None = None,
+        open_paths: Collection[str] = OPEN_PATHS,
     ) -> None:
         self._app = app
         self._auth = Auth(database=database, clock=clock, limits=limits)
@@ -60,6 +62,7 @@ class Gate:
         self._limits = limits
         self._broken = broken
         self._told = told or Told(traces=UNTRACED, clock=clock, access_log=False)
+        self._open_paths = open_paths
         self._log = structlog.get_logger("api")
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -109,7 +112,7 @@ class Gate:
 
     async def _admit(self, scope: Message, added: list[tuple[bytes, bytes]], body: Body) -> None:
         """Refuse what may not pass; `added` gains the headers that tell of an organisation's rate."""
-        if scope["path"] not in OPEN_PATHS and not scope["path"].startswith(f"{DOCS_ASSETS}/"):
+        if scope["path"] not in self._open_paths and not scope["path"].startswith(f"{DOCS_ASSETS}/"):
             caller = await self._auth.caller(scope)
             body.admitted = True
             per_minute = caller.allowance.requests_per_minute

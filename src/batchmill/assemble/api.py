@@ -10,6 +10,7 @@ from batchmill.api.rate import Buckets, SharedBuckets
 from batchmill.assemble.limits import limits_of, retention_of
 from batchmill.assemble.storage import Storage
 from batchmill.clock import Clock
+from batchmill.dashboard.pages import dashboard_pages
 from batchmill.settings import Settings
 from batchmill.telemetry import Metrics, Traces
 
@@ -41,6 +42,7 @@ def build_api(
         public_webhooks=settings.webhook_urls == "public",
         stopping=stopping,
         calls=Buckets(clock=clock) if settings.is_embedded else SharedBuckets(database=storage.database),
+        pages=dashboard_pages() if settings.dashboard else {},
     )
 
 

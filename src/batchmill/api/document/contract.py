@@ -42,6 +42,7 @@ def _file_paths(limits: Limits) -> Json:
     ranged = [
         in_header("Range", {"type": "string", "description": one, "examples": ["bytes=0-99"]}),
         in_header("If-Range", {"type": "string", "description": "The ETag; another one gets the whole file."}),
+        in_query("redirect", {"type": "string", "enum": ["true", "false"], "default": "true"}),
     ]
     content: Json = {"text/plain": {"schema": {"type": "string", "format": "binary"}}}
     tags = ["Accept-Ranges", "ETag", "Content-Disposition", *RATE]

@@ -1,0 +1,150 @@
+// The lines of a batch, page by page: the prompt and what came of it, side by side.
+
+import { data, draw, field, h, notice, select } from "../dom.js";
+import { count, mark } from "../format.js";
+import { answered, asked, succeeded } from "../words.js";
+
+const PAGE = 20;
+const LONG = 1500; // characters of a text that are shown at first
+const QUESTIONS = 20; // for one page: rare lines may be far apart
+const ASKED = 7000; // characters of a query: a server takes 8 KiB of an address
+
+/** Return the browser of a batch's lines: `node`, `show(filter)`, `groups(list)` as there are, `look()` for new lines. */
+export function linesBrowser({ client, id, signal, title = "Lines", retried = true }) {
+  const at = [null]; // the cursors of the pages until this one
+  let filter = "";
+  let merged = false;
+  let loads = 0;
+  let open = true; // more lines may come to the page that is shown
+  const choice = select([], { onchange: () => show(choice.value) });
+  const children = h("input",
+    { type: "checkbox", id: "merged", onchange: () => { merged = children.checked; show(filter); } });
+  const told = h("div", { "aria-live": "polite", class: "quiet" });
+  const list = h("div.lines");
+  const turn = h("div.pages");
+  const tools = h("div.tools", field("Show", choice), retried
+    && h("div.check", children, h("label", { for: "merged" }, "With what retries made of failed lines")));
+  const node = h("section", { "aria-labelledby": "lines" }, h("h2", { id: "lines", tabindex: -1 }, title), tools, told,
+    list, turn);
+
+  function groups(found) {
+    const fixed = [["", "All lines"], ["succeeded", "Succeeded"], ["failed", "Failed"]];
+    const each = found.map(({ id: group, message, code, status }) =>
+      [`group:${group}`, `Failed: ${[status, code, message].filter(Boolean).join(" · ").slice(0, 90)}`]);
+    draw(choice, [fixed, each], () => [...fixed, ...each].map(([value, words]) => h("option", { value }, words)));
+    choice.value = filter;
+  }
+
+  /** Ask until the page is full, or there is no more now: a server's page may be shorter than what was asked for. */
+  async function fetchPage() {
+    const page = { lines: [], next: at.at(-1), more: true, whole: false };
+    for (let asked = 0; page.more && page.lines.length < PAGE && asked < QUESTIONS; asked += 1) {
+      const query = { after: page.next, limit: PAGE - page.lines.length, merged: merged || null };
+      if (filter.startsWith("group:")) query.error_group = filter.slice(6);
+      else query.status = filter;
+      const found = await client.lines(`v1/batches/${encodeURIComponent(id)}/results`, query, signal);
+      page.lines.push(...found.lines);
+      page.next = found.headers.get("x-next-cursor");
+      page.more = found.headers.get("x-has-more") === "true";
+      page.whole = found.headers.get("x-complete") === "true";
+    }
+    return page;
+  }
+
+  async function load() {
+    loads += 1;
+    const mine = loads;
+    try {
+      const page = await fetchPage();
+      const { more, whole } = page;
+      const requests = await inputs(page.lines);
+      if (mine !== loads) return; // another page was asked for meanwhile
+      list.replaceChildren(...page.lines.map((line) => article(line, requests)));
+      open = !whole && page.lines.length < PAGE;
+      told.textContent = page.lines.length ? "" : whole ? "No such lines." : "No such lines yet.";
+      turn.replaceChildren(
+        ...(at.length > 1 ? [h("button", { type: "button", onclick: () => { at.pop(); move(); } }, "Previous lines")]
+          : []),
+        ...(more ? [h("button",
+          { type: "button", onclick: () => { at.push(page.next); move(); } }, "Next lines")]
+          : []),
+        h("button", { type: "button", onclick: () => load() }, "Look again"));
+    } catch (fault) {
+      if (fault.name === "AbortError") return;
+      list.replaceChildren(fault.missing
+        ? notice("info", "This server does not show lines before the files are there: download them instead.")
+        : notice("bad", data(fault.message)));
+    }
+  }
+
+  async function move() {
+    await load();
+    node.querySelector("h2").focus();
+  }
+
+  /** Return the lines of input by custom_id; none, where the input is gone or the server does not give them. */
+  async function inputs(lines) {
+    const ids = [...new Set(lines.map(({ value }) => value?.custom_id).filter((each) => typeof each === "string"))];
+    if (!ids.length) return new Map();
+    const requests = new Map();
+    try {
+      for (const some of portions(ids)) {
+        const found = await client.lines(`v1/batches/${encodeURIComponent(id)}/requests`, { custom_id: some }, signal);
+        for (const line of found.lines) requests.set(line.value?.custom_id, line);
+      }
+      return requests;
+    } catch (fault) {
+      if (fault.status === 404 || fault.missing) return new Map();
+      throw fault;
+    }
+  }
+
+  function show(next) {
+    filter = next;
+    choice.value = next;
+    at.splice(1);
+    return load();
+  }
+  /** Load the page again if lines may have come to it, and nobody reads one of them closely. */
+  const look = async () => { if (open && !list.querySelector("details[open]")
+    && !list.contains(document.activeElement)) await load(); };
+  groups([]);
+  return { node, show, groups, look };
+}
+
+/** Return ids in portions, each of which fits into an address. */
+function portions(ids) {
+  const all = [[]];
+  let length = 0;
+  for (const id of ids) {
+    const more = String(new URLSearchParams([["custom_id", id]])).length + 1;
+    if (length + more > ASKED) [length] = [0, all.push([])];
+    all.at(-1).push(id);
+    length += more;
+  }
+  return all;
+}
+
+/** Return a line: its prompt, what came of it, and both as they were sent. */
+function article({ text, value }, requests) {
+  const request = requests.get(value?.custom_id);
+  const good = succeeded(value);
+  const raw = h("details", { ontoggle: () => raw.open && raw.lastChild.replaceChildren(h("h4", "Request"),
+    h("pre", { tabindex: 0 }, data(request?.text ?? "The input is not there.")), h("h4", "Result"),
+      h("pre", { tabindex: 0 }, data(text))) },
+  h("summary", "Raw JSON"), h("div"));
+  return h("article.line",
+    h("header", h("h3", data(value?.custom_id ?? "no custom_id")), good ? mark("good", "Succeeded")
+      : mark("bad", "Failed")),
+    h("div.sides",
+      h("div", h("h4", "Prompt"), request ? said(asked(request.value)) : h("p.quiet", "The input is not there.")),
+      h("div", h("h4", good ? "Answer" : "Error"), said(answered(value)))),
+    raw);
+}
+
+const said = (pairs) => pairs.map(([role, words]) => {
+  const text = h("p.words", { dir: "auto" }, data(words.slice(0, LONG)));
+  const all = () => { text.replaceChildren(data(words)); more.remove(); };
+  const more = h("button.small", { type: "button", onclick: all }, `Show all ${count(words.length)} characters`);
+  return h("div.said", role && h("span.role", data(role)), text, words.length > LONG && more);
+});

@@ -1,0 +1,65 @@
+// What was used, by day, key and model, and what the budgets leave.
+
+import { bars } from "../chart.js";
+import { count, money, share, short, time } from "../format.js";
+import { brief, data, field, h, table } from "../dom.js";
+
+const DAY = 86_400_000;
+const BUDGETS = { tokens_per_day: "Tokens a day", enqueued_tokens: "Tokens that wait", batch_cost: "Cost of a batch" };
+const day = (ms) => new Date(ms).toISOString().slice(0, 10);
+
+export async function usagePage(place, { client, query, signal }) {
+  const from = h("input", { type: "date", value: query.get("from") ?? day(Date.now() - 29 * DAY) });
+  const to = h("input", { type: "date", value: query.get("to") ?? day(Date.now()) });
+  const go = () => { if (from.value && to.value) location.hash = `#/usage?from=${from.value}&to=${to.value}`; };
+  from.addEventListener("change", go);
+  to.addEventListener("change", go);
+  place.append(h("div.tools", field("From", from), field("To", to, "Days of UTC.")));
+  const usage = await client.get("v1/usage", { from: from.value, to: to.value }, signal);
+  const chart = bars({ title: "Tokens", unit: "a day", words: short });
+  const sum = (name) => usage.data.reduce((all, row) => all + row[name], 0);
+  place.append(
+    h("dl.tiles", [["Requests", count(sum("requests"))], ["Failed", count(sum("failed"))],
+      ["Input tokens", short(sum("input_tokens"))],
+      ["Output tokens", short(sum("output_tokens"))], ["Cost", money(total(usage.data))]].filter(([, value]) => value)
+      .map(([name, value]) => h("div", h("dt", name), h("dd", value)))),
+    budgets(usage.budgets ?? []),
+    usage.data.length ? chart.node : "",
+    h("section", h("h2", "By day, key and model"),
+      table({ caption: "Usage, the latest day first", empty: "Nothing was used in these days.",
+      columns: ["Day:day", "Key", "Model:name", "Requests:number", "Failed:number",
+        "Input:number", "Cached:number", "Output:number", "Reasoning:number", "Cost:number"],
+      rows: [...usage.data].sort((a, b) => b.day.localeCompare(a.day)).map((row) =>
+        [row.day, row.key_name ? data(row.key_name) : row.key_id && brief(row.key_id),
+        data(row.model), count(row.requests), count(row.failed), short(row.input_tokens), short(row.cached_tokens),
+          short(row.output_tokens),
+        short(row.reasoning_tokens), money(row.cost)]) })));
+  if (usage.data.length) chart.show(days(usage));
+}
+
+function total(rows) {
+  const costs = rows.map((row) => row.cost).filter(Boolean);
+  return costs.length ? { amount: costs.reduce((all, cost) => all + cost.amount, 0), currency: costs[0].currency }
+    : null;
+}
+
+/** Return the tokens of every day, those without any included. */
+function days({ from, to, data: rows }) {
+  const sums = new Map();
+  for (let ms = Date.parse(from); ms <= Date.parse(to); ms += DAY) sums.set(day(ms), 0);
+  for (const row of rows) sums.set(row.day, (sums.get(row.day) ?? 0) + row.input_tokens + row.output_tokens);
+  return [...sums];
+}
+
+function budgets(all) {
+  if (!all.length) return h("p.quiet", "No budget is set.");
+  return h("section", h("h2", "Budgets"),
+    table({ caption: "Budgets", columns: ["Budget", "Used:number", "Limit:number", "Share:wide", "Begins anew"],
+    rows: all.map(({ kind, model, limit, used, resets_at }) =>
+      [h("span", BUDGETS[kind] ?? data(kind), model && h("span.tag", data(model))),
+      used === undefined ? null : short(used), short(limit), used === undefined ? null
+        : h("span", h("meter",
+        { min: 0, max: limit, high: limit * 0.9, value: Math.min(used, limit),
+        "aria-label": `Used of ${BUDGETS[kind] ?? kind}` }), ` ${share(used, limit)}`),
+      resets_at ? time(resets_at) : null]) }));
+}
