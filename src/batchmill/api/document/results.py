@@ -47,7 +47,7 @@ def result_paths(limits: Limits) -> Json:
                 "Read results",
                 "The lines of the result files in the order in which they came, before, while and after these are "
                 "written. A page is bounded in bytes, too, and may hold none of what is asked for and still have "
-                "more behind it. `follow` streams to the end of the batch; `Accept: text/event-stream` makes events of it.",
+                "more behind it. `follow` streams to the end; `Accept: text/event-stream` makes events of that.",
                 {200: answer_with("Results.", _LINES, told)},
                 faults=(404,),
                 parameters=query,
