@@ -58,7 +58,7 @@ def _run(served: Served, folder: Path, given: str, *options: str) -> None:
 
     It may send again what was cut off: the body of who has no key is not read, so that its answer may be lost.
     """
-    command = [_SCHEMATHESIS, "--config-file", _CONFIG, "run", f"{served.url}/openapi.json", "--seed=5", "--no-color"]
+    command = [_SCHEMATHESIS, "--config-file", _CONFIG, "run", f"{served.url}/openapi.json", "--seed=4", "--no-color"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "0"} | {
         "INPUT_FILE_ID": given,
         "KEY_ID": _KEY_ID,

@@ -59,7 +59,7 @@ def result_routes(
         """Return results in the order in which they came, from a cursor on; `wait` for some, or `follow` them."""
         wait = _wait(request, most=limits.max_results_wait)
         follow = query_choice(request, "follow", _BOOLEANS, default="false") == "true"
-        as_events = _STREAM in request.headers.get("accept", "")
+        as_events = follow and _STREAM in request.headers.get("accept", "")
         asked = _asked(request, batch_id, limits, resumes=as_events)
         reader = _Reader(
             database=database, pages=pages, clock=clock, asked=asked, organisation_id=request.state.organisation_id

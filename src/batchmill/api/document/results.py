@@ -16,7 +16,6 @@ from batchmill.api.document.schemas import TEXT, Json, create_order, object_
 from batchmill.spec.limits import Limits
 
 _LINES: Json = {"application/jsonl": {"schema": {"type": "string", "description": "One JSON object a line."}}}
-_EVENTS: Json = {"text/event-stream": {"schema": TEXT}}
 _GROUP: Json = {"type": "string", "pattern": "^[0-9a-f]{16}$", "description": "The id of an error group."}
 
 
@@ -48,8 +47,8 @@ def result_paths(limits: Limits) -> Json:
                 "Read results",
                 "The lines of the result files in the order in which they came, before, while and after these are "
                 "written. A page is bounded in bytes, too, and may hold none of what is asked for and still have "
-                "more behind it. `follow` streams until the batch is final, as events where Accept asks for these.",
-                {200: answer_with("Results.", {**_LINES, **_EVENTS}, told)},
+                "more behind it. `follow` streams to the end; `Accept: text/event-stream` makes events of that.",
+                {200: answer_with("Results.", _LINES, told)},
                 faults=(404,),
                 parameters=query,
             ),
