@@ -306,3 +306,27 @@ def test_help_groups_the_commands(capsys: pytest.CaptureFixture[str], monkeypatc
     panels = [told.index(f"─ {name} ─") for name in ("Server", "Client", "Local")]
     assert panels == sorted(panels)
     assert panels[0] < told.index(" serve ") < panels[1] < told.index(" submit ") < panels[2] < told.index(" convert ")
+
+
+def test_results_are_followed(shell: Shell, mixed: Path) -> None:
+    """Lines come while the batch runs, none twice, and the command ends with the batch."""
+    batch_id = shell("submit", mixed, "--no-check").out.strip()
+    followed = shell("results", batch_id, "--follow")
+    lines = followed.out.splitlines()
+    assert (followed.code, followed.err, len({json.loads(line)["custom_id"] for line in lines}), len(lines)) == (
+        0,
+        "",
+        22,
+        22,
+    )
+
+
+def test_what_failed_is_retried(shell: Shell, mixed: Path) -> None:
+    """A retry is a batch of its own; merged with its parent each line stands once, and nothing is retried twice."""
+    batch_id = shell.json("submit", mixed, "--no-check", "--watch", code=3)[0]["id"]
+    child = shell.json("retry", batch_id, "--watch", code=3)
+    assert child[0]["parent_id"] == batch_id
+    assert child[-1]["request_counts"] == {"completed": 0, "failed": 2, "total": 2}
+    (again,) = shell.json("retry", batch_id, code=1)
+    assert child[0]["id"] in again["error"]["message"]
+    assert len(shell("results", batch_id, "--merged").out.splitlines()) == 22

@@ -13,6 +13,7 @@ CASES = [
     (errors.invalid_value("endpoint", "no"), 400, "invalid_request_error", "invalid_value", "endpoint"),
     (errors.unknown_input_file(), 400, "invalid_request_error", "invalid_value", "input_file_id"),
     (errors.not_cancellable("failed"), 400, "invalid_request_error", "invalid_batch_state", None),
+    (errors.not_steerable("failed", "paused"), 400, "invalid_request_error", "invalid_batch_state", None),
     (errors.too_big("The file", 5, "file"), 400, "invalid_request_error", "invalid_value", "file"),
     (errors.unauthenticated(), 401, "incorrect_api_key_error", "invalid_api_key", None),
     (errors.permission_denied("no"), 403, "permission_denied_error", "insufficient_permissions", None),
