@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from batchmill.spec.groups import group_of
+from batchmill.spec.groups import group_of, is_group
 from batchmill.spec.results import answered, unanswered
 
 ID = b'"r-1"'
@@ -83,3 +83,9 @@ def test_a_nul_is_shown() -> None:
     """No database keeps one in a text."""
     group = group_of(failed({"error": {"message": "a\0b", "code": "c\0"}}))[1]
     assert (group.code, group.message) == ("c\N{REPLACEMENT CHARACTER}", "a\N{REPLACEMENT CHARACTER}b")
+
+
+def test_an_id_of_a_group_has_its_shape() -> None:
+    """What a client names is looked for only if it may be one."""
+    assert is_group(group_of(failed({"error": {"message": "no"}}))[1].id)
+    assert not is_group("no group")

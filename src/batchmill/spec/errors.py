@@ -112,7 +112,9 @@ def results_gone(batch_id: str) -> ApiError:
 
 def unknown_route() -> ApiError:
     """Return the 404 for a path that is nobody's."""
-    message = "No such route. There are /v1/files, /v1/batches and /v1/models, and what is below them; no last slash."
+    message = (
+        "No such route. /openapi.json has all of them, /v1/files, /v1/batches and /v1/models among them; no last slash."
+    )
     return ApiError(status=404, type="resource_not_found_error", message=message, code="unknown_url")
 
 
