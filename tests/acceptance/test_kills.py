@@ -229,7 +229,8 @@ def _check_rest(siege: Siege) -> None:
     installation, data = siege.processes.installation, siege.server.data
     assert installation.unsound(data) == []
     ready = dict(siege.query("SELECT key, bytes FROM blob WHERE state = 'ready'"))
-    assert set(ready) == {key for (key,) in siege.query("SELECT blob_key FROM file")}
+    owned = "SELECT blob_key FROM file UNION SELECT order_key FROM batch WHERE order_key IS NOT NULL"
+    assert set(ready) == {key for (key,) in siege.query(owned)}
     assert siege.query("SELECT count(*) FROM blob WHERE state = 'ready' AND refs != 1") == [(0,)]
     stored = installation.sizes(data)
     assert {key: stored.pop(key) for key in ready} == ready

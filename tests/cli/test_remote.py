@@ -182,11 +182,11 @@ def test_a_batch_is_steered(shell: Shell, processes: Processes, tmp_path: Path) 
     assert batch["completion_window"] == "48h"
     assert shell.json("priority", batch_id, "-5")[0]["priority"] == -5
     assert shell.json("priority", batch_id, "7")[0]["priority"] == 7
-    assert shell.json("resume", batch_id)[0]["paused_at"] is None
     watching = processes.start("watch", batch_id, environment=shell.environment)
     until(lambda: "in_progress" in watching.out.read_text(), 20)
     assert watching.stop(signal.SIGINT) == 130
     assert f"The batch goes on; to see it again: batchmill watch {batch_id}" in watching.err.read_text()
+    assert shell.json("resume", batch_id)[0]["paused_at"] is None
     assert shell("cancel", batch_id).code == 0
     assert shell("watch", batch_id).code == 6
 

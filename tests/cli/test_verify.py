@@ -61,7 +61,7 @@ def test_damage_ends_with_1_and_is_named(processes: Processes) -> None:
     assert told.code == 1
     said = json.loads(told.out)
     assert [(f["damage"], f["kind"], f["what"]) for f in said["findings"]] == [(True, "bytes", key)]
-    assert (said["sound"], said["blobs"], said["lines"]) == (False, 2, 50)
+    assert (said["sound"], said["blobs"], said["lines"]) == (False, 3, 50)
 
 
 def test_the_state_of_a_run_is_checked_with_its_input(processes: Processes, tmp_path: Path) -> None:

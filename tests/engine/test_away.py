@@ -67,7 +67,7 @@ async def test_finalizing_waits_for_the_bucket(mill: Mill, toxic: Toxic, fault: 
     assert len(await mill.results(batch_id)) == 3
     while await mill.sweeper.step():
         pass
-    assert len(set(mill.blobs.keys(before=float("inf")))) == 2  # the input, which has a File, and the output
+    assert len(set(mill.blobs.keys(before=float("inf")))) == 3  # the input, which has a File, the output, the order
 
 
 @pytest.mark.parametrize("fault", [*PASSING, Fault.LOST_REPLY], ids=lambda fault: fault.value)
@@ -140,7 +140,7 @@ async def test_sweeping_waits_for_the_bucket(mill: Mill, toxic: Toxic) -> None:
     toxic.heal()
     while await sweeper.step():
         pass
-    assert len(set(mill.blobs.keys(before=float("inf")))) == 3  # two inputs, one output
+    assert len(set(mill.blobs.keys(before=float("inf")))) == 4  # two inputs, one output with its order
 
 
 async def test_a_run_among_faults_is_whole(mill: Mill, toxic: Toxic) -> None:

@@ -161,4 +161,7 @@ async def test_a_finalizer_that_was_fenced_off_writes_nothing(mill: Mill) -> Non
     while await mill.sweeper.step():
         pass
     await mill.sweeper.step()
-    assert sorted(key.rpartition("-")[2] for key in mill.blobs.keys(before=float("inf")) if "-" in key) == ["output"]
+    assert sorted(key.rpartition("-")[2] for key in mill.blobs.keys(before=float("inf")) if "-" in key) == [
+        "order",
+        "output",
+    ]

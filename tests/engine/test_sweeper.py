@@ -46,7 +46,7 @@ async def test_a_final_batch_is_cleared(mill: Mill) -> None:
     for _ in range(3):
         await mill.sweeper.step()
     kinds = sorted(key.rpartition("-")[2].partition("_")[0] for key in mill.blobs.keys(before=float("inf")))
-    assert kinds == ["output", "upload"]
+    assert kinds == ["order", "output", "upload"]
     assert len(await mill.results(batch_id)) == 300
 
 
@@ -156,4 +156,4 @@ async def test_many_slices_are_cleared_in_portions(mill: Mill) -> None:
     assert steps >= 2
     assert (await mill.look(batch_id)).input_key is None
     kinds = sorted(key.rpartition("-")[2].partition("_")[0] for key in mill.blobs.keys(before=float("inf")))
-    assert kinds == ["error", "upload"]
+    assert kinds == ["error", "order", "upload"]

@@ -227,6 +227,7 @@ def _check_rows(evidence: Evidence, finding: Finding) -> None:
             finding.check(not left, f"R17 nothing is left behind: {what}", left[:5])
         ready = dict(rows.all("SELECT key, sha256 FROM blob WHERE state = 'ready'"))
         files = [key for (key,) in rows.all("SELECT blob_key FROM file")]
+        orders = [key for (key,) in rows.all("SELECT order_key FROM batch WHERE order_key IS NOT NULL")]
         results = [
             file_id
             for pair in rows.all("SELECT output_file_id, error_file_id FROM batch")
@@ -234,7 +235,8 @@ def _check_rows(evidence: Evidence, finding: Finding) -> None:
             if file_id is not None
         ]
         published = {i for (i,) in rows.all("SELECT id FROM file WHERE purpose = 'batch_output'")}
-    finding.check(sorted(files) == sorted(ready), "R17 every ready blob is a File's, once", set(files) ^ set(ready))
+    owned = sorted([*files, *orders])
+    finding.check(owned == sorted(ready), "R17 every ready blob is a File's or an order, once", set(owned) ^ set(ready))
     finding.check(sorted(results) == sorted(published), "R15 every result file is a batch's", set(results) ^ published)
     stored = evidence.ground.keys()
     finding.check(stored == ready.keys(), "R17 rows and bytes agree", sorted(stored ^ ready.keys())[:5])

@@ -14,7 +14,7 @@ from batchmill.blobs.space import Room
 from batchmill.clock import Clock
 from batchmill.engine.attempt import Attempts
 from batchmill.ledger.merge import Merged, Rest, Text, merge_results
-from batchmill.ledger.order import Order
+from batchmill.ledger.order import IN_MEMORY, Order
 from batchmill.ledger.sums import by_cause, causes_of
 from batchmill.spec.ids import mint_id
 from batchmill.spec.objects import FileObject
@@ -194,7 +194,7 @@ class Finalizer:
                 results[kind] = _ResultFile(key=_key(batch, kind), writer=self._blobs.writer(_key(batch, kind)))
             with ExitStack() as stack:
                 if lines:
-                    scratch = stack.enter_context(self._blobs.scratch())
+                    scratch = stack.enter_context(self._blobs.scratch()) if lines > IN_MEMORY else None
                     order = Order(scratch=scratch, lines=lines)
                     stack.callback(order.close)
                     unanswered = self._merge(closing, files, order)

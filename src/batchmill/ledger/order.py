@@ -21,6 +21,7 @@ from typing import BinaryIO, NamedTuple
 from batchmill.blobs.blobs import Blobs, BlobWriter
 from batchmill.store.slice import Segment
 
+IN_MEMORY = 1 << 20  # lines whose order needs no scratch
 _RECORD = struct.Struct("<QQ")  # where the line begins, above _FAILED if in the error file; its bytes
 _FAILED = 1 << 63
 _BLOCK = 256  # records
@@ -57,16 +58,19 @@ def order_bytes(lines: int) -> int:
 
 
 class Order:
-    """An order that is built while its lines are written, in the order of the input; it lies in scratch, by rank.
+    """An order that is built while its lines are written, in the order of the input; it lies by rank in scratch.
+
+    Without scratch it lies in memory: `IN_MEMORY` lines take 16 MiB. A batch of so many ends on a full disk, too.
 
     Raises:
         OSError: there is no room for it. (It is taken at once: a mapping that finds none later ends the process.)
     """
 
-    def __init__(self, *, scratch: BinaryIO, lines: int) -> None:
+    def __init__(self, *, scratch: BinaryIO | None, lines: int) -> None:
         self._lines = lines
-        os.posix_fallocate(scratch.fileno(), 0, lines * _RECORD.size)
-        self._mapped = mmap.mmap(scratch.fileno(), lines * _RECORD.size)
+        if scratch is not None:
+            os.posix_fallocate(scratch.fileno(), 0, lines * _RECORD.size)
+        self._mapped = mmap.mmap(-1 if scratch is None else scratch.fileno(), lines * _RECORD.size)
         self._ends = {True: 0, False: _FAILED}
 
     def close(self) -> None:
