@@ -1,7 +1,6 @@
 """The route that retries what failed of a batch: the failed lines once more, as a File and a batch of their own."""
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -10,7 +9,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from batchmill.api.answer import read_json
-from batchmill.api.fault import SPACE_SECONDS
+from batchmill.api.maker import ask_for_room, begin, give_up, in_thread
 from batchmill.api.order import add_batch, new_file, publish_file
 from batchmill.api.replay import Made, Replays
 from batchmill.api.slots import Slots
@@ -28,12 +27,12 @@ from batchmill.spec.ids import mint_id
 from batchmill.spec.limits import Limits
 from batchmill.spec.states import FINAL
 from batchmill.store.batch import Batch, find_batch
-from batchmill.store.blob import doom_blob, insert_writing
+from batchmill.store.blob import doom_blob
 from batchmill.store.database import Database, Transaction
 from batchmill.store.file import File, find_file
 from batchmill.store.order import as_child, list_children, lock_parent
 from batchmill.store.organisation import Allowance
-from batchmill.store.replay import Call, delete_running, note_arrival
+from batchmill.store.replay import Call, note_arrival
 
 T = TypeVar("T")
 
@@ -78,20 +77,14 @@ def retry_routes(
             allowance=request.state.allowance,
         )
 
-        def begin(tx: Transaction) -> None:
+        def announce(tx: Transaction) -> None:
             if find_batch(tx, organisation_id=call.organisation_id, batch_id=batch_id) is None:
                 raise errors.not_found("batch")
-            replays.begin(tx, call)
-            insert_writing(tx, key=key, organisation_id=call.organisation_id, now=int(clock.now()))
-
-        def give_up(tx: Transaction) -> None:
-            delete_running(tx, call=call)
-            doom_blob(tx, key=key)
+            begin(tx, replays, call, key, now=int(clock.now()))
 
         with slots.one(call.caller):
-            if await asyncio.to_thread(room.short) is not None:
-                raise errors.insufficient_storage(SPACE_SECONDS)
-            await database.write(begin)
+            await ask_for_room(room)
+            await database.write(announce)
             try:
                 # What refuses it may be the child that this very call made before its answer was lost: ask that first.
                 copied = await _copied(database, blobs, look, key=key, now=int(clock.now()))
@@ -102,7 +95,7 @@ def retry_routes(
                     make=lambda tx: _make(tx, look, copied, key=key, now=clock.now(), lasts=retention),
                 )
             except BaseException:
-                await database.write(give_up)
+                await database.write(lambda tx: give_up(tx, call, key))
                 raise
         if answer.replayed:
             await database.write(lambda tx: doom_blob(tx, key=key))
@@ -186,7 +179,7 @@ async def _copied(
         except ApiError as refused:
             return refused
         try:
-            written = await _in_thread(
+            written = await in_thread(
                 partial(
                     copy_failed,
                     blobs=blobs,
@@ -255,13 +248,3 @@ def _order(value: object, parent: Batch, limits: Limits) -> CreateOrder:
     }
     order = parse_create({**parents, **given}, limits=limits)
     return replace(order, output_expires_after=parent.output_expires_after)
-
-
-async def _in_thread(call: Callable[[], T]) -> T:
-    """Run a blocking call to its end, even if the caller is cancelled: nobody may give up a blob beneath a write."""
-    running = asyncio.ensure_future(asyncio.to_thread(call))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        raise
