@@ -22,10 +22,12 @@ from sqlalchemy import (
     Connection,
     Engine,
     Float,
+    Table,
     create_engine,
     event,
     literal,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import OperationalError
 
 from batchmill.clock import Clock
@@ -73,6 +75,12 @@ class Transaction:
     lease_now: ColumnElement[float]
     ring: Callable[[], None] = nothing
     take_time: Callable[[], None] = nothing
+
+    def insert(self, table: Table) -> postgresql.Insert | sqlite.Insert:
+        """Return an insert that can say what becomes of a row that is there already: `on_conflict_do_…`."""
+        if self.connection.dialect.name == "postgresql":
+            return postgresql.insert(table)
+        return sqlite.insert(table)
 
 
 Statements = Callable[[Transaction], T]

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, Table, and_, delete, exists, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Row, and_, delete, exists, select, update
 
 from batchmill.schedule.measure import Measure
 from batchmill.schedule.share import Heard, Part, Total, settle
@@ -46,9 +45,9 @@ def say_health(tx: Transaction, *, worker_id: str, name: str, reason: str | None
     """Keep how one worker finds a backend, `reason` None for well; it is well if any worker finds it so."""
     mine = {"well": reason is None, "reason": reason}
     # The row is there before it is locked; whoever comes second waits, and sees what the first has said.
-    tx.connection.execute(_insert(tx, backend).values(name=name, since=now, **mine).on_conflict_do_nothing())
+    tx.connection.execute(tx.insert(backend).values(name=name, since=now, **mine).on_conflict_do_nothing())
     row = tx.connection.execute(select(backend).where(backend.c.name == name).with_for_update()).one()
-    added = _insert(tx, lane).values(worker_id=worker_id, backend=name, **mine)
+    added = tx.insert(lane).values(worker_id=worker_id, backend=name, **mine)
     tx.connection.execute(added.on_conflict_do_update(index_elements=list(lane.primary_key), set_=mine))
     _agree(tx, row, _said(_lanes(tx, [name]), worker_id), now)
 
@@ -101,7 +100,7 @@ def tell(tx: Transaction, *, worker_id: str, told: Mapping[str, Told], now: int)
         kept.append({"worker_id": worker_id, "backend": row.name} | _values(part))
         _agree(tx, row, _said(beside, worker_id), now)
     if kept:
-        added = _insert(tx, lane)
+        added = tx.insert(lane)
         columns = {name: added.excluded[name] for name in (*_PART, *Measure._fields)}
         tx.connection.execute(added.on_conflict_do_update(index_elements=list(lane.primary_key), set_=columns), kept)
     living = select(worker.c.id).where(_alive(tx))
@@ -203,7 +202,3 @@ def _forget(tx: Transaction, names: Collection[str] | None = None) -> None:
     """Forget the backends that nobody has a lane for, of all or of these."""
     gone = delete(backend).where(backend.c.name.not_in(select(lane.c.backend)))
     tx.connection.execute(gone if names is None else gone.where(backend.c.name.in_(names)))
-
-
-def _insert(tx: Transaction, table: Table) -> postgresql.Insert | sqlite.Insert:
-    return postgresql.insert(table) if tx.connection.dialect.name == "postgresql" else sqlite.insert(table)

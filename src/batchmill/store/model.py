@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Table, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import select, update
 
 from batchmill.store.database import Transaction
 from batchmill.store.tables import backend, model
@@ -26,7 +25,7 @@ def add_models(tx: Transaction, *, names: Iterable[str], now: int) -> tuple[str,
     known = {name for name, _ in list_models(tx)}
     new = tuple(dict.fromkeys(name for name in names if name not in known))
     for name in new:
-        tx.connection.execute(_insert(tx, model).values(name=name, created_at=now).on_conflict_do_nothing())
+        tx.connection.execute(tx.insert(model).values(name=name, created_at=now).on_conflict_do_nothing())
     return new
 
 
@@ -38,7 +37,7 @@ def list_models(tx: Transaction) -> Sequence[tuple[str, int]]:
 def save_backend(tx: Transaction, state: BackendState) -> None:
     """Keep how a backend is now."""
     values = {"well": state.well, "reason": state.reason, "since": state.since}
-    added = _insert(tx, backend).values(name=state.name, **values)
+    added = tx.insert(backend).values(name=state.name, **values)
     tx.connection.execute(added.on_conflict_do_update(index_elements=[backend.c.name], set_=values))
 
 
@@ -67,10 +66,3 @@ def list_backends(tx: Transaction) -> Sequence[BackendState]:
         )
         for row in rows
     ]
-
-
-def _insert(tx: Transaction, table: Table) -> postgresql.Insert | sqlite.Insert:
-    """Return an insert that can say what to do with a row that is there: several workers learn the same at once."""
-    if tx.connection.dialect.name == "postgresql":
-        return postgresql.insert(table)
-    return sqlite.insert(table)

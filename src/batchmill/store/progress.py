@@ -7,8 +7,7 @@ so what was read a moment ago still holds, and nobody waits for two.
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import Table, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import select
 
 from batchmill.spec.groups import ErrorGroup
 from batchmill.spec.models import Catalogue
@@ -27,7 +26,7 @@ def add_shares(tx: Transaction, shares: Sequence[tuple[str, str, Share]]) -> Non
     """Add to what backends have done of batches, each with its id and its organisation's."""
     if not shares:
         return
-    added = _insert(tx, batch_share)
+    added = tx.insert(batch_share)
     sums = {name: batch_share.c[name] + added.excluded[name] for name in _SUMS}
     rows = [
         {"batch_id": batch_id, "organisation_id": organisation_id, **share.wire()}
@@ -60,7 +59,7 @@ def add_errors(
     ]
     if not rows:
         return
-    added = _insert(tx, error_group)
+    added = tx.insert(error_group)
     changed = {"lines": error_group.c.lines + added.excluded.lines, "custom_ids": added.excluded.custom_ids}
     tx.connection.execute(added.on_conflict_do_update(index_elements=list(error_group.primary_key), set_=changed), rows)
 
@@ -101,7 +100,3 @@ def _errors(tx: Transaction, batch_id: str) -> Sequence[Errors]:
 
 def _first(custom_ids: Sequence[str]) -> str:
     return msgspec.json.encode(custom_ids[:IDS_KEPT]).decode()
-
-
-def _insert(tx: Transaction, table: Table) -> postgresql.Insert | sqlite.Insert:
-    return postgresql.insert(table) if tx.connection.dialect.name == "postgresql" else sqlite.insert(table)

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sqlalchemy import select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from batchmill.spec.models import Catalogue
 from batchmill.spec.objects import Usage
@@ -25,8 +24,7 @@ def count_models(tx: Transaction, *, batch_id: str, organisation_id: str, usages
         {"batch_id": batch_id, "model": model, "organisation_id": organisation_id, **_tokens(usage)}
         for model, usage in sorted(usages.items())
     ]
-    insert = postgresql.insert if tx.connection.dialect.name == "postgresql" else sqlite.insert
-    added = insert(batch_usage)
+    added = tx.insert(batch_usage)
     sums = {name: batch_usage.c[name] + added.excluded[name] for name in _TOKENS}
     if rows:
         key = list(batch_usage.primary_key)

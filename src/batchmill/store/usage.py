@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Table, func, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import func, select
 
 from batchmill.spec.objects import Usage
 from batchmill.spec.states import Status
@@ -28,7 +27,7 @@ def count_usage(tx: Transaction, used: Mapping[Whose, Used], *, day: int) -> Non
     """Add to what was used in a day (days since 1970-01-01), at the very end of a transaction: see the table."""
     if not used:
         return
-    added = _insert(tx, usage_day)
+    added = tx.insert(usage_day)
     more = {name: usage_day.c[name] + added.excluded[name] for name in _COUNTS}
     rows = [
         {
@@ -93,7 +92,3 @@ def tokens_enqueued(tx: Transaction, *, organisation_id: str) -> Mapping[str, in
         .group_by(slice_.c.model)
     )
     return {row.model: int(row.tokens) for row in tx.connection.execute(query)}
-
-
-def _insert(tx: Transaction, table: Table) -> postgresql.Insert | sqlite.Insert:
-    return postgresql.insert(table) if tx.connection.dialect.name == "postgresql" else sqlite.insert(table)
