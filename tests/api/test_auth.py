@@ -104,10 +104,12 @@ def test_bad_keys_of_every_kind_are_one_401(served: Served, tenant: Tenant) -> N
 def test_a_key_revoked_during_an_upload_ends_no_upload(served: Served, tenant: Tenant) -> None:
     """D5: what began with a good key is finished; the next request is refused."""
     content_type, body = form(text_part("purpose", "batch"), file_part(b"{}\n"))
+    noted = select(blob.c.key)
+    before = set(served.rows(lambda tx: tx.connection.execute(noted).all()))  # of other tests on the same server
 
     def sending() -> Any:  # noqa: ANN401 - pieces of the body
         yield body[:-40]
-        while not served.rows(lambda tx: tx.connection.execute(select(blob.c.key)).all()):
+        while before.issuperset(served.rows(lambda tx: tx.connection.execute(noted).all())):
             pass  # the server has not begun with it
         revoke(served, tenant.key)
         yield body[-40:]
