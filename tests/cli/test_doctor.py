@@ -13,7 +13,8 @@ import pytest
 from batchmill.blobs.bucket import BucketBlobs
 from batchmill.cli import data_directory
 from batchmill.cli.checkup import storage
-from batchmill.cli.doctor import Verdict, check_names, run_doctor
+from batchmill.cli.doctor import check_names, run_doctor
+from batchmill.cli.finding import Verdict
 from batchmill.settings import load_settings
 from bucket import Bucket
 from postgres import Cluster

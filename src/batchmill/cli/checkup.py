@@ -23,7 +23,7 @@ from batchmill.backends.backend import Unreachable as BackendAway
 from batchmill.backends.weights import default_cache_dir, find
 from batchmill.blobs.blobs import BlobMissing, Blobs
 from batchmill.cli import data_directory
-from batchmill.cli.doctor import Finding, ok, problem, warning
+from batchmill.cli.finding import Finding, ok, problem, warning
 from batchmill.client.failure import Failed, Refused
 from batchmill.client.http import connect
 from batchmill.settings import BackendSettings, BadSettings, Settings
