@@ -19,7 +19,7 @@ from tempfile import mkdtemp
 
 from faults.chaos import GROUNDS, Plan, run_enclosed
 from faults.ground import DataDirectory
-from faults.planted import BLIND, BUGS, REMOTE_BUGS, is_found
+from faults.planted import BUGS, LARGE, REMOTE_BUGS, is_found
 from faults.remote import Remote
 from faults.sandbox import not_permitted
 
@@ -81,8 +81,8 @@ def short_run(planted: str = "", ground: str = DataDirectory.name) -> Plan:
     plan = Plan(seed=556, seconds=12, faults=36, stale=8, most_lines=500, planted=planted)
     if planted:
         plan = replace(plan, patience=20.0)
-    if planted in BLIND:
-        # A stale write must find its batch far from its end: else it would exceed the total, and its row refuses that.
+    if planted in LARGE:
+        # A stale write that finds its batch near its end would exceed the total, and its row refuses that.
         plan = replace(plan, seconds=8, faults=8, outages=0, most_lines=2500, patience=12.0)
     return plan
 

@@ -163,6 +163,10 @@ def _check_journal(evidence: Evidence, finding: Finding, ids: Mapping[str, str])
         elif fact.kind == "published":
             sha256 = hashlib.sha256(client.files.content(str(fact.said["file"])).content).hexdigest()
             finding.check(sha256 == fact.said["sha256"], "R15 a published file never changes", fact)
+        elif fact.kind == "followed":
+            same = fact.said["read"] == fact.said["published"]
+            finding.figures["results read while they came"] += int(fact.said["lines"] or 0)
+            finding.check(same, "R15 results read on a cursor are the files' lines, each once", fact)
         elif fact.kind == "cancelled":
             status = client.batches.retrieve(by_order[fact.order]).status
             finding.check(status == "cancelled", "R3 an acknowledged cancel holds", f"{fact} {status}")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import httpx2
 from openai import APIConnectionError, APIStatusError, APITimeoutError, InternalServerError, OpenAI
 from openai.types import Batch
 
@@ -21,16 +22,23 @@ _AT_ONCE = 2  # batches open in an organisation
 _LOOK_SECONDS = 0.25
 _PATIENCE = 60.0  # of one call, over deaths of the API
 _GONE = 404
+_PAUSED = 0.5  # of the batches, once
+_PAUSE_SECONDS = 4.0  # longer than a worker may take to hear of it
+_PAGE = 200  # results read at a look
 
 
 @dataclass(slots=True, kw_only=True)
 class Placed:
-    """A batch that the API has acknowledged."""
+    """A batch that the API has acknowledged; `results` are what was read of them while it ran, behind `cursor` more."""
 
     order: Order
     batch_id: str
     file_id: str
     since: float
+    pauses: float | None  # seconds from its creation
+    paused: float | None = None  # since when
+    cursor: str | None = None
+    results: list[bytes] = field(default_factory=list)
     cancelled: bool = False
     deleted: bool = False
     seen: str = ""
@@ -88,20 +96,21 @@ class Client:
 
     def _run(self) -> None:
         draw = random.Random(self.seed)  # noqa: S311 - it must be the same again
+        steering = random.Random(f"steering {self.seed}")  # noqa: S311 - as above
         try:
             with self.api() as api:
                 while self.placed or not self.ending.is_set():
                     if len(self.placed) < _AT_ONCE and not self.ending.is_set():
                         name = f"{self.name}-{len(self.orders)}"
                         self.orders[name] = make_order(name, draw, most_lines=self.most_lines, poisoned=self.poisoned)
-                        self._place(api, self.orders[name])
+                        self._place(api, self.orders[name], steering)
                     for placed in list(self.placed.values()):
                         self._attend(api, placed)
                     time.sleep(_LOOK_SECONDS)
         except BaseException as fault:  # noqa: BLE001 - told by whoever waits for this thread
             self.fault = fault
 
-    def _place(self, api: OpenAI, order: Order) -> None:
+    def _place(self, api: OpenAI, order: Order, steering: random.Random) -> None:
         content = order.content
         file = self._insist(lambda: api.files.create(file=(f"{order.name}.jsonl", content), purpose="batch"))
         self.journal.keep("uploaded", order.name, file=file.id, sha256=hashlib.sha256(content).hexdigest())
@@ -124,7 +133,13 @@ class Client:
 
         batch = self._insist(create)
         self.journal.keep("created", order.name, batch=batch.id, status=batch.status)
-        self.placed[order.name] = Placed(order=order, batch_id=batch.id, file_id=file.id, since=time.monotonic())
+        self.placed[order.name] = Placed(
+            order=order,
+            batch_id=batch.id,
+            file_id=file.id,
+            since=time.monotonic(),
+            pauses=steering.uniform(0, 3) if steering.random() < _PAUSED else None,
+        )
 
     def _attend(self, api: OpenAI, placed: Placed) -> None:
         """Look at a batch, and do to it what is its fate."""
@@ -134,18 +149,63 @@ class Client:
         if order.fate is Fate.CANCEL and not placed.cancelled and age >= order.moment:
             placed.cancelled = True
             self._cancel(api, placed)
+        self._steer(api, placed, age)
         if order.deletes_input is not None and not placed.deleted and age >= order.deletes_input:
             placed.deleted = True
             self._delete_input(api, placed)
+        is_read = self._read_on(api, placed)
         if batch.status in FINAL:
+            while not is_read:
+                is_read = self._read_on(api, placed)
+            published: list[bytes] = []
             for kind, file_id in (("output", batch.output_file_id), ("error", batch.error_file_id)):
                 if file_id is not None:
                     content = self._insist(lambda file_id=file_id: api.files.content(file_id).content)  # type: ignore[misc]
                     sha256 = hashlib.sha256(content).hexdigest()
                     self.journal.keep("published", order.name, what=kind, file=file_id, sha256=sha256)
+                    published += content.splitlines(keepends=True)
+            self.journal.keep(
+                "followed",
+                order.name,
+                read=_digest(placed.results),
+                lines=len(placed.results),
+                published=_digest(published),
+                published_lines=len(published),
+            )
             if order.fate is Fate.RUN:
                 self._cancel(api, placed)  # too late: it must be refused
             del self.placed[order.name]
+
+    def _read_on(self, api: OpenAI, placed: Placed) -> bool:
+        """Read results on from where they were read to; return whether there is nothing behind, now and ever."""
+        asked = {"limit": str(_PAGE)} | ({} if placed.cursor is None else {"after": placed.cursor})
+        page = self._insist(
+            lambda: api.get(f"/batches/{placed.batch_id}/results", cast_to=httpx2.Response, options={"params": asked})
+        )
+        placed.results += page.content.splitlines(keepends=True)
+        placed.cursor = page.headers["x-next-cursor"]
+        return bool(page.headers["x-complete"] == "true")
+
+    def _steer(self, api: OpenAI, placed: Placed, age: float) -> None:
+        """Pause a batch whose moment has come; let it go on after a while, or when the run ends."""
+        if placed.pauses is not None and age >= placed.pauses and not self.ending.is_set():
+            placed.pauses = None
+            if self._say(api, placed, "pause"):
+                placed.paused = time.monotonic()
+        elif placed.paused is not None and (self.ending.is_set() or time.monotonic() >= placed.paused + _PAUSE_SECONDS):
+            placed.paused = None
+            self.journal.keep("resuming", placed.order.name)
+            self._say(api, placed, "resume")
+
+    def _say(self, api: OpenAI, placed: Placed, word: str) -> bool:
+        """Say a word to a batch, and note the answer; False if it is past its running."""
+        try:
+            answer = self._insist(lambda: api.post(f"/batches/{placed.batch_id}/{word}", cast_to=Batch))
+        except APIStatusError as refused:
+            self.journal.keep(f"{word} refused", placed.order.name, code=refused.status_code)
+            return False
+        self.journal.keep(word, placed.order.name, status=answer.status)
+        return True
 
     def _saw(self, placed: Placed, batch: Batch) -> None:
         counts = batch.request_counts
@@ -180,3 +240,8 @@ class Client:
             if refused.status_code != _GONE:  # the answer to a first try was lost
                 raise
         self.journal.keep("deleted", placed.order.name, file=placed.file_id)
+
+
+def _digest(lines: list[bytes]) -> str:
+    """Return what is the same for the same lines in any order."""
+    return hashlib.sha256(b"".join(sorted(lines))).hexdigest()

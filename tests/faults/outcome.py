@@ -44,6 +44,7 @@ class BatchCheck:
         finding.check(batch.status != "failed", "R1 good lines are accepted", f"{batch.id} {batch.errors}")
         self._check_sends()
         self._check_last_send()
+        self._check_pauses()
         if batch.status not in {*FINAL} or batch.status == "failed":
             return
         if batch.request_counts and batch.request_counts.total:
@@ -76,6 +77,34 @@ class BatchCheck:
                 self.finding.check(
                     late <= 0, f"R8 nothing is sent a second after {what}", f"{self.batch.id} {late:.2f}"
                 )
+
+    def _check_pauses(self) -> None:
+        """Nothing is sent a second after a pause was acknowledged, until the batch was told to go on.
+
+        But by who could not know: a worker that was stopped meanwhile, or was cut off from the rows.
+        """
+        facts = [f for f in self.evidence.facts if f.order == self.order.name]
+        resumes = [f.at for f in facts if f.kind == "resuming"] + [float("inf")]
+        for pause in (f.at for f in facts if f.kind == "pause"):
+            self.finding.figures["pauses"] += 1
+            ends = min(at for at in resumes if at > pause)
+            sends = ((place, send) for place, sends in self.sent.items() for send in sends)
+            late = [
+                (p, send) for p, send in sends if pause + LEARN_SECONDS < send.at < ends and self._could_know(p, send)
+            ]
+            told = f"{self.batch.id} paused at {pause}: {late[:2]}"
+            self.finding.check(not late, "R8 nothing is sent a second after a pause", told)
+
+    def _could_know(self, place: int, send: Send) -> bool:
+        """Say whether the worker that has sent a line was awake before, and the rows were in its reach."""
+        deaf = [i for i in self.evidence.inflicted if i.kind in (Kind.STOP, Kind.TROUBLE) and i.until is not None]
+        mine = [i for i in deaf if i.worker in (None, self._owner(place, send))]
+        return not any(i.at <= send.at <= (i.until or i.at) + LEARN_SECONDS for i in mine)
+
+    def _owner(self, place: int, send: Send) -> str | None:
+        """Return the worker that has sent a line."""
+        claims = (c for c in self.evidence.trail.claims if c.batch == self.batch.id and c.epoch == send.epoch)
+        return next((c.owner for c in claims if c.first <= place < c.first + c.lines), None)
 
     def _check_files(self) -> None:
         """Each line stands once, in one of the two files, as it came and as it was answered."""

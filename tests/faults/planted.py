@@ -19,6 +19,7 @@ from typing import Any
 from sqlalchemy import select, update
 
 import batchmill.api.batches as api_batches
+import batchmill.api.steer as api_steer
 from batchmill.backends.backend import Call, Reply
 from batchmill.backends.http import HttpBackend
 from batchmill.blobs.bucket import BucketBlobs
@@ -295,6 +296,21 @@ def waiting_line_forgotten() -> None:
     _replace(feed.Feed, "put_back", forgetful)
 
 
+def pause_not_kept() -> None:
+    """A pause is acknowledged, and no row says so."""
+    _replace(api_steer, "pause", lambda tx, found, now: True)  # noqa: ARG005
+
+
+def order_kept_by_slice() -> None:
+    """What is kept of the order of Results is that of their Slices, not that in which they came."""
+    ranks = merge.first_ranks
+
+    def first_ranks(segments: Any) -> list[int]:  # noqa: ANN401
+        return ranks([replace(each, seq=0) for each in segments])
+
+    _replace(merge, "first_ranks", first_ranks)
+
+
 def poison() -> None:
     """Not a bug of ours: the answer to a line whose prompt begins with `poison` ends its worker's process."""
     sent = HttpBackend.send
@@ -365,6 +381,8 @@ BUGS: tuple[Callable[[], None], ...] = (
     outage_costs_attempts,
     circuit_stays_open,
     waiting_line_forgotten,
+    pause_not_kept,
+    order_kept_by_slice,
 )
 # Those that only PostgreSQL and a bucket can show.
 REMOTE_BUGS: tuple[Callable[[], None], ...] = (
@@ -375,4 +393,6 @@ REMOTE_BUGS: tuple[Callable[[], None], ...] = (
 )
 # Their workers are blind for their sake.
 BLIND = ("no_fence", "fence_in_python")
+# Those that only a batch shows that is far from its end.
+LARGE = (*BLIND, "pause_not_kept")
 PLANTED: Mapping[str, Callable[[], None]] = {bug.__name__: bug for bug in (*BUGS, *REMOTE_BUGS, poison)}
