@@ -28,7 +28,7 @@ from ground import Ground, ground
 from made import MODEL, Made
 from served import ENDPOINT, Server, said
 
-from batchmill.assemble import BUCKET_BOUNDS
+from batchmill.assemble.worker import BUCKET_BOUNDS
 from batchmill.blobs.bucket import BucketBlobs
 from batchmill.cli.process import spare_garbage_collection
 from batchmill.ledger.ledger import Claim, Ledger, Portion

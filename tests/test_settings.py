@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from batchmill.assemble import build_backends, connections_of, limits_of
+from batchmill.assemble.backends import build_backends, connections_of
+from batchmill.assemble.limits import limits_of
 from batchmill.backends.aiohttp_transport import AiohttpTransport
 from batchmill.backends.echo import EchoBackend
 from batchmill.backends.http import HttpBackend

@@ -14,7 +14,8 @@ from sqlalchemy import select
 from api.served import LINE, Answer, file_part, form, text_part
 from batchmill.api.app import create_app
 from batchmill.api.gate import App, Message
-from batchmill.assemble import Storage, build_api
+from batchmill.assemble.api import build_api
+from batchmill.assemble.storage import Storage
 from batchmill.blobs.disk import DiskBlobs
 from batchmill.blobs.space import Boundless
 from batchmill.cli.keys import make_key

@@ -4,8 +4,8 @@ import resource
 
 import pytest
 
-from batchmill.assemble import backend_name, build_backends, build_clock
-from batchmill.assemble.backends import added_lane
+from batchmill.assemble.backends import added_lane, backend_name, build_backends
+from batchmill.assemble.storage import build_clock
 from batchmill.backends.backend import Backend
 from batchmill.settings import load_settings
 from batchmill.store.roster import Entry

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from batchmill.assemble import Storage, build_clock
+from batchmill.assemble.storage import Storage, build_clock
 from batchmill.blobs.bucket import BucketBlobs
 from batchmill.blobs.disk import DiskBlobs
 from batchmill.settings import BadSettings, load_settings

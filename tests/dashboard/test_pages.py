@@ -10,7 +10,8 @@ import pytest
 
 from api.served import Served
 from batchmill import dashboard
-from batchmill.assemble import Storage, build_api
+from batchmill.assemble.api import build_api
+from batchmill.assemble.storage import Storage
 from batchmill.dashboard.pages import HEADERS, PREFIX, dashboard_pages
 from batchmill.settings import load_settings
 from fakeclock import FakeClock

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from batchmill.assemble import Storage, build_clock
+from batchmill.assemble.storage import Storage, build_clock
 from batchmill.cli.keys import make_key
 from batchmill.store.backlog import read_backlog
 from batchmill.store.batch import unstick

@@ -25,7 +25,11 @@ import structlog
 import uvicorn
 import uvloop
 
-from batchmill.assemble import Storage, build_api, build_backends, build_clock, build_worker, limits_of
+from batchmill.assemble.api import build_api
+from batchmill.assemble.backends import build_backends
+from batchmill.assemble.limits import limits_of
+from batchmill.assemble.storage import Storage, build_clock
+from batchmill.assemble.worker import build_worker
 from batchmill.cli.process import server_config
 from batchmill.engine import finalizer, sweeper
 from batchmill.ledger import ledger

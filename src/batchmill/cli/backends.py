@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from batchmill.assemble import backend_name, build_clock
+from batchmill.assemble.backends import backend_name
+from batchmill.assemble.storage import build_clock
 from batchmill.cli.exit import Exit, Stop
 from batchmill.cli.rows import in_rows
 from batchmill.settings import BackendSettings, Settings

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from batchmill.assemble import Storage, build_clock, rows_path
+from batchmill.assemble.storage import Storage, build_clock, rows_path
 from batchmill.blobs.disk import sync_folder
 from batchmill.cli import data_directory
 from batchmill.cli.exit import Exit, Stop

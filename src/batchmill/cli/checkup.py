@@ -18,7 +18,8 @@ from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from batchmill.assemble import Storage, backend_name, build_backends, build_clock, rows_path
+from batchmill.assemble.backends import backend_name, build_backends
+from batchmill.assemble.storage import Storage, build_clock, rows_path
 from batchmill.backends.backend import Unreachable as BackendAway
 from batchmill.backends.weights import default_cache_dir, find
 from batchmill.blobs.blobs import BlobMissing, Blobs

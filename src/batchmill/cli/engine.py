@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 
-from batchmill.assemble import Engine
+from batchmill.assemble.backends import Engine
 from batchmill.backends.builtin import BUILTIN_MODEL, EXIT_CANNOT, EngineOrder, engine_command
 from batchmill.backends.weights import WeightsMissing, default_cache_dir, find_or_fetch
 from batchmill.cli.exit import Exit, Stop

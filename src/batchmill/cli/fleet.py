@@ -17,7 +17,8 @@ from urllib.parse import parse_qs, urlsplit
 import structlog
 import uvloop
 
-from batchmill.assemble import Storage, build_backends, build_clock
+from batchmill.assemble.backends import build_backends
+from batchmill.assemble.storage import Storage, build_clock
 from batchmill.backends.builtin import EXIT_CANNOT
 from batchmill.backends.vllm import VllmOrder, shepherd_command
 from batchmill.cli import data_directory

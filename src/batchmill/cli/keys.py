@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from batchmill.assemble import build_clock
+from batchmill.assemble.storage import build_clock
 from batchmill.cli.exit import Exit, Stop
 from batchmill.cli.rows import in_rows
 from batchmill.settings import Seconds, Settings

@@ -89,7 +89,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print {code, message, param, line} a line.")] = False,
 ) -> None:
     """List every bad line of an input without running anything. Exit codes: 0 all good, 1 bad lines, 2 usage."""
-    from batchmill.assemble import limits_of  # noqa: PLC0415 - as above
+    from batchmill.assemble.limits import limits_of  # noqa: PLC0415 - as above
     from batchmill.cli.check import check_input  # noqa: PLC0415 - as above
 
     chosen = settings_of({"limits": limits, "settings": settings})

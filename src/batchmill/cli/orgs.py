@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from decimal import Decimal
 from typing import Any
 
-from batchmill.assemble import build_clock
+from batchmill.assemble.storage import build_clock
 from batchmill.cli.exit import Exit, Stop
 from batchmill.cli.keys import read_name
 from batchmill.cli.rows import in_rows

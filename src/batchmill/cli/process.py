@@ -23,18 +23,12 @@ from pydantic import BaseModel, ConfigDict
 
 from batchmill.api.gate import App
 from batchmill.api.protocol import BoundedProtocol
-from batchmill.assemble import (
-    Engine,
-    Storage,
-    build_api,
-    build_backends,
-    build_clock,
-    build_hook,
-    build_metrics,
-    build_worker,
-    limits_of,
-    traces_of,
-)
+from batchmill.assemble.api import build_api, build_metrics
+from batchmill.assemble.backends import Engine, build_backends, build_hook
+from batchmill.assemble.limits import limits_of
+from batchmill.assemble.storage import Storage, build_clock
+from batchmill.assemble.traces import traces_of
+from batchmill.assemble.worker import build_worker
 from batchmill.clock import Clock
 from batchmill.settings import Settings
 from batchmill.spec.limits import Limits

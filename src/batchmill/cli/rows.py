@@ -4,7 +4,7 @@ import asyncio
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from batchmill.assemble import Storage, build_clock, rows_path
+from batchmill.assemble.storage import Storage, build_clock, rows_path
 from batchmill.cli import data_directory
 from batchmill.cli.exit import Exit, Stop
 from batchmill.settings import BadSettings, Settings

@@ -16,7 +16,10 @@ from typing import TypeVar
 import structlog
 import uvloop
 
-from batchmill.assemble import Storage, build_backends, build_clock, build_worker, limits_of
+from batchmill.assemble.backends import build_backends
+from batchmill.assemble.limits import limits_of
+from batchmill.assemble.storage import Storage, build_clock
+from batchmill.assemble.worker import build_worker
 from batchmill.backends.backend import Backend
 from batchmill.blobs.in_place import FileChanged, OutsideFile, measure
 from batchmill.blobs.space import is_full

@@ -9,7 +9,9 @@ from contextlib import ExitStack, closing
 
 import structlog
 
-from batchmill.assemble import Engine, build_backends, build_clock, wants_traces
+from batchmill.assemble.backends import Engine, build_backends
+from batchmill.assemble.storage import build_clock
+from batchmill.assemble.traces import wants_traces
 from batchmill.cli import data_directory
 from batchmill.cli.engine import answers, start_engine, wait_for
 from batchmill.cli.exit import Exit, Stop

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from batchmill.assemble import Storage
+from batchmill.assemble.storage import Storage
 from batchmill.cli.exit import Exit, Stop
 from batchmill.cli.rows import name_of, open_store
 from batchmill.cli.verify import refuse_other_version

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import DatabaseError
 
-from batchmill.assemble import Storage, build_clock
+from batchmill.assemble.storage import Storage, build_clock
 from batchmill.blobs.blobs import BlobsAway
 from batchmill.blobs.in_place import FileChanged, OutsideFile, measure
 from batchmill.cli.exit import Exit, Stop
