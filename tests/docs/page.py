@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 _FENCE = re.compile(r"^( *)```(\w+)(?: title=\"([^\"]+)\")?[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-_LINE = re.compile(r"^\$ (.*)$")
+_LINE = re.compile(r"^(?:\$ (.*)|(\^C))$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,7 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def commands(block: Block) -> Iterator[Command]:
-    r"""Yield the commands of a `console` block: lines behind `$ `, gone on with after a backslash."""
+    r"""Yield the commands of a `console` block: lines behind `$ `, gone on with after a backslash; and `^C`."""
     text, shown = "", list[str]()
     for line in block.text.splitlines():
         begun = _LINE.match(line)
@@ -47,7 +47,7 @@ def commands(block: Block) -> Iterator[Command]:
         elif begun:
             if text:
                 yield Command(text=text, shown=tuple(shown))
-            text, shown = begun[1], []
+            text, shown = begun[1] or begun[2], []
         else:
             shown.append(line)
     if text:
