@@ -13,13 +13,14 @@ from postgres import cluster_of
 _DOCS = ROOT / "docs"
 _KNOWN = {"nginx", "console", "python", "text", "json", "jsonl", "toml", "yaml", "csv"}
 _MADE = {"reference", "decisions"}  # pages that show no command of their own
-PAGES = sorted(
-    page for page in _DOCS.rglob("*.md") if page.relative_to(_DOCS).parts[0] not in _MADE and list(blocks(page))
-)
+PAGES = [
+    ROOT / "README.md",
+    *sorted(page for page in _DOCS.rglob("*.md") if page.relative_to(_DOCS).parts[0] not in _MADE and list(blocks(page))),
+]
 
 
 def _name(page: Path) -> str:
-    return page.relative_to(_DOCS).as_posix()
+    return page.relative_to(ROOT).as_posix()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
