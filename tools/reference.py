@@ -30,6 +30,9 @@ FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 _NO_BACKLOG = Backlog(batches={}, stuck=0, open_lines=0)
 _NO_ALERTS = Alerts(at_risk=0, margin=0, waiting=0, oldest_wait=0, paused=0, workers=0, away=0)
 _FIELD = re.compile(r"    (\w+): ")
+# Where a limit comes from is for who works on the code: a section of the contract, a choice where that is silent.
+_SOURCE = re.compile(r" \((?:[a-g][.-]|[AS]?\d|choice |contract |reliability )[^()]*\)$")
+_EVERYWHERE = {"x-request-id", "msh-request-id", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"}
 
 
 def pages() -> Mapping[str, str]:
@@ -136,19 +139,19 @@ def _default(field: Any) -> str:  # noqa: ANN401 - a field of pydantic's
     default = field.get_default(call_default_factory=True)
     if field.is_required():
         return "needed"
-    return "–" if default in (None, (), {}) else f"`{default}`"
+    shown = str(default).lower() if isinstance(default, bool) else default
+    return "–" if default in (None, (), {}) else f"`{shown}`"
 
 
 def _limits() -> str:
     intro = (
         "Two profiles, `--limits kimi` (the published limits) and `--limits open`; a settings file sets each limit anew"
-        " in `[limits_override]`, and `none` takes one away. Sizes are bytes, times seconds. References such as a.6 are"
-        " sections of the contract."
+        " in `[limits_override]`, and `none` takes one away. Sizes are bytes, times seconds."
     )
     assert set(PROFILES) == {"kimi", "open"}  # noqa: S101 - the page names them
     said = comments(Limits)
     rows = (
-        [f"`{f.name}`", _value(getattr(KIMI, f.name)), _value(getattr(OPEN, f.name)), said.get(f.name, "")]
+        [f"`{f.name}`", _value(getattr(KIMI, f.name)), _value(getattr(OPEN, f.name)), _SOURCE.sub("", said[f.name])]
         for f in fields(Limits)
     )
     return _page("Limits", intro, _table(["limit", "kimi", "open", "what it is"], rows))
@@ -163,10 +166,17 @@ def _value(value: object) -> str:
 def _api() -> str:
     document: Any = openapi(version="", limits=OPEN)
     intro = (
-        "Every route needs `Authorization: Bearer KEY`, save those for machines. `/openapi.json` of a running server is"
-        " this page for programs, with every schema; `/docs` shows it."
+        "Every route needs `Authorization: Bearer KEY`, save those for machines. Each answer has an `x-request-id`, and"
+        " where calls are limited `X-RateLimit-Limit`, `-Remaining` and `-Reset`. All but 2xx is an [Error](#error)."
+        " `/openapi.json` of a running server is this page for programs, with its own limits; `/docs` shows it."
     )
-    return _page("Routes", intro, *_routes(document["paths"]))
+    objects = (
+        part
+        for name, schema in document["components"]["schemas"].items()
+        for part in (f"### {name}", schema.get("description", ""), _table(["member", "what it is"], _members(schema)))
+        if part
+    )
+    return _page("Routes", intro, *_routes(document["paths"]), "## Objects", *objects)
 
 
 def _routes(paths: Mapping[str, Any]) -> Iterator[str]:
@@ -180,14 +190,46 @@ def _routes(paths: Mapping[str, Any]) -> Iterator[str]:
             if parameters:
                 rows = ([f"`{p['name']}`", p["in"], _schema(p["schema"])] for p in parameters)
                 yield _table(["parameter", "in", "what it may be"], rows)
-            yield "Answers: " + ", ".join(f"`{status}`" for status in operation["responses"]) + "."
+            for kind, body in operation.get("requestBody", {}).get("content", {}).items():
+                yield _table([f"member of the body ({kind})", "what it may be"], _members(body["schema"], asked=True))
+            yield from _answers(operation["responses"])
+
+
+def _answers(responses: Mapping[str, Any]) -> Iterator[str]:
+    answer = next((responses[status] for status in ("200", "206") if status in responses), {})
+    kinds = [f"{_schema(content['schema'])} (`{kind}`)" for kind, content in answer.get("content", {}).items()]
+    refused = ", ".join(f"`{status}`" for status in responses if not status.startswith("2"))
+    yield f"Answers {' or '.join(kinds) or 'with headers alone'}." + (f" Else: {refused}." if refused else "")
+    own = [item for item in answer.get("headers", {}).items() if item[0] not in _EVERYWHERE]
+    if own:
+        yield _table(
+            ["header of the answer", "what it says"], ([f"`{n}`", h.get("description", "as HTTP says")] for n, h in own)
+        )
+
+
+def _members(schema: Mapping[str, Any], path: str = "", *, asked: bool = False) -> Iterator[Sequence[str]]:
+    """Yield what stands in an object, and in objects and lists within it: `a.b`, `a[].b`."""
+    for name, member in schema.get("properties", {}).items():
+        needed = "needed; " if asked and name in schema.get("required", ()) else ""
+        yield [f"`{path}{name}`", needed + (_schema(member) or "anything")]
+        inner, place = (
+            (member.get("items", {}), f"{path}{name}[].") if "items" in member else (member, f"{path}{name}.")
+        )
+        yield from _members(inner, place, asked=asked)
 
 
 def _schema(schema: Mapping[str, Any]) -> str:
-    told = [str(schema.get("type", ""))]
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    kinds = schema.get("type", ())
+    told = [" or ".join([kinds] if isinstance(kinds, str) else kinds)]
+    if "items" in schema and "properties" not in schema["items"]:
+        told += ["of " + _schema(schema["items"])]
+    told += [f"`{schema['const']}`"] if "const" in schema else []
     told += [", ".join(f"`{value}`" for value in schema.get("enum", ()))]
     told += [f"`{schema['pattern']}`"] if "pattern" in schema else []
-    told += [f"from {schema['minimum']} to {schema['maximum']}"] if "maximum" in schema else []
+    told += [f"from {schema['minimum']} to {schema['maximum']}"] if {"minimum", "maximum"} <= schema.keys() else []
     told += [f"default `{schema['default']}`"] if "default" in schema else []
     told += [schema.get("description", "")]
     return "; ".join(word for word in told if word)

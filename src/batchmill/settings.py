@@ -115,10 +115,10 @@ class BackendSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    url: str
-    models: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    key_env: str | None = None
-    window: Number | None = Field(default=None, ge=1)  # requests in flight; None takes the settings' own
+    url: str  # of its API, such as http://gpu-1:8000/v1, or echo:
+    models: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # left out, it is asked for them
+    key_env: str | None = None  # the environment variable that holds its API key
+    window: Number | None = Field(default=None, ge=1)  # requests in flight; left out, the settings' own
     timeout: Seconds = 1800.0  # one attempt: a reasoning call may take half an hour
 
     @field_validator("url")
@@ -176,15 +176,15 @@ class ModelSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    aliases: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), strict=False)
-    batch: bool = True
-    locked: dict[str, _Value | list[_Value]] = Field(default_factory=dict)
-    owned_by: str = "batchmill"
-    context_length: int | None = Field(default=None, ge=1)
-    supports_image_in: bool | None = None
-    supports_video_in: bool | None = None
-    supports_reasoning: bool | None = None
-    price: PriceSettings | None = None
+    aliases: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), strict=False)  # other names for it
+    batch: bool = True  # whether batches may use it
+    locked: dict[str, _Value | list[_Value]] = Field(default_factory=dict)  # the value, or values, of a parameter
+    owned_by: str = "batchmill"  # shown by GET /v1/models
+    context_length: int | None = Field(default=None, ge=1)  # tokens
+    supports_image_in: bool | None = None  # shown by GET /v1/models
+    supports_video_in: bool | None = None  # shown by GET /v1/models
+    supports_reasoning: bool | None = None  # shown by GET /v1/models
+    price: PriceSettings | None = None  # per million tokens: input, output and, if it differs, cached
 
     def facts(self, name: str) -> ModelFacts:
         """Return it as the rest of the program knows it."""
@@ -237,26 +237,26 @@ class Settings(BaseSettings):
     data: Annotated[Path, BeforeValidator(_folder)] = Path("batchmill-data")
     host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
     port: Number = Field(default=8000, ge=0, le=_LAST_PORT)
-    metrics_port: Number | None = Field(default=None, ge=0, le=_LAST_PORT)  # None: the one after `port`
+    metrics_port: Number | None = Field(default=None, ge=0, le=_LAST_PORT)  # left out, the one after `port`
     backend: Annotated[tuple[BackendSettings, ...], NoDecode, BeforeValidator(_backends)] = ()
     backend_key_env: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = ()
     backend_timeout: Annotated[tuple[Seconds, ...], NoDecode, BeforeValidator(_words)] = ()
     limits: Literal["kimi", "open"] = "kimi"
-    models: dict[str, ModelSettings] = Field(default_factory=dict)
+    models: dict[str, ModelSettings] = Field(default_factory=dict)  # what is to be said of each, below
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"  # of all prices, as ISO 4217 names it
-    media_urls: Literal["any", "public"] = "any"
-    limits_override: dict[str, Any] = Field(default_factory=dict)  # any field of Limits, over the profile's
-    database: Annotated[str, AfterValidator(_database)] | None = None  # None: SQLite under `data`
+    media_urls: Literal["any", "public"] = "any"  # public: lines with a media URL that points inward are refused
+    limits_override: dict[str, Any] = Field(default_factory=dict)  # any limit, over the profile's
+    database: Annotated[str, AfterValidator(_database)] | None = None  # left out, SQLite under `data`
     database_pool: Number = Field(default=10, ge=2)  # connections of each process
     database_pooled: bool = False  # the server is a pgbouncer in transaction mode
     allow_unsafe_database: bool = False  # one that runs with fsync=off or full_page_writes=off
-    blobs: Annotated[str, AfterValidator(_bucket)] | None = None  # None: files under `data`
+    blobs: Annotated[str, AfterValidator(_bucket)] | None = None  # left out, files under `data`
     worker: bool = True  # `serve` runs one beside the API
     settings: Path | None = None
     drain: Seconds = 30.0
     lease: Annotated[Seconds, Field(ge=1)] = 15.0
     on_unknown_outcome: Literal["retry", "fail"] = "retry"
-    window: Annotated[Number, Field(ge=1)] | None = None  # requests in flight at each backend; None: it is found
+    window: Annotated[Number, Field(ge=1)] | None = None  # requests in flight at each backend; left out, it is found
     polite: bool = False  # leave more of the backends to others than costs nothing
     # auto: lines whose prompts begin alike together, where that saves an engine work; file: as they stand in it
     order: Literal["auto", "file"] = "auto"
@@ -264,7 +264,7 @@ class Settings(BaseSettings):
     pack_embeddings: bool = False  # embeddings that differ in nothing but their input go as one call
     transport: Literal["own", "aiohttp"] = "own"  # what carries requests to backends
     model: Path | None = None  # a GGUF file for the built-in engine, in place of its own
-    retention: Annotated[Seconds, Field(ge=1)] | None = None  # files without a time of their own; None: for ever
+    retention: Annotated[Seconds, Field(ge=1)] | None = None  # files without a time of their own; left out, for ever
     download_redirect: bool = False  # a download is sent on to the bucket, by a link that holds for five minutes
     webhook_urls: Literal["public", "any"] = "public"  # public: https to public addresses only
     dashboard: bool = True  # the pages at `/`

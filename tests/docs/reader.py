@@ -89,7 +89,9 @@ class Reader:
         own.add(_option(text, "metrics-port", port + 1 if what == "serve" else _METRICS_PORT))
         ports = frozenset(own - {0})
         for other in self._running:
-            assert not ports & other.ports, f"{where}: port {ports & other.ports} is taken by what the page started before"
+            assert not ports & other.ports, (
+                f"{where}: port {ports & other.ports} is taken by what the page started before"
+            )
         out = self.folder / f".{what}-{len(self._running)}"
         free = {"BATCHMILL_METRICS_PORT": "0"} | ({"BATCHMILL_PORT": "0"} if what == "serve" else {})
         with out.open("wb") as output:

@@ -61,3 +61,10 @@ def test_the_reference_is_what_the_code_gives() -> None:
     """docs/reference is made by tools/reference.py: run `make reference`, do not edit it."""
     said = subprocess.run(_TOOL, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert said.returncode == 0, said.stdout + said.stderr
+
+
+def test_the_reference_says_something_of_everything() -> None:
+    """Whatever has a row there has words: no limit, setting, option or member is a name alone."""
+    for page in (ROOT / "docs" / "reference").glob("*.md"):
+        for row in re.findall(r"^\| .* \|$", page.read_text(encoding="utf-8"), re.MULTILINE):
+            assert not row.endswith("|  |"), f"{page.name}: {row}"

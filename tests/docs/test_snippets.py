@@ -15,7 +15,9 @@ _KNOWN = {"nginx", "console", "python", "text", "json", "jsonl", "toml", "yaml",
 _MADE = {"reference", "decisions"}  # pages that show no command of their own
 PAGES = [
     ROOT / "README.md",
-    *sorted(page for page in _DOCS.rglob("*.md") if page.relative_to(_DOCS).parts[0] not in _MADE and list(blocks(page))),
+    *sorted(
+        page for page in _DOCS.rglob("*.md") if page.relative_to(_DOCS).parts[0] not in _MADE and list(blocks(page))
+    ),
 ]
 
 

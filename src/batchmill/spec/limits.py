@@ -27,73 +27,73 @@ class Limits:
     """What this server accepts. Sizes in bytes, times in seconds; None means no limit. The defaults are Kimi's."""
 
     # What may be asked for.
-    endpoints: tuple[str, ...] = ("/v1/chat/completions",)  # a.6
-    default_endpoint: str = "/v1/chat/completions"  # choice 2
-    window_units: tuple[str, ...] = ("h", "d")  # c.4
-    window_min: int = 12 * _HOUR  # a.6
-    window_max: int = 7 * _DAY  # a.6
-    models_per_file: int | None = 1  # c.2
-    metadata_pairs: int = 16  # a.6
-    metadata_key: int = 64  # a.6, in characters
-    metadata_value: int = 512  # a.6, in characters
-    expires_after_min: int = _HOUR  # a.1, a.6
-    expires_after_max: int = 30 * _DAY  # a.1, a.6
-    max_priority: int = 100  # ours; its negative is the least
+    endpoints: tuple[str, ...] = ("/v1/chat/completions",)  # that a batch may be for (a.6)
+    default_endpoint: str = "/v1/chat/completions"  # of a batch that names none (choice 2)
+    window_units: tuple[str, ...] = ("h", "d")  # of a completion window: minutes, hours, days (c.4)
+    window_min: int = 12 * _HOUR  # the shortest completion window (a.6)
+    window_max: int = 7 * _DAY  # the longest (a.6)
+    models_per_file: int | None = 1  # different models in one input (c.2)
+    metadata_pairs: int = 16  # of a batch (a.6)
+    metadata_key: int = 64  # characters (a.6)
+    metadata_value: int = 512  # characters (a.6)
+    expires_after_min: int = _HOUR  # the shortest life that a file may be given (a.1, a.6)
+    expires_after_max: int = 30 * _DAY  # the longest (a.1, a.6)
+    max_priority: int = 100  # of a batch; its negative is the least
 
     # Files.
-    extension: str = ".jsonl"  # a.1
-    max_input_bytes: int = 100 * _MIB  # a.1; g-28: MiB
-    max_files: int = 1_000  # a.1: files of purpose batch in an organisation
-    max_stored_bytes: int | None = 10 * _GIB  # a.1: "10 GB in total"; g-28 on the unit
+    extension: str = ".jsonl"  # that an uploaded file's name ends with (a.1)
+    max_input_bytes: int = 100 * _MIB  # of one uploaded file (a.1; g-28: MiB)
+    max_files: int = 1_000  # input files of an organisation (a.1)
+    max_stored_bytes: int | None = 10 * _GIB  # of all files of an organisation (a.1, "10 GB in total"; g-28)
 
     # Lines.
-    max_lines: int | None = None  # g-20
-    max_line_bytes: int = 32 * _MIB  # design, "Bytes"
-    max_custom_id: int = 512  # g-19, in characters
-    max_depth: int = DEEPEST  # c.3, reading rules; the envelope is level 1
-    max_errors: int = 1_000  # choice 12
-    errors_in_list: int = 10  # choice 12
-    media_urls: Literal["any", "public"] = "any"  # S8: public refuses what points inward
-    max_reply_bytes: int = 32 * _MIB  # design, "Bytes"
+    max_lines: int | None = None  # of one input (g-20)
+    max_line_bytes: int = 32 * _MIB  # of one line of an input
+    max_custom_id: int = 512  # characters (g-19)
+    max_depth: int = DEEPEST  # levels of nesting of a line (c.3, reading rules; the envelope is level 1)
+    max_errors: int = 1_000  # that are kept of an input with bad lines (choice 12)
+    errors_in_list: int = 10  # that each batch in a list of batches shows (choice 12)
+    media_urls: Literal["any", "public"] = "any"  # that requests may name; public refuses what points inward (S8)
+    max_reply_bytes: int = 32 * _MIB  # of one answer of a backend
 
     # HTTP.
-    max_head_bytes: int = 64 << 10  # reliability 4.6: the request line and the headers, together
-    max_target_bytes: int = 8 << 10  # A32: the path and the query
-    head_seconds: float = 30.0  # 4.6: a connection may go without a whole head for so long
-    max_json_body: int = 4 * _MIB  # a.0
-    batches_page: int = 20  # a.8
-    max_batches_page: int = 100  # a.8
-    files_page: int = 10_000  # a.2
-    max_files_page: int = 10_000  # a.2
-    results_page: int = 1_000  # lines; a page is bounded in bytes, too
-    max_results_page: int = 10_000
-    max_results_wait: int = 60  # seconds
+    max_head_bytes: int = 64 << 10  # the request line and the headers, together (reliability 4.6)
+    max_target_bytes: int = 8 << 10  # the path and the query (A32)
+    head_seconds: float = 30.0  # a connection may go without a whole head for so long (4.6)
+    max_json_body: int = 4 * _MIB  # of a call (a.0)
+    batches_page: int = 20  # batches in one page of a list (a.8)
+    max_batches_page: int = 100  # the most that may be asked for (a.8)
+    files_page: int = 10_000  # files in one page of a list (a.2)
+    max_files_page: int = 10_000  # the most that may be asked for (a.2)
+    results_page: int = 1_000  # lines in one page of results, which is bounded in bytes, too
+    max_results_page: int = 10_000  # the most that may be asked for
+    max_results_wait: int = 60  # the longest that a page of results may be waited for
     max_requests_asked: int = 100  # custom_ids whose requests are looked for in one call
-    max_uploads_per_key: int = 16  # reliability A29: at a time
-    max_uploads: int = 64  # all together
+    max_uploads_per_key: int = 16  # at a time (reliability A29)
+    max_uploads: int = 64  # at a time, all together
     max_quotes_per_key: int = 2  # at a time: each reads a whole input
-    max_quotes: int = 4  # all together
+    max_quotes: int = 4  # at a time, all together
     max_trial: int = 100  # lines that a quote may have run
     max_inline_bytes: int = 32 * _MIB  # a body with requests in it, which is held in memory
-    max_inline_requests: int = 10_000
-    max_inline_per_key: int = 2  # at a time
-    max_inline: int = 8  # all together
+    max_inline_requests: int = 10_000  # requests of one inline batch
+    max_inline_per_key: int = 2  # inline batches at a time
+    max_inline: int = 8  # at a time, all together
     body_idle: float = 30.0  # a body may stand still for so long (reliability 4.6)
     body_rate: int = 1024  # bytes a second that it must come at
     body_grace: float = 10.0  # beyond so much waiting
     body_total: float = 3600.0  # of waiting, whatever the rate
     drain_bytes: int = 128 * _MIB  # of a refused body: a client that is still sending gets to read why (contract f.13)
-    drain_seconds: float = 5.0  # for those
+    drain_seconds: float = 5.0  # the longest that a refused body is read on for
     answer_idle: float = 60.0  # an answer may wait for so long for its client to read any of it
-    failed_auth_per_minute: int | None = 60  # S10: bad keys from one address
+    failed_auth_per_minute: int | None = 60  # bad keys from one address (S10)
     max_keys: int = 1_000  # that are good, in an organisation
-    keys_page: int = 1_000
-    max_keys_page: int = 1_000
-    usage_days: int = 366  # that may be asked for at once
-    max_idempotency_key: int = 255  # a.9, in characters
-    max_webhooks: int = 20  # ours: of an organisation, and of each batch
-    idempotency_kept: int = _DAY  # choice 9
-    retry_replayed: int = 15 * _MINUTE  # choice 9
+    keys_page: int = 1_000  # keys in one page of a list
+    max_keys_page: int = 1_000  # the most that may be asked for
+    usage_days: int = 366  # that a report of usage may span
+    max_idempotency_key: int = 255  # characters (a.9)
+    max_webhooks: int = 20  # of an organisation, and of each batch
+    idempotency_kept: int = _DAY  # how long an Idempotency-Key is remembered (choice 9)
+    retry_replayed: int = 15 * _MINUTE  # how long a client's retry without a key gets the first answer (choice 9)
 
     def __post_init__(self) -> None:
         """Refuse what could not be kept; the ValueError begins with the limit's name."""
