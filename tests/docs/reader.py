@@ -76,7 +76,8 @@ class Reader:
         output = said.stdout + said.stderr
         assert said.returncode == 0, f"{where} ended with {said.returncode}:\n{output}"
         if exporting:
-            self.environment |= dict(each.split("=", 1) for each in said.stdout.split("\0") if "=" in each)
+            found = dict(each.split("=", 1) for each in said.stdout.split("\0") if "=" in each)
+            self.environment |= dict(found.items() - self._environment().items())
             return
         self._learn_key(output)
         missing = is_shown(tuple(map(self._here, command.shown)), output)
@@ -107,7 +108,6 @@ class Reader:
         address = until(runs, _SECONDS)
         if what == "serve" and address is not None:
             self._addresses[f"127.0.0.1:{port}"] = address[1].removeprefix("http://")
-            self.environment.setdefault("BATCHMILL_SERVER", address[1])  # else it would be the first port's
         self._learn_key(out.read_text())
 
     def _stop(self, last: int) -> None:
@@ -130,7 +130,9 @@ class Reader:
 
     def _environment(self) -> dict[str, str]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return clean_environment(PATH=path) | self.environment
+        server = self._addresses.get(f"127.0.0.1:{_PORT}")  # where commands ask that are told nothing else
+        told = {"BATCHMILL_SERVER": f"http://{server}"} if server else {}
+        return clean_environment(PATH=path, **told) | self.environment
 
     def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         environment = self._environment()
