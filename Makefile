@@ -18,7 +18,7 @@ setup: .venv/setup ## Make .venv with batchmill, the built-in engine and the ope
 demo: setup ## Run a real batch on the built-in model and print the results.
 	@$(BIN)/python examples/demo.py
 
-test: check .venv/postgres .venv/faults .venv/clients .venv/browser ## Install what the tests need, and run them all.
+test: check .venv/postgres .venv/faults .venv/clients .venv/browser .venv/nginx ## Install what the tests need, and run them all.
 	$(BIN)/pytest tests/spec tests/schedule $(TWO) --cov=batchmill.spec --cov=batchmill.schedule --cov-branch \
 	  --cov-report=term:skip-covered --cov-fail-under=100
 	$(BIN)/pytest --ignore=tests/spec --ignore=tests/schedule $(TWO) -m "not alone" -rs --durations=10
@@ -87,6 +87,14 @@ lock: ## Pin every package anew, to what the index gives today.
 	  [ "$$(id -u)" = 0 ] || { echo "The dashboard's tests need Chromium: apt-get install chromium"; exit 1; }; \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-inter fonts-wqy-microhei; }
 	@touch $@
+
+# A proxy of docs/scale.md is run: Debian's nginx, unpacked here, since its package would start a server on this machine.
+.venv/nginx: .venv/base | .venv/postgres
+	@rm -rf $@ && mkdir $@
+	@(export PATH=$$PATH:/usr/sbin; command -v nginx) >/dev/null || { cd $@ && \
+	  { apt-get download -qq nginx 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get download -qq nginx; }; } && \
+	  dpkg -x nginx_*.deb . && rm nginx_*.deb && usr/sbin/nginx -v 2>/dev/null; } || { \
+	  rm -rf ../nginx; echo "The documents' proxy needs nginx: apt-get install nginx"; exit 1; }
 
 # Crash points need small disks whose power can be cut, and a process held at a system call.
 .venv/faults: .venv/base | .venv/postgres
