@@ -1,9 +1,9 @@
 """The picture of a watched batch in docs/how-to/progress.md is what `watch` draws on a terminal."""
 
 from io import StringIO
+from zoneinfo import ZoneInfo
 
 from rich.console import Console
-from zoneinfo import ZoneInfo
 
 from batchmill.client.progress import read_progress
 from batchmill.client.watch import Picture
