@@ -6,7 +6,7 @@
 # Nothing secret is in it: a database's URL and the keys of buckets and backends come with the environment.
 
 FROM python:3.13.9-slim-trixie AS build
-ARG EXTRAS=builtin,postgres,bucket
+ARG EXTRAS=builtin,postgres,bucket,otel
 WORKDIR /source
 RUN python -m venv /opt/batchmill
 COPY pyproject.toml constraints.txt README.md LICENSE ./

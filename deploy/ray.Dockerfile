@@ -9,4 +9,4 @@ FROM ${BASE}
 ARG EXTRA_PACKAGES=
 COPY --chown=ray pyproject.toml constraints.txt README.md LICENSE /tmp/source/
 COPY --chown=ray src /tmp/source/src
-RUN pip install --disable-pip-version-check --no-cache-dir "/tmp/source[postgres,bucket,ray]" ${EXTRA_PACKAGES}
+RUN pip install --disable-pip-version-check --no-cache-dir "/tmp/source[postgres,bucket,ray,otel]" ${EXTRA_PACKAGES}
