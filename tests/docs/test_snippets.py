@@ -48,6 +48,8 @@ def test_a_page_keeps_its_word(page: Path, tmp_path: Path, request: pytest.Fixtu
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_a_page_has_blocks_of_known_kinds_only(page: Path) -> None:
     """What is to be typed is a `console` block: no command hides in a block that nobody runs."""
+    fences = sum(line.lstrip().startswith("```") for line in page.read_text(encoding="utf-8").splitlines())
+    assert fences == 2 * len(list(blocks(page))), "a fence names no language"
     for block in blocks(page):
         assert block.language in _KNOWN, f"line {block.line}: {block.language}"
         assert block.language == "console" or not block.text.lstrip().startswith(("batchmill ", "curl ", "make "))
