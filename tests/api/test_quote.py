@@ -16,6 +16,9 @@ from sqlalchemy import func, select
 import batchmill.api.quote as api_quote
 from api.served import LINE, Answer, Served, Tenant
 from batchmill.blobs.blobs import BlobMissing
+from batchmill.blobs.space import Boundless
+from batchmill.engine.loop import Bell
+from batchmill.engine.validator import Validator
 from batchmill.spec.limits import KIMI
 from batchmill.spec.models import Catalogue, ModelFacts
 from batchmill.spec.objects import Usage
@@ -26,6 +29,7 @@ from batchmill.store.blob import drop_refs
 from batchmill.store.database import Transaction
 from batchmill.store.file import delete_file
 from batchmill.store.model import add_models
+from batchmill.store.organisation import Allowance, save_allowance
 from batchmill.store.tables import batch, blob, file
 from batchmill.store.tally import record_progress
 from engine.mill import line
@@ -59,6 +63,23 @@ def made(tenant: Tenant) -> dict[str, int]:
         }
 
     return tenant.served.rows(statements)
+
+
+def validate_all(served: Served, *, catalogue: Catalogue) -> None:
+    """Let every batch that waits be validated, as a worker would."""
+    validator = Validator(
+        database=served.database,
+        blobs=served.blobs,
+        room=Boundless(),
+        clock=served.clock,
+        limits=KIMI,
+        worker_id="w",
+        lease=15.0,
+        accepted=Bell(clock=served.clock),
+        catalogue=catalogue,
+    )
+    while served.run(validator.step()):
+        pass
 
 
 @pytest.fixture
@@ -192,6 +213,38 @@ def test_a_quote_and_a_receipt_have_prices(serve: Callable[..., Served]) -> None
     assert tenant.call("GET", f"/v1/batches/{batch_id}").json["cost"] == cost
     assert [each["cost"] for each in tenant.call("GET", "/v1/batches").json["data"]] == [cost]
     assert tenant.call("POST", f"/v1/batches/{batch_id}/cancel").json["cost"] == cost
+
+
+@pytest.mark.parametrize(
+    ("less", "most", "codes"),
+    [
+        (0, "1", []),
+        (0, "1e-6", ["batch_cost_exceeded"]),
+        (1, None, ["token_limit_exceeded"]),
+        (1, "1e-6", ["batch_cost_exceeded", "token_limit_exceeded"]),
+    ],
+)
+def test_a_quote_beyond_a_budget_is_not_valid(
+    serve: Callable[..., Served], less: int, most: str | None, codes: list[str]
+) -> None:
+    """It says word for word what the batch would fail with, and no trial is run."""
+    served = serve(catalogue=PRICED)
+    knows(served)
+    tenant = served.tenant()
+    given = tenant.upload(line("a", max_tokens=500) + line("b", max_tokens=500))
+    free = quote(tenant, given["id"]).json
+    tokens = free["prompt_tokens"] + free["completion_tokens"] - less
+    budgets = Allowance(enqueued_tokens=tokens, batch_cost=None if most is None else Decimal(most))
+    served.rows(lambda tx: save_allowance(tx, organisation_id=tenant.id, allowance=budgets))
+    told = quote(tenant, given["id"], trial=1).json
+    assert [error["code"] for error in (told["errors"] or {"data": []})["data"]] == codes
+    assert (told["valid"], told["trial"] is None) == (not codes, bool(codes))
+    batch_id = str(tenant.create(given["id"])["id"])
+    validate_all(served, catalogue=PRICED)
+    made = tenant.call("GET", f"/v1/batches/{batch_id}").json
+    if codes:
+        assert (made["status"], made["errors"]) == ("failed", told["errors"])
+    # Else the trial was enqueued before it, and leaves too little room.
 
 
 def test_a_quote_knows_what_stands_before_it(serve: Callable[..., Served]) -> None:

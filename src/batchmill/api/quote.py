@@ -21,11 +21,13 @@ from batchmill.spec import errors
 from batchmill.spec.create import CreateOrder, parse_create, parse_trial
 from batchmill.spec.fingerprint import create_fingerprint
 from batchmill.spec.models import Catalogue
+from batchmill.spec.objects import LineError
 from batchmill.spec.quote import Estimate, Quote
 from batchmill.store.database import Transaction
 from batchmill.store.file import File
 from batchmill.store.model import list_models
-from batchmill.store.outlook import read_queue
+from batchmill.store.outlook import Queue, read_queue
+from batchmill.validation.budget import beyond_budgets
 from batchmill.validation.child import run_beside
 from batchmill.validation.validation import Validation, validate
 
@@ -80,19 +82,19 @@ def quote_routes(*, maker: FileMaker, catalogue: Catalogue) -> APIRouter:
     async def quoted(order: CreateOrder, given: _Input, found: Validation) -> Quote:
         now = clock.now()
         expires_at = int(now) + order.window_seconds
-        queue = await database.read(lambda tx: read_queue(tx, models=found.models))
+        wrong, queue = await database.read(partial(_judge, found=found, file=given.file, catalogue=catalogue))
         return Quote(
             order=order,
             bytes=given.file.object.bytes,
             requests=found.lines,
-            errors=found.errors,
+            errors=wrong,
             estimates=_estimates(found),
             queue_position=queue.batches,
             outlook=outlook(
                 queue.running,
                 last=queue.last,
                 ahead=queue.tokens,
-                tokens=None if found.errors else found.tokens,
+                tokens=None if wrong else found.tokens,
                 now=now,
                 expires_at=expires_at,
             ),
@@ -114,7 +116,7 @@ def quote_routes(*, maker: FileMaker, catalogue: Catalogue) -> APIRouter:
                 await find(request, order)
                 raise
             told = await quoted(order, given, found)
-            if found.errors or not trial:
+            if told.errors or not trial:
                 return json_answer(told.wire(catalogue))
 
             def then(tx: Transaction, file: File) -> Made:
@@ -135,6 +137,15 @@ def quote_routes(*, maker: FileMaker, catalogue: Catalogue) -> APIRouter:
         return answer.response()
 
     return router
+
+
+def _judge(
+    tx: Transaction, *, found: Validation, file: File, catalogue: Catalogue
+) -> tuple[Sequence[LineError], Queue]:
+    """Return what is wrong with a batch over a File, its lines or its size, and what it would find."""
+    mine = file.organisation_id
+    beyond = beyond_budgets(tx, found, organisation_id=mine, catalogue=catalogue, adds=False)
+    return found.errors or beyond, read_queue(tx, models=found.models)
 
 
 def _estimates(found: Validation) -> dict[str, Estimate]:

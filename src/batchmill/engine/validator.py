@@ -13,19 +13,17 @@ from batchmill.clock import Clock
 from batchmill.engine.attempt import Attempts
 from batchmill.engine.loop import Bell
 from batchmill.schedule.planner import Ordering
-from batchmill.spec.budgets import cost_refusals, queue_refusals
 from batchmill.spec.limits import Limits
 from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
-from batchmill.spec.objects import LineError, Usage
 from batchmill.spec.states import Event, Status
 from batchmill.store.batch import Batch, advance, claim_batch, has_batch, release_batch
 from batchmill.store.blob import blob_bytes, copy_key, doom_blob, drop_refs, insert_writing, publish_blob
 from batchmill.store.database import Database, Transaction
 from batchmill.store.model import list_models
-from batchmill.store.organisation import find_allowance, lock_organisation
+from batchmill.store.organisation import find_allowance
 from batchmill.store.slice import Slice, insert_slices
-from batchmill.store.usage import tokens_enqueued
 from batchmill.telemetry import UNTRACED, Traces
+from batchmill.validation.budget import beyond_budgets
 from batchmill.validation.child import run_beside
 from batchmill.validation.validation import Validation, validate
 
@@ -119,7 +117,8 @@ class Validator:
     def _conclude(self, tx: Transaction, batch: Batch, validation: Validation) -> None:
         """Write what validation found, if the batch still waits for it and the lease still stands."""
         now = int(self._clock.now())
-        if beyond := self._beyond_budgets(tx, batch, validation):
+        mine = batch.organisation_id
+        if beyond := beyond_budgets(tx, validation, organisation_id=mine, catalogue=self._catalogue, adds=True):
             validation = Validation(errors=beyond)
         if validation.plan is None:
             event = Event.REJECTED
@@ -148,24 +147,6 @@ class Validator:
         if not moved:
             release_batch(tx, batch_id=batch.id, epoch=batch.epoch)
 
-    def _beyond_budgets(self, tx: Transaction, batch: Batch, validation: Validation) -> tuple[LineError, ...]:
-        """Return why the organisation's budgets have no room for a batch whose lines are good.
-
-        What is enqueued is counted, and the batch added to it, by one transaction at a time.
-        """
-        allowance = find_allowance(tx, organisation_id=batch.organisation_id)
-        if validation.plan is None:
-            return ()
-        beyond: list[LineError] = []
-        if allowance.batch_cost is not None:
-            beyond += cost_refusals(cost=self._catalogue.cost(_estimates(validation)), limit=allowance.batch_cost)
-        if allowance.enqueued_tokens is not None:
-            lock_organisation(tx, organisation_id=batch.organisation_id)
-            asked = {part.model: part.prompt_tokens + part.completion_tokens for part in validation.parts}
-            enqueued = tokens_enqueued(tx, organisation_id=batch.organisation_id)
-            beyond += queue_refusals(asked=asked, enqueued=enqueued, limit=allowance.enqueued_tokens)
-        return tuple(beyond)
-
     def _publish(self, tx: Transaction, batch: Batch, plan: Written, copy: Written | None) -> None:
         """Let the batch refer to its Plan, and to the copy in place of the input, if one was made."""
         publish_blob(tx, key=_plan_key(batch), size=plan.bytes, sha256=plan.sha256)
@@ -174,14 +155,6 @@ class Validator:
             drop_refs(tx, key=_input_key(batch))
         elif not self._blobs.is_local:
             doom_blob(tx, key=_copy_key(batch))
-
-
-def _estimates(validation: Validation) -> dict[str, Usage]:
-    """Return what the lines come to by model, as usage that has a price; of a line without a bound its prompt only."""
-    return {
-        part.model: Usage(input_tokens=part.prompt_tokens, output_tokens=part.completion_tokens)
-        for part in validation.parts
-    }
 
 
 def _waits(tx: Transaction) -> bool:
