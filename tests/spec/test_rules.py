@@ -315,10 +315,16 @@ def test_every_fault_of_a_line_is_reported_at_once() -> None:
         ({"max_tokens": 1.5}, 0),
         ({"max_tokens": "64"}, 0),
         ({"max_tokens": 10**400}, 0),
+        ({"max_completion_tokens": None, "max_tokens": 64}, 64),
+        ({"max_output_tokens": 64}, 64),
+        ({"max_tokens": 64, "n": 3}, 192),
+        ({"max_tokens": 64, "n": None}, 64),
+        ({"n": 3}, 0),
+        ({"max_tokens": 9_999_999, "n": 9_999_999}, 9_999_999),
     ],
 )
 def test_a_lines_tokens_are_guessed(members: dict[str, object], more: int) -> None:
-    """A quarter of the body's bytes, and the tokens that it allows if that is a sane number."""
+    """A quarter of the body's bytes, and the tokens that it allows, for each answer, if that is a sane number."""
     text = body(**members)
     facts = accepted(text)
     assert (facts.tokens, facts.output) == (len(json.dumps({**BODY, **members})) // 4 + more, more)
@@ -355,6 +361,8 @@ BODIES = st.fixed_dictionaries(
         "stream": st.booleans() | JSON,
         "max_tokens": st.integers(-1, 10**8) | JSON,
         "max_completion_tokens": st.integers(-1, 10**8) | JSON,
+        "max_output_tokens": st.integers(-1, 10**8) | JSON,
+        "n": st.integers(-1, 10**8) | JSON,
         "x": JSON,
     },
 )

@@ -1,5 +1,6 @@
 """One pass over an input: with a Plan for a batch, without one for a quote."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -27,13 +28,13 @@ def put(blobs: DiskBlobs, content: bytes) -> None:
     writer.finish()
 
 
-def check(blobs: DiskBlobs, plan_key: str | None = None, first: int = 0) -> Validation:
+def check(blobs: DiskBlobs, plan_key: str | None = None, first: int = 0, endpoint: str = CHAT) -> Validation:
     """Check the input."""
     return validate(
         blobs=blobs,
         input_key="input",
         plan_key=plan_key,
-        endpoint=CHAT,
+        endpoint=endpoint,
         limits=OPEN,
         known_models={"echo", "other"},
         catalogue=CATALOGUE,
@@ -60,6 +61,15 @@ def test_lines_are_counted_by_model(blobs: DiskBlobs) -> None:
         ("other", 1, 1, 4, 0),
     ]
     assert one.prompt_tokens > two.prompt_tokens > 0
+
+
+@pytest.mark.parametrize("endpoint", ["/v1/embeddings", "/v1/moderations"])
+def test_where_nothing_is_generated_no_line_is_unbounded(blobs: DiskBlobs, endpoint: str) -> None:
+    """Their lines have no limit to give."""
+    body = {"custom_id": "a", "method": "POST", "url": endpoint, "body": {"model": "echo", "input": "x"}}
+    put(blobs, json.dumps(body).encode())
+    (part,) = check(blobs, endpoint=endpoint).parts
+    assert (part.lines, part.completion_tokens, part.unbounded) == (1, 0, 0)
 
 
 def test_the_first_good_lines_are_found(blobs: DiskBlobs) -> None:

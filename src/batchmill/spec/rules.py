@@ -40,6 +40,8 @@ _NOTHING = msgspec.Raw(b"")
 _LESSONS = 16  # layouts tried to be learnt in a file: one that changes all the time is not worth it
 _SEEN = DEPTHS[-1]  # bytes of a prompt's beginning
 _MOST_TOKENS = 7  # digits: more than any model can write
+_ALLOWED = ("max_completion_tokens", "max_tokens", "max_output_tokens")  # the first that says something counts
+SILENT = frozenset({"/v1/embeddings", "/v1/moderations"})  # endpoints whose lines let nothing be generated
 
 _ENCODINGS = (  # what a file in another encoding begins with: its byte order mark, or a `{` among zeros
     ("UTF-32", (b"\xff\xfe\0\0", b"\0\0\xfe\xff", b"{\0\0\0", b"\0\0\0{")),
@@ -65,6 +67,8 @@ class _Body(msgspec.Struct, gc=False):
     tools: msgspec.Raw = _NOTHING
     max_completion_tokens: msgspec.Raw = _NOTHING
     max_tokens: msgspec.Raw = _NOTHING
+    max_output_tokens: msgspec.Raw = _NOTHING
+    n: msgspec.Raw = _NOTHING
 
 
 _ANY = msgspec.json.Decoder(msgspec.Raw)
@@ -147,7 +151,7 @@ class Rules:
             or (self._public and may_hold_media(envelope.body))
         ):
             return None
-        output = _output(body.max_completion_tokens or body.max_tokens)
+        output = _output(body.max_completion_tokens, body.max_tokens, body.max_output_tokens, answers=body.n)
         prompt = _beginning(body.tools, getattr(body, self._input) if self._input else _NOTHING)
         tokens = len(envelope.body) // BYTES_PER_TOKEN + output
         return Facts(custom_id, envelope.custom_id, envelope.body, body.model, tokens, output, prompt)
@@ -251,9 +255,9 @@ class Rules:
             found.add("invalid_request", f"'{param}' has a media URL that is not public: {inward}.", param)
         if _streams(body.get("stream", _NOTHING)):
             found.add("streaming_unsupported", "'body.stream' must be false or left out.", "body.stream")
-        allowed = body.get("max_completion_tokens") or body.get("max_tokens", _NOTHING)
+        first, second, third = (body.get(name, _NOTHING) for name in _ALLOWED)
         prompt = _beginning(body.get("tools", _NOTHING), body.get(self._input, _NOTHING))
-        return model or None, _output(allowed), prompt
+        return model or None, _output(first, second, third, answers=body.get("n", _NOTHING)), prompt
 
 
 class _Findings:
@@ -304,9 +308,18 @@ def _usable(raw: msgspec.Raw, *, text_will_do: bool) -> bool:
     return text.startswith(b"[") and (text[1:2] not in b" \t\r\n]" or text[1:-1].strip() != b"")
 
 
-def _output(allowed: msgspec.Raw) -> int:
-    """Return the tokens that a line allows to be generated, if that is a sane number."""
-    digits = bytes(allowed)
+def _output(first: msgspec.Raw, second: msgspec.Raw, third: msgspec.Raw, *, answers: msgspec.Raw) -> int:
+    """Return the tokens that a line allows to be generated: the first of these that is a sane number, for each answer.
+
+    0 where it says nothing of that. It is no more than any model can write, whatever the number of answers.
+    """
+    tokens = (first and _number(first)) or (second and _number(second)) or (third and _number(third)) or 0
+    return min(tokens * (_number(answers) or 1), 10**_MOST_TOKENS - 1) if answers else tokens
+
+
+def _number(raw: msgspec.Raw) -> int:
+    """Return a sane number, 0 for anything else."""
+    digits = bytes(raw)
     return int(digits) if digits.isdigit() and len(digits) <= _MOST_TOKENS else 0
 
 

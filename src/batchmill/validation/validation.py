@@ -12,6 +12,7 @@ from batchmill.spec.lines import Checker, ErrorReport, Line, RawLine, read_lines
 from batchmill.spec.models import NOTHING_CONFIGURED, Catalogue
 from batchmill.spec.objects import LineError
 from batchmill.spec.repeats import Hashes, Watched
+from batchmill.spec.rules import SILENT
 from batchmill.validation.ordered import OrderedCopy
 
 _ORDERING = Ordering()
@@ -28,12 +29,12 @@ class Part:
     completion_tokens: int = 0  # that its lines allow
     unbounded: int = 0
 
-    def add(self, line: Line) -> None:
-        """Count a line."""
+    def add(self, line: Line, *, generates: bool) -> None:
+        """Count a line, whose endpoint `generates` tokens or does not."""
         self.lines += 1
         self.prompt_tokens += line.tokens - line.output
         self.completion_tokens += line.output
-        self.unbounded += not line.output
+        self.unbounded += generates and not line.output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +77,7 @@ class _Pass:
     report: ErrorReport
     planner: Planner | None
     wanted: int  # spans of good lines
+    generates: bool  # the endpoint does: a line may say how much
     lines: int = 0  # good or bad
     first: list[Span] = field(default_factory=list)
     parts: dict[str, Part] = field(default_factory=dict)
@@ -87,7 +89,7 @@ class _Pass:
             checked = self.checker.check(raw)
             if isinstance(checked, Line):
                 part = self._names.get(checked.model) or self._part(checked.model)
-                part.add(checked)
+                part.add(checked, generates=self.generates)
                 if len(self.first) < self.wanted:
                     self.first.append((checked.offset, checked.length))
                 if self.planner is not None and not self.report.count:  # else there will be no Plan
@@ -156,7 +158,14 @@ def validate(
     try:
         lay = None if copy is None else copy.lay
         planner = None if plan is None else Planner(write=plan.write, ordering=ordering, copy=lay)
-        reading = _Pass(checker=checker(ids=hashes), catalogue=catalogue, report=report, planner=planner, wanted=first)
+        reading = _Pass(
+            checker=checker(ids=hashes),
+            catalogue=catalogue,
+            report=report,
+            planner=planner,
+            wanted=first,
+            generates=endpoint not in SILENT,
+        )
         with blobs.open(input_key) as stream:
             reading.read(read_lines(stream.readline, limits.max_line_bytes))
         watched, others = hashes.repeated()
