@@ -10,6 +10,7 @@ import pytest
 
 from batchmill.backends.backend import Call, Reply
 from batchmill.backends.echo import EchoBackend
+from batchmill.engine import loader
 from batchmill.spec.states import Status
 from batchmill.store.batch import Batch, batches_by_id
 from batchmill.store.database import Transaction
@@ -139,6 +140,26 @@ async def test_a_call_of_a_paused_batch_may_take_its_time(mill: Mill) -> None:
     await steer(mill, batch_id, resume)
     assert await mill.finish(hand, batch_id) is Status.COMPLETED
     assert len(echo.calls) == 4
+
+
+@on_disk
+async def test_a_paused_batch_in_memory_holds_up_no_other(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a call of it is out its lines fill the memory for bodies: others are read all the same, and sent."""
+    monkeypatch.setattr(loader, "_LOADED_BYTES", 1)
+    echo = Timed(mill, slow=1, hangs=60.0)
+    hand = mill.hand(echo, window=2)
+    batch_id = await mill.batch(lines(40))
+    await hand.accept()
+    await mill.turn(hand, seconds=1)
+    await pause_(mill, batch_id)
+    await mill.turn(hand, seconds=2)
+    assert await owned(mill) == 1
+    other = await mill.batch(lines(3))
+    await hand.accept()
+    await mill.turn(hand, seconds=5)
+    assert await done(mill, other) == 3
+    await steer(mill, batch_id, resume)
+    assert await mill.finish(hand, batch_id, seconds=120) is Status.COMPLETED
 
 
 async def test_a_batch_paused_while_it_is_validated_stands_in_progress(mill: Mill) -> None:

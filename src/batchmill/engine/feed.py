@@ -68,7 +68,8 @@ class Feed:
 
     def is_loaded(self, model: str) -> bool:
         """Say whether a line for this model could be sent at once."""
-        return any(work.is_loaded and work.pending for work in self if work.model == model)
+        mine = (work for work in self.by_priority() if work.model == model)
+        return any(work.is_loaded and work.pending for work in mine)
 
     def suspect(self, *, models: Collection[str], wall: float) -> Work | None:
         """Return a loaded Slice whose next line is to go alone, if there is one (`models`, `wall` as in `next`)."""

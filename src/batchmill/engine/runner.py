@@ -119,7 +119,7 @@ class Runner:
         """Watch while a step is held up, too: a commit may hang, and calls that end start others meanwhile."""
         try:
             while True:
-                await self._clock.sleep(WATCH_SECONDS)
+                await self._clock.sleep(self._watched + WATCH_SECONDS - self._clock.boot())
                 await self._watch()
         except Exception as fault:  # noqa: BLE001 - the next step raises it
             self._fault = self._fault or fault
