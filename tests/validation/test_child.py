@@ -1,7 +1,10 @@
 """Blocking work in a process of its own."""
 
+import asyncio
+import multiprocessing
 import os
 import signal
+import time
 from functools import partial
 
 import pytest
@@ -25,3 +28,14 @@ async def test_a_killed_child_is_told() -> None:
     """A child that dies without an answer is a ChildDied."""
     with pytest.raises(ChildDied):
         await run_in_child(partial(signal.raise_signal, signal.SIGKILL))
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.001, 1.0])
+async def test_a_child_that_nobody_waits_for_ends(seconds: float) -> None:
+    """Also if its caller gives up while it is being started: it would read a whole input for nobody."""
+    waiting = asyncio.ensure_future(run_in_child(partial(time.sleep, 3600)))
+    await asyncio.wait([waiting], timeout=seconds)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert multiprocessing.active_children() == []

@@ -41,13 +41,16 @@ async def run_in_child(call: Callable[[], T]) -> T:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_main, args=(call, sender), daemon=True)
-    await asyncio.to_thread(process.start)
-    sender.close()
+    starting = asyncio.ensure_future(asyncio.to_thread(process.start))
     try:
+        await asyncio.shield(starting)
+        sender.close()
         answer: Callable[[], T] | BaseException = await asyncio.to_thread(_receive, receiver)
     finally:
-        process.kill()  # it has answered, died, or nobody waits for it any more
-        await asyncio.to_thread(process.join)
+        await asyncio.wait([starting])  # a thread cannot be given up
+        if process.pid is not None:
+            process.kill()  # it has answered, died, or nobody waits for it any more
+            await asyncio.to_thread(process.join)
         receiver.close()
     if isinstance(answer, BaseException):
         raise answer
