@@ -145,7 +145,24 @@ def test_a_trial_runs_the_first_lines_as_they_are(tenant: Tenant) -> None:
     assert quote(tenant, given["id"], trial=1, headers=headers).status == 409
     counts = made(tenant)
     assert (counts["file"], counts["batch"]) == (2, 1)
-    assert sorted(state for state, _ in tenant.blobs().values()) == ["doomed", "doomed", "ready", "ready"]
+    assert sorted(state for state, _ in tenant.blobs().values()) == ["ready", "ready"]
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize("first", [{"Idempotency_Key": "k"}, {"x_stainless_retry_count": "0"}])
+def test_a_trial_whose_answer_was_lost_is_told_of_whatever_has_changed(tenant: Tenant, first: dict[str, str]) -> None:
+    """It runs: that the input is beyond a budget by now, or gone, is no answer to the same call."""
+    given = tenant.upload(line("a"))
+    lost = quote(tenant, given["id"], trial=1, headers=first)
+    budgets = Allowance(enqueued_tokens=1)
+    tenant.served.rows(lambda tx: save_allowance(tx, organisation_id=tenant.id, allowance=budgets))
+    again = {name: "1" if value == "0" else value for name, value in first.items()}
+    told = quote(tenant, given["id"], trial=1, headers=again)
+    assert (told.body, told.headers["x-idempotent-replay"]) == (lost.body, "true")
+    tenant.call("DELETE", f"/v1/files/{given['id']}")
+    again = {name: "2" if value == "1" else value for name, value in again.items()}
+    assert quote(tenant, given["id"], trial=1, headers=again).body == lost.body
+    assert made(tenant)["batch"] == 1
 
 
 @pytest.mark.usefixtures("known")

@@ -1,7 +1,7 @@
 """The quote: what a batch over a File would be, before it is created: checked, estimated, priced, foretold, tried."""
 
 import asyncio
-from collections.abc import Awaitable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -52,17 +52,8 @@ def quote_routes(*, maker: FileMaker, catalogue: Catalogue) -> APIRouter:
     router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
     async def find(request: Request, order: CreateOrder) -> _Input:
-        mine, permits = request.state.organisation_id, request.state.allowance.permits
-
-        def statements(tx: Transaction) -> _Input:
-            file = input_file(tx, organisation_id=mine, file_id=order.input_file_id, now=clock.now())
-            models = list_models(tx)
-            if not models:  # as a new batch waits: nothing could be told from a misspelt name
-                message = "No model is known yet: no backend has told what it serves."
-                raise errors.unavailable(message, _ASK_AGAIN_SECONDS)
-            return _Input(file=file, known={name for name, _ in models if permits(name)})
-
-        return await database.read(statements)
+        mine, permits, now = request.state.organisation_id, request.state.allowance.permits, clock.now()
+        return await database.read(lambda tx: _find(tx, order, organisation_id=mine, permits=permits, now=now))
 
     async def check(request: Request, order: CreateOrder, given: _Input, trial: int) -> Validation:
         """Check the input as a batch would, and write nothing."""
@@ -107,6 +98,10 @@ def quote_routes(*, maker: FileMaker, catalogue: Catalogue) -> APIRouter:
         call = maker.replays.call(request, route="quote")
         value = await read_json(request, limit=limits.max_json_body)
         order, trial = parse_create(value, limits=limits), parse_trial(value, limits=limits)
+        fingerprint = create_fingerprint(value)
+        # A trial that runs is told of, whatever has changed since; its own tokens are enqueued, for one.
+        if trial and (earlier := await maker.replays.earlier(call, fingerprint=fingerprint)):
+            return earlier.response()
         with slots.one(call.caller):
             given = await find(request, order)
             await maker.replays.arrived(request, order.input_file_id)
@@ -131,12 +126,23 @@ def quote_routes(*, maker: FileMaker, catalogue: Catalogue) -> APIRouter:
                 call=call,
                 filename=f"{order.input_file_id}_trial{limits.extension}",
                 lines=lambda: _lines(maker.blobs, given.file.blob_key, found.first),
-                fingerprint=lambda _: create_fingerprint(value),
+                fingerprint=lambda _: fingerprint,
                 then=then,
             )
         return answer.response()
 
     return router
+
+
+def _find(
+    tx: Transaction, order: CreateOrder, *, organisation_id: str, permits: Callable[[str], bool], now: float
+) -> _Input:
+    file = input_file(tx, organisation_id=organisation_id, file_id=order.input_file_id, now=now)
+    models = list_models(tx)
+    if not models:  # as a new batch waits: nothing could be told from a misspelt name
+        message = "No model is known yet: no backend has told what it serves."
+        raise errors.unavailable(message, _ASK_AGAIN_SECONDS)
+    return _Input(file=file, known={name for name, _ in models if permits(name)})
 
 
 def _judge(

@@ -149,6 +149,21 @@ class Replays:
         finally:
             gone.cancel()
 
+    async def earlier(self, call: Call, *, fingerprint: str) -> Answer | None:
+        """Return the answer of the earlier call that this one repeats, if any: before work that `once` ends.
+
+        Raises:
+            ApiError: as `once`.
+        """
+        if call.key_digest is None and not call.retries:
+            return None
+
+        def statements(tx: Transaction) -> Answer | None:
+            lock_calls(tx, call=call, fingerprint=fingerprint)
+            return self._kept(tx, call, fingerprint)
+
+        return await self._database.write(statements)
+
     async def arrived(self, request: Request, made_id: str) -> None:
         """Note that a client knows this File or batch; what is only read must not fail where nothing can be written."""
         caller = request.state.caller
