@@ -288,6 +288,32 @@ async def test_a_longer_window_reaches_the_lines_in_hand(mill: Mill) -> None:
     assert await mill.finish(hand, batch_id) is Status.COMPLETED
 
 
+async def test_every_worker_sees_how_a_batch_is_steered(mill: Mill) -> None:
+    """Each of two that hold Slices of it stops within a second, goes on within one, and keeps to the new end."""
+    echoes = [Timed(mill, latency=0.5) for _ in range(2)]
+    hands = [mill.hand(echo, window=4) for echo in echoes]
+    batch_id = await mill.batch(lines(600), window=3600)
+    created, born = (await mill.look(batch_id)).object.created_at, mill.clock.boot()
+    await hands[0].accept()
+    await hands[1].scout.step()
+    async with running(mill, hands[0]), running(mill, hands[1]):
+        await mill.pass_time(2)
+        assert all(echo.calls for echo in echoes)
+        moment = await pause_(mill, batch_id)
+        await mill.pass_time(3)
+        assert all(late <= 1.0 for echo in echoes for late in echo.after(moment))
+        assert await owned(mill) == 0
+        moment = await steer(mill, batch_id, resume)
+        await mill.pass_time(1)
+        assert all(echo.after(moment) for echo in echoes)
+        await steer(mill, batch_id, partial(set_window, window="9s", expires_at=created + 9))
+        await mill.pass_time(5)
+    assert all(7.5 < max(echo.times) - born < 9.1 for echo in echoes)
+    await mill.sweeper_of(hands[0]).step()
+    assert await mill.finish(hands[1], batch_id) is Status.EXPIRED
+    assert sum(len(echo.calls) for echo in echoes) == await done(mill, batch_id)
+
+
 @on_disk
 async def test_a_shorter_window_reaches_the_lines_in_hand(mill: Mill) -> None:
     """Nothing is sent at or after the new end."""
