@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from api.raw import answers, connected, exchange, told
 from api.served import Answer, Served, Tenant, pieces
 from batchmill.api import maker
 from batchmill.backends.router import Router
@@ -94,6 +95,35 @@ def test_a_body_that_is_too_large_is_refused_early(serve: Callable[..., Served])
     assert inline(tenant, *[ONE] * 4).error[2] == "requests"
     assert nothing(tenant)
     assert inline(tenant, *[ONE] * 3).status == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_of_just_the_size_is_taken(serve: Callable[..., Served], *, chunked: bool) -> None:
+    """And one byte more is not."""
+    size = len(b'{"requests":[%b],"completion_window":"24h"}' % ONE)
+    tenant = serve(limits=replace(KIMI, max_inline_bytes=size)).tenant()
+    assert inline(tenant, ONE.replace(b"hi", b"hii"), chunked=chunked).status == 400
+    assert nothing(tenant)
+    assert inline(tenant, ONE, chunked=chunked).status == 200
+
+
+def test_who_asks_before_it_sends_is_told_before_it_does(tenant: Tenant) -> None:
+    """`Expect: 100-continue`: a body that is too large never goes out, another one is asked for."""
+    body = b'{"requests":[%b],"completion_window":"24h"}' % ONE
+
+    def head(size: int) -> bytes:
+        return (
+            f"POST /v1/batches/inline HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {tenant.key}\r\n"
+            f"Expect: 100-continue\r\nConnection: close\r\nContent-Length: {size}\r\n\r\n"
+        ).encode()
+
+    (refused,) = exchange(tenant.served, head(KIMI.max_inline_bytes + 1))
+    assert (refused.status, refused.headers["connection"]) == (400, "close")
+    with connected(tenant.served) as connection:
+        connection.sendall(head(len(body)))
+        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(body)
+        assert [answer.status for answer in answers(told(connection))] == [200]
 
 
 def test_a_quota_counts_for_requests_too(served: Served) -> None:

@@ -97,6 +97,9 @@ def test_a_wrong_shape_is_named_by_its_place(body: bytes, param: str | None, cod
         b'{"requests":[{"custom_id":"a","body":{\0}}]}',
         b'{"requests":[{"custom_id":"a","body":{"a":%b}}]}' % (b"[" * 100_000),
         b'{"requests":[{"custom_id":"a","body":{}}',
+        b'{"requests":[{"custom_id":"a","body":{"a":NaN}}]}',
+        b'{"requests":[{"custom_id":"a","body":{"a":01}}]}',
+        b'{"requests":[{"custom_id":"a","body":{"a":"\\ud800"}}]}',
     ],
 )
 def test_what_is_no_json_is_not_read(body: bytes) -> None:
