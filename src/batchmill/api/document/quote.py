@@ -22,8 +22,8 @@ def quote_paths(limits: Limits) -> Json:
         "/v1/batches/quote": {
             "post": operation(
                 "Quote a batch",
-                "Every bad line and each budget without room, the tokens by estimate, what they cost and when they would "
-                "be done. Nothing is made, unless `trial` lets the first lines of a valid input run.",
+                "Every bad line and each budget without room, the tokens by estimate, what they cost and when they "
+                "would be done. Nothing is made, unless `trial` lets the first lines of a valid input run.",
                 {200: json_answer("Quote", REPLAY)},
                 faults=(408, 409, 507),
                 parameters=[idempotency_key(limits)],
