@@ -327,26 +327,32 @@ def test_only_so_many_quotes_are_made_at_a_time(serve: Callable[..., Served], mo
     assert quote(other, theirs).status == 200
 
 
+@pytest.mark.parametrize("reads", ["run_beside", "_lines"])
 def test_an_input_that_is_deleted_meanwhile_is_no_fault(
-    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, reads: str
 ) -> None:
-    """Its bytes may go while it is read for the second time: it is a 400 then, as it would be a moment later."""
+    """Its bytes may go while they are checked, or copied for a trial: it is a 400 then, as it would be soon."""
     served = serve()
     knows(served)
     tenant = served.tenant()
     given = tenant.upload(line("a"))["id"]
 
-    async def gone(*_: Any, **__: Any) -> Any:  # noqa: ANN401
-        def statements(tx: Transaction) -> None:
-            key = delete_file(tx, organisation_id=tenant.id, file_id=given)
-            assert key is not None
-            drop_refs(tx, key=key)
+    def delete(tx: Transaction) -> None:
+        key = delete_file(tx, organisation_id=tenant.id, file_id=given)
+        assert key is not None
+        drop_refs(tx, key=key)
 
-        await served.database.write(statements)
+    async def checked(*_: Any, **__: Any) -> Any:  # noqa: ANN401
+        await served.database.write(delete)
         raise BlobMissing("gone")
 
-    monkeypatch.setattr(api_quote, "run_beside", gone)
-    assert quote(tenant, given).error[:3] == (400, "invalid_request_error", "input_file_id")
+    def copied(*_: Any) -> Any:  # noqa: ANN401
+        served.rows(delete)
+        raise BlobMissing("gone")
+
+    monkeypatch.setattr(api_quote, reads, checked if reads == "run_beside" else copied)
+    assert quote(tenant, given, trial=1).error[:3] == (400, "invalid_request_error", "input_file_id")
+    assert made(tenant)["batch"] == 0
 
 
 def test_a_large_input_is_quoted_beside_the_api(serve: Callable[..., Served]) -> None:

@@ -107,28 +107,28 @@ def quote_routes(*, maker: FileMaker, catalogue: Catalogue) -> APIRouter:
             await maker.replays.arrived(request, order.input_file_id)
             try:
                 found = await check(request, order, given, trial)
+                told = await quoted(order, given, found)
+                if told.errors or not trial:
+                    return json_answer(told.wire(catalogue))
+
+                def then(tx: Transaction, file: File) -> Made:
+                    tried = replace(order, metadata={"trial_of": order.input_file_id})
+                    allowance = request.state.allowance
+                    added = add_batch(tx, tried, file, key_id=call.api_key_id, allowance=allowance, now=clock.now())
+                    answer = msgspec.json.encode(told.wire(catalogue, trial=added.object.wire()))
+                    return Made(id=added.id, answer=answer)
+
+                answer = await maker.make(
+                    request,
+                    call=call,
+                    filename=f"{order.input_file_id}_trial{limits.extension}",
+                    lines=lambda: _lines(maker.blobs, given.file.blob_key, found.first),
+                    fingerprint=lambda _: fingerprint,
+                    then=then,
+                )
             except BlobMissing:  # deleted since: a 400, and no fault of ours
                 await find(request, order)
                 raise
-            told = await quoted(order, given, found)
-            if told.errors or not trial:
-                return json_answer(told.wire(catalogue))
-
-            def then(tx: Transaction, file: File) -> Made:
-                tried = replace(order, metadata={"trial_of": order.input_file_id})
-                allowance = request.state.allowance
-                added = add_batch(tx, tried, file, key_id=call.api_key_id, allowance=allowance, now=clock.now())
-                answer = msgspec.json.encode(told.wire(catalogue, trial=added.object.wire()))
-                return Made(id=added.id, answer=answer)
-
-            answer = await maker.make(
-                request,
-                call=call,
-                filename=f"{order.input_file_id}_trial{limits.extension}",
-                lines=lambda: _lines(maker.blobs, given.file.blob_key, found.first),
-                fingerprint=lambda _: fingerprint,
-                then=then,
-            )
         return answer.response()
 
     return router
