@@ -196,7 +196,7 @@ async def test_sigterm_ends_it_at_once(backend_at: Callable[..., HttpBackend], w
 
 
 def test_it_ends_with_its_parent_and_beats_until_then(weights: Path) -> None:
-    """The heart beats from the start; when the pipe from the parent closes, the child ends."""
+    """The heart beats once the model is loaded; when the pipe from the parent closes, the child ends."""
     ours, theirs = os.pipe()
     with running(weights, pass_fds=(theirs,), heartbeat_fd=theirs) as engine:
         os.close(theirs)

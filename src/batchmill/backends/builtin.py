@@ -59,7 +59,7 @@ class EngineOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         default_tokens: The longest answer where the request sets no limit; the engine itself knows none.
         cache_mib: Memory for prompts that have left their slot (the engine's own default is 8 GiB).
         threads: None takes one less than there are cores: two spinning on a busy machine fell to a tenth.
-        heartbeat_fd: A descriptor that gets one byte a second while the process is well.
+        heartbeat_fd: A descriptor that gets one byte a second, once it has loaded.
     """
 
     model: str
@@ -95,8 +95,6 @@ def serve_engine(order: EngineOrder) -> NoReturn:
     # Only from here on: before, SIGTERM ends the process as it ends any other.
     signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides the order of ending
-    if order.heartbeat_fd is not None:
-        threading.Thread(target=_beat, args=(order.heartbeat_fd,), daemon=True).start()
     if not Path(order.model).is_file():
         raise EngineMissing(f"The model {order.model} is not a file: run `batchmill models fetch`, or set its path.")
     engine = _load()
@@ -105,6 +103,8 @@ def serve_engine(order: EngineOrder) -> NoReturn:
         _server = engine.Server(_parameters(engine, order))  # it serves as long as the name lives
     except RuntimeError as error:
         raise RuntimeError(f"The engine could not load {order.model}: it is no GGUF model, or too large.") from error
+    if order.heartbeat_fd is not None:  # not before: an engine that cannot load has not begun
+        threading.Thread(target=_beat, args=(order.heartbeat_fd,), daemon=True).start()
     while os.read(_STDIN, 4096):
         pass
     os._exit(0)

@@ -7,14 +7,15 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 from batchmill.assemble.backends import Engine
-from batchmill.backends.builtin import BUILTIN_MODEL, EXIT_CANNOT, EngineOrder, engine_command
+from batchmill.backends.builtin import BUILTIN_MODEL, EngineOrder, engine_command
 from batchmill.backends.weights import WeightsMissing, default_cache_dir, find_or_fetch
 from batchmill.cli.exit import Exit, Stop
 from batchmill.cli.supervisor import Child, Supervisor
 from batchmill.settings import Settings
 
 _ENGINE_SECONDS = 60.0  # the engine may take so long until it answers
-_ENGINE_SILENCE = 10.0  # it beats once a second, and not at all while it loads
+_ENGINE_SILENCE = 10.0  # it beats once a second
+_LOAD_SECONDS = 300.0  # until its first beat: a large model, from a slow disk
 _LOOK_SECONDS = 0.1
 _GGUF = b"GGUF"  # what such a file begins with
 
@@ -49,8 +50,9 @@ async def start_engine(
         order=order,
         descriptors=[lock],
         silence=max(settings.lease, _ENGINE_SILENCE),
+        start=_LOAD_SECONDS,
         grace=2.0,
-        hopeless=EXIT_CANNOT,
+        verdict=Exit.NO_BUILTIN_MODEL,
     )
     supervisor.keep(child)
     await wait_for(answers("127.0.0.1", port, "/health"), _ENGINE_SECONDS, supervisor, stop)

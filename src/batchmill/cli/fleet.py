@@ -19,7 +19,6 @@ import uvloop
 
 from batchmill.assemble.backends import build_backends
 from batchmill.assemble.storage import Storage, build_clock
-from batchmill.backends.builtin import EXIT_CANNOT
 from batchmill.backends.vllm import VllmOrder, shepherd_command
 from batchmill.cli import data_directory
 from batchmill.cli.engine import start_engine
@@ -118,7 +117,7 @@ class FleetWork:
                 descriptors=[],
                 silence=settings.lease,
                 grace=2.0,
-                hopeless=EXIT_CANNOT,
+                verdict=Exit.NO_BUILTIN_MODEL,
             )
         )
         backend = BackendSettings(url=f"http://127.0.0.1:{port}/v1", key_env=_KEY)

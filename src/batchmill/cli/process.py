@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -19,7 +20,7 @@ from typing import Any, Literal
 import structlog
 import uvicorn
 import uvloop
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from batchmill.api.gate import App
 from batchmill.api.protocol import BoundedProtocol
@@ -29,6 +30,7 @@ from batchmill.assemble.limits import limits_of
 from batchmill.assemble.storage import Storage, build_clock
 from batchmill.assemble.traces import traces_of
 from batchmill.assemble.worker import build_worker
+from batchmill.backends.builtin import EXIT_CANNOT
 from batchmill.clock import Clock
 from batchmill.settings import Settings
 from batchmill.spec.limits import Limits
@@ -63,14 +65,29 @@ class Order(BaseModel):
 
 def main() -> None:
     """Read the order and be that process."""
-    with open(_STDIN, "rb", buffering=0, closefd=False) as stdin:  # unbuffered: nothing past the line is taken
-        order = Order.model_validate_json(stdin.readline())
+    order = _read_order()
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
     set_up_logs(process=order.role, json=order.settings.log_format == "json")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, who stops us in order
     run = {"api": _api, "worker": _worker}[order.role]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_beating(run(order), order.heartbeat_fd))
+
+
+def _read_order() -> Order:
+    """Return the order; end where a new start could not read it either, as where another version wrote it."""
+    with open(_STDIN, "rb", buffering=0, closefd=False) as stdin:  # unbuffered: nothing past the line is taken
+        line = stdin.readline()
+    if not line:
+        sys.exit(1)  # the supervisor died before it said anything
+    try:
+        return Order.model_validate_json(line)
+    except ValidationError as fault:
+        wrong = fault.errors(include_url=False, include_context=False, include_input=False)[0]  # an input may be secret
+        member = ".".join(map(str, wrong["loc"])) or "the line"
+        sentence = f"The order cannot be read ({member}: {wrong['msg']}); was Batchmill upgraded while it ran?"
+        print(sentence, file=sys.stderr, flush=True)  # noqa: T201 - there is no log yet
+        sys.exit(EXIT_CANNOT)
 
 
 async def _api(order: Order) -> None:

@@ -5,15 +5,17 @@ import os
 import signal
 import sys
 from asyncio.subprocess import Process
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 import structlog
 
+from batchmill.backends.builtin import EXIT_CANNOT
 from batchmill.cli.exit import Exit, Stop
 
 _START_SECONDS = 30.0  # a child has so long until its first heartbeat
+_STARTS = 8  # in a row that came to no heartbeat, half a minute of them: the next one would end the same
 _SHORT_LIFE = 5.0  # seconds: a child that died sooner is started again more and more slowly
 _SLOWEST = 5.0
 _KILL_SECONDS = 2.0
@@ -23,8 +25,10 @@ _KILL_SECONDS = 2.0
 class Child:
     """A process to keep alive.
 
-    `order` gives the line for its standard input, from the descriptor of its heartbeat. `hopeless` is the exit code
-    after which a new start would end the same. `grace` is how long it may take to end after SIGTERM.
+    `order` gives the line for its standard input, from the descriptor of its heartbeat. It is killed when `start`
+    seconds pass before its first heartbeat, or `silence` seconds between two. `grace` is how long it may take to end
+    after SIGTERM. `hopeless` is the exit code after which a new start would end the same, and `verdict` that of the
+    whole then.
     """
 
     name: str
@@ -33,14 +37,24 @@ class Child:
     descriptors: Sequence[int]
     silence: float
     grace: float
-    hopeless: int | None = None
+    hopeless: int = EXIT_CANNOT
+    verdict: Exit = Exit.FAULT
+    start: float = _START_SECONDS
     process: Process | None = field(default=None, init=False)
+    has_begun: bool = field(default=False, init=False)  # this process of it has beaten
 
 
 class Supervisor:
-    """Starts children, starts them again when they die or fall silent, and stops them in the order given."""
+    """Starts children, starts them again when they die or fall silent, and stops them in the order given.
 
-    def __init__(self) -> None:
+    What a child has begun a new start goes on with, whatever ended it. One that cannot even begin ends the whole: at
+    once if it says itself that it never will, else when it has ended by itself so often before its first heartbeat;
+    whoever runs us then sees it, and the port is free. One that is killed is no such child: memory may come back.
+    """
+
+    def __init__(self, *, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep) -> None:
+        """Set it up; `sleep` owns the time between two starts."""
+        self._sleep = sleep
         self._stopping = False
         self._keeping: dict[str, asyncio.Task[None]] = {}
         self._children: list[Child] = []
@@ -90,17 +104,21 @@ class Supervisor:
 
     async def _keep(self, child: Child) -> None:
         loop = asyncio.get_running_loop()
-        wait = 0.1
+        wait, vain = 0.1, 0
         while not self._is_stopping():
             started = loop.time()
             code = await self._run(child)
             if self._is_stopping():
                 return
             if code == child.hopeless:
-                raise Stop(f"The {child.name} process cannot work here (see above).", Exit.NO_BUILTIN_MODEL)
+                raise Stop(f"The {child.name} process cannot work here (see above).", child.verdict)
+            vain = vain + 1 if code >= 0 and not child.has_begun else 0  # below 0: a signal
+            if vain == _STARTS:
+                sentence = f"The {child.name} process ended {vain} times before it could begin (see above)."
+                raise Stop(sentence, child.verdict)
             wait = min(_SLOWEST, wait * 2) if loop.time() - started < _SHORT_LIFE else 0.1
             self._log.warning("process ended: starting it again", process=child.name, code=code, after=wait)
-            await asyncio.sleep(wait)
+            await self._sleep(wait)
 
     def _is_stopping(self) -> bool:
         return self._stopping
@@ -108,6 +126,7 @@ class Supervisor:
     async def _run(self, child: Child) -> int:
         """Run a child once, from start to end; kill it when it falls silent."""
         reads, writes = os.pipe()
+        child.has_begun = False
         try:
             process = await asyncio.create_subprocess_exec(
                 *child.command,
@@ -134,10 +153,10 @@ class Supervisor:
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(reads, "rb", 0)
         )
-        patience = max(child.silence, _START_SECONDS)
+        patience = max(child.silence, child.start)
         try:
             while await asyncio.wait_for(reader.read(64), timeout=patience):
-                patience = child.silence
+                child.has_begun, patience = True, child.silence
         except TimeoutError:
             self._log.error("killed: it fell silent", process=child.name, seconds=patience)
             _signal(process, signal.SIGKILL)
