@@ -56,13 +56,17 @@ def talk(server: str, work: Work, *, as_json: bool = False) -> None:
         if as_json:
             say_json(wire(failed))
         raise Stop(_sentence(failed, key), _code(failed)) from failed
+    except Stop as stop:
+        if as_json:
+            say_json(wire(Failed(str(stop))))
+        raise
     except BrokenPipeError:  # whoever reads our answer has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
         code = ClientExit.GOOD
     except (KeyboardInterrupt, asyncio.CancelledError):
         code = ClientExit.INTERRUPTED
     except OSError as fault:
-        raise Stop(f"{fault.filename or 'A file'}: {fault.strerror}.", ClientExit.USAGE) from fault
+        raise Stop(f"{fault.filename or 'Standard output'}: {fault.strerror}.", ClientExit.USAGE) from fault
     raise typer.Exit(code)
 
 

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import msgspec
 from batchmill.cli.connect import note
 from batchmill.cli.exit import RunExit, Stop
 from batchmill.cli.index import Index
-from batchmill.cli.table import BadRow, Row, appearing, columns_of, kind_of, read_rows, text_of
+from batchmill.cli.output import appearing
+from batchmill.cli.table import BadRow, Row, columns_of, kind_of, read_rows, text_of
 from batchmill.client.text import shown
 from batchmill.spec.limits import PROFILES
 
@@ -133,7 +134,10 @@ def convert(source: Path, output: Path, recipe: Recipe, *, delimiter: str | None
     else:
         _check_columns(source, columns_of(source, delimiter=delimiter), recipe)
     empty = count = 0
-    with closing(Index()) as ids, appearing(output) as part, part.open("wb", buffering=1 << 20) as stream:
+    with ExitStack() as stack:
+        ids = stack.enter_context(closing(Index()))
+        part = stack.enter_context(appearing(output, reads=[source]))
+        stream = stack.enter_context(part.open("wb", buffering=1 << 20))
         try:
             for count, row in enumerate(read_rows(source, delimiter=delimiter), 1):
                 stream.write(recipe.line(row, _custom_id(row, count, recipe.column, ids)))

@@ -10,7 +10,8 @@ import msgspec
 from batchmill.cli.convert import require_columns, row_id
 from batchmill.cli.exit import RunExit, Stop
 from batchmill.cli.index import Index
-from batchmill.cli.table import BadRow, appearing, columns_of, read_rows, write_rows
+from batchmill.cli.output import appearing
+from batchmill.cli.table import BadRow, columns_of, read_rows, write_rows
 from batchmill.client.text import shown
 
 _ADDED: Mapping[str, type] = {
@@ -65,7 +66,7 @@ def join(
         streams = [stack.enter_context(_opened(path)) for path in found]
         for number, (path, stream) in enumerate(zip(found, streams, strict=True)):
             _note_places(path, stream, number, index)
-        part = stack.enter_context(appearing(output))
+        part = stack.enter_context(appearing(output, reads=[source, *found]))
         with closing(write_rows(output, part, source, columns, kinds)) as writer:
             try:
                 for rows, row in enumerate(read_rows(source, delimiter=delimiter), 1):

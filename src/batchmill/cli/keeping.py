@@ -1,6 +1,5 @@
 """`batchmill results` and `batchmill fetch`: result lines as they come, and result files that are kept."""
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from batchmill.cli.connect import note, read_id, say_json
 from batchmill.cli.exit import ClientExit
-from batchmill.client.download import fetch, settle
+from batchmill.cli.output import appearing, written
+from batchmill.client.download import fetch
 from batchmill.client.http import Client, Json
 from batchmill.client.patience import Patience
 from batchmill.client.progress import is_final
@@ -63,14 +63,15 @@ async def keep_files(client: Client, batch_id: str, folder: Path, *, as_json: bo
 
 
 def _place(folder: Path, name: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+    with written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     return folder / name
 
 
 async def _keep(client: Client, file_id: str, path: Path) -> bool:
     facts: Json = await client.get(f"/files/{file_id}")
     size = facts.get("bytes") if isinstance(facts.get("bytes"), int) else None
-    with _shown_download(path.name, size) as told:
+    with written(path), _shown_download(path.name, size) as told:
         return await fetch(client, file_id, path, size=size, patience=Patience(say=note), told=told)
 
 
@@ -78,19 +79,9 @@ async def _keep(client: Client, file_id: str, path: Path) -> bool:
 def _target(output: Path | None, *, grows: bool) -> Iterator[BinaryIO]:
     if output is None:
         yield sys.stdout.buffer
-    elif grows:
-        with output.open("wb") as stream:
-            yield stream
     else:
-        part = output.with_name(f".{output.name}.{os.getpid()}.part")
-        try:
-            with part.open("wb") as stream:
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            settle(part, output)
-        finally:
-            part.unlink(missing_ok=True)
+        with appearing(output, at_once=grows) as path, path.open("wb") as stream:
+            yield stream
 
 
 @contextmanager

@@ -7,10 +7,8 @@ pyarrow's (extra `convert`).
 import csv
 import io
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -94,26 +92,6 @@ def kind_of(path: Path) -> str:
     if kind not in _DELIMITERS and kind not in _JSON and kind != ".parquet":
         raise Stop(f"{path}: its name ends with none of {_KINDS}.", RunExit.USAGE)
     return kind
-
-
-@contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """Yield where to write; the file appears under its own name when all of it is durable, or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        with part.open("rb") as stream:
-            os.fsync(stream.fileno())
-        part.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as fault:
-        raise Stop(f"{path} cannot be written: {fault.strerror or fault}.", RunExit.USAGE) from fault
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_rows(path: Path, part: Path, source: Path, columns: Sequence[str], added: Mapping[str, type]) -> "Writer":
