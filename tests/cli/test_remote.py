@@ -197,6 +197,9 @@ def test_a_batch_is_steered(shell: Shell, processes: Processes, tmp_path: Path) 
         (["show", "batch_nothing"], 1, "The server answers 404: No such batch.\n"),
         (["show", "../files"], 2, "BATCH: '../files' is no id.\n"),
         (["list", "--server", "nowhere"], 2, "--server: it is no URL that begins with http:// or https://.\n"),
+        (["submit", "/proc/self"], 2, "/proc/self is a folder: name a file in it.\n"),
+        (["submit", "/proc/self/mem"], 2, "/proc/self/mem cannot be read: Input/output error.\n"),
+        (["submit", "a" * 300], 2, f"{'a' * 300} cannot be read: File name too long.\n"),
         (["submit", "x.jsonl", "--metadata", "a"], 2, "--metadata: 'a' is not of the form KEY=VALUE.\n"),
         (["results", "batch_1", "--status", "odd"], 2, "--status: 'odd' is neither succeeded nor failed.\n"),
     ],
@@ -234,6 +237,8 @@ def test_what_was_used_is_told(shell: Shell, mixed: Path) -> None:
 
 def test_a_key_is_asked_for_and_never_told(shell: Shell) -> None:
     """Without a key, with a wrong one, and with one that no header may hold."""
+    (told,) = [json.loads(line) for line in shell("list", "--json", BATCHMILL_API_KEY="sk two").out.splitlines()]
+    assert "holds what no key has" in told["error"]["message"]
     for key, said in (
         ("", "is not set"),
         ("sk-bm-wrong", "is not good here"),
@@ -243,6 +248,18 @@ def test_a_key_is_asked_for_and_never_told(shell: Shell) -> None:
         assert ended.code != 0
         assert said in ended.err
         assert not key or key not in ended.err
+
+
+def test_what_stdout_cannot_show_ends_no_command(processes: Processes, shell: Shell, mixed: Path) -> None:
+    """Where it is ASCII, a cause of failures and a name stand there all the same; where it is full, that is told."""
+    batch_id = shell("submit", mixed, "--no-check", "--metadata", "name=很", "--watch").out.strip()
+    ascii_alone = shell.environment | {"PYTHONIOENCODING": "ascii"}
+    watched = processes.batchmill("watch", batch_id, environment=ascii_alone)
+    assert (watched.code, watched.err, "2\\xd7 400" in watched.out) == (3, "", True)
+    assert "name = \\u5f88" in processes.batchmill("show", batch_id, environment=ascii_alone).out
+    command = f"{' '.join(BATCHMILL)} show {batch_id} > /dev/full"
+    full = processes.run(["sh", "-c", command], environment=shell.environment)
+    assert (full.code, full.err) == (2, "Standard output: No space left on device.\n")
 
 
 def test_a_running_server_is_known(shell: Shell, server: Server) -> None:
@@ -255,6 +272,7 @@ def test_a_running_server_is_known(shell: Shell, server: Server) -> None:
     assert "its tables are up to date" in good.out
     assert "takes the key" in good.out
     assert "The server's clock and this machine's agree." in good.out
+    assert "holds what no key has in it" in shell(*words, BATCHMILL_API_KEY="sk-bm\nno").out
     bad = shell(*words, "--json", BATCHMILL_API_KEY="sk-bm-wrong")
     (problem,) = [each for each in json.loads(bad.out)["findings"] if each["verdict"] == "problem"]
     assert (bad.code, problem["check"], "BATCHMILL_API_KEY" in problem["advice"]) == (1, "server", True)
@@ -268,13 +286,10 @@ def test_the_clients_variables_are_no_settings(monkeypatch: pytest.MonkeyPatch) 
     assert load_settings({}).port == 8000
 
 
-def test_a_terminal_is_shown_a_picture(shell: Shell, mixed: Path) -> None:
-    """On a terminal `watch` draws, and leaves the end of the story there."""
-    batch_id = shell("submit", mixed, "--no-check").out.strip()
+def on_a_terminal(*words: str, environment: dict[str, str]) -> bytes:
+    """Run a command on a terminal of its own, to its end for a batch with failed lines; return what it showed."""
     leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [*BATCHMILL, "watch", batch_id], stdin=follower, stdout=follower, stderr=follower, env=shell.environment
-    )
+    process = subprocess.Popen([*BATCHMILL, *words], stdin=follower, stdout=follower, stderr=follower, env=environment)
     os.close(follower)
     told, end = b"", time.monotonic() + 60
     while time.monotonic() < end:
@@ -284,6 +299,13 @@ def test_a_terminal_is_shown_a_picture(shell: Shell, mixed: Path) -> None:
             break
     os.close(leader)
     assert process.wait(timeout=10) == 3
+    return told
+
+
+def test_a_terminal_is_shown_a_picture(shell: Shell, mixed: Path) -> None:
+    """On a terminal `watch` draws, and leaves the end of the story there."""
+    batch_id = shell("submit", mixed, "--no-check").out.strip()
+    told = on_a_terminal("watch", batch_id, environment=shell.environment | {"TERM": "xterm"})
     assert "━".encode() in told
     assert b"completed: 22 of 22 lines, 2 failed" in told
 

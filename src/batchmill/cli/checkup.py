@@ -24,6 +24,8 @@ from batchmill.backends.backend import Unreachable as BackendAway
 from batchmill.backends.weights import default_cache_dir, find
 from batchmill.blobs.blobs import BlobMissing, Blobs
 from batchmill.cli import data_directory
+from batchmill.cli.connect import check_key
+from batchmill.cli.exit import Stop
 from batchmill.cli.finding import Finding, ok, problem, warning
 from batchmill.client.failure import Failed, Refused
 from batchmill.client.http import connect
@@ -142,7 +144,7 @@ def _port(host: str, port: int, *, name: str, option: str, held: bool) -> Findin
 def _folder(folder: Path) -> Iterator[Finding]:
     known = folder.resolve()
     there = known
-    while not there.exists():
+    while not os.path.exists(there):  # noqa: PTH110 - Path's raises where a folder above may not be looked into
         there = there.parent
     if not os.access(there, os.W_OK | os.X_OK) or not there.is_dir():
         yield problem("data", f"{known} cannot be written.", "Name another with --data, or change its owner")
@@ -288,11 +290,14 @@ async def _backend(settings: Settings, entry: BackendSettings) -> Finding:
 
 async def _server(address: str, key: str | None) -> list[Finding]:
     try:
+        check_key(key)
         async with connect(address, key=key, say=lambda _: None, tries=2) as client:
             began = time.time()
             async with client.open("GET", "/models", whole=True) as answer:
                 date = answer.headers.get("Date")
             took = time.time() - began
+    except Stop as stop:
+        return [problem("server", str(stop), "Set it to the key alone, as it was shown")]
     except ValueError as fault:
         return [problem("server", f"--server {fault}.", "Give one such as http://127.0.0.1:8000")]
     except Refused as refused:

@@ -41,15 +41,6 @@ def talk(server: str, work: Work, *, as_json: bool = False) -> None:
         typer.Exit: otherwise.
     """
     key = os.environ.get(_KEY) or None
-    if key is not None and not _VISIBLE.fullmatch(key):
-        raise Stop(
-            f"{_KEY} holds what no key has in it: a space, a line break or a letter that is not ASCII.",
-            ClientExit.USAGE,
-        )
-    try:
-        base_of(server)
-    except ValueError as fault:
-        raise Stop(f"--server: it {fault}.", ClientExit.USAGE) from fault
     try:
         code = asyncio.run(_run(server, key, work))
     except Failed as failed:
@@ -70,7 +61,21 @@ def talk(server: str, work: Work, *, as_json: bool = False) -> None:
     raise typer.Exit(code)
 
 
+def check_key(key: str | None) -> None:
+    """Raise Stop for a key that no header may hold."""
+    if key is not None and not _VISIBLE.fullmatch(key):
+        raise Stop(
+            f"{_KEY} holds what no key has in it: a space, a line break or a letter that is not ASCII.",
+            ClientExit.USAGE,
+        )
+
+
 async def _run(server: str, key: str | None, work: Work) -> ClientExit:
+    check_key(key)
+    try:
+        base_of(server)
+    except ValueError as fault:
+        raise Stop(f"--server: it {fault}.", ClientExit.USAGE) from fault
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - asyncio.run made it
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

@@ -1,5 +1,6 @@
 """The commands and their options, as scripts and operators rely on them."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -58,6 +59,8 @@ models_app = typer.Typer(no_args_is_help=True, help="The models of a server, and
 
 def main() -> None:
     """Run the command line; whatever cannot be done ends with one sentence and its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr does: what it cannot show must not end a command
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="batchmill")
     except Stop as stop:

@@ -45,8 +45,11 @@ class Order:
             Stop: it is neither.
         """
         path = Path(self.source)
-        if path.is_file():
-            return path
+        with _read(self.source):
+            if path.is_file():
+                return path
+            if path.is_dir():
+                raise Stop(f"{shown(self.source)} is a folder: name a file in it.", ClientExit.USAGE)
         if _FILE_ID.fullmatch(self.source):
             return None
         raise Stop(f"There is no file {shown(self.source)}.", ClientExit.USAGE)
@@ -77,7 +80,7 @@ def check_first(order: Order, *, as_json: bool) -> None:
     if path is None or not order.checked:
         return
     limits, checked, first = PROFILES["open"], Checked(), list[LineError]()
-    with path.open("rb", buffering=1 << 20) as stream:
+    with _read(order.source), path.open("rb", buffering=1 << 20) as stream:
         errors = check_lines(
             stream.readline, checked, limits=limits, endpoint=order.endpoint, models=None, catalogue=Catalogue(())
         )
@@ -133,9 +136,10 @@ async def _uploaded(client: Client, order: Order) -> tuple[str, str]:
     path = order.path
     if path is None:
         return order.source, order.endpoint or _USUAL
-    endpoint = order.endpoint or _endpoint_of(path, PROFILES["open"])
-    with _shown_upload(path) as told:
-        uploaded = await client.upload(path, purpose="batch", told=told)
+    with _read(order.source):
+        endpoint = order.endpoint or _endpoint_of(path, PROFILES["open"])
+        with _shown_upload(path) as told:
+            uploaded = await client.upload(path, purpose="batch", told=told)
     return str(uploaded.get("id")), endpoint
 
 
@@ -143,6 +147,19 @@ def _endpoint_of(path: Path, limits: Limits) -> str:
     with path.open("rb") as stream:
         first = next(read_lines(stream.readline, limits.max_line_bytes), None)
     return _USUAL if first is None else likely_endpoint(first.text, limits)
+
+
+@contextmanager
+def _read(source: str) -> Iterator[None]:
+    """Say that a file cannot be read, and why.
+
+    Raises:
+        Stop: as said.
+    """
+    try:
+        yield
+    except OSError as fault:
+        raise Stop(f"{shown(source)} cannot be read: {fault.strerror or fault}.", ClientExit.USAGE) from fault
 
 
 @contextmanager

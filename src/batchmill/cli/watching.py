@@ -24,8 +24,8 @@ async def watch(client: Client, batch_id: str, *, as_json: bool, stream: TextIO 
     try:
         if as_json:
             last = await _told(client, batch_id)
-        elif stream.isatty():
-            last = await _pictured(client, batch_id, stream)
+        elif stream.isatty() and not (console := Console(file=stream)).is_dumb_terminal:
+            last = await _pictured(client, batch_id, console)
         else:
             last = await _logged(client, batch_id, stream)
     except asyncio.CancelledError:
@@ -60,9 +60,9 @@ async def _logged(client: Client, batch_id: str, stream: TextIO) -> Progress:
     return _ended(last)
 
 
-async def _pictured(client: Client, batch_id: str, stream: TextIO) -> Progress:
+async def _pictured(client: Client, batch_id: str, console: Console) -> Progress:
     last: Progress | None = None
-    picture, console = Picture(), Console(file=stream)
+    picture = Picture()
 
     def draw() -> RenderableType:
         return "" if last is None else picture.draw(last, time.time())
