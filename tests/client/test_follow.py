@@ -11,7 +11,7 @@ from aiohttp import web
 from batchmill.client.again import run_again
 from batchmill.client.download import fetch
 from batchmill.client.events import events_of
-from batchmill.client.failure import Failed, Refused
+from batchmill.client.failure import Failed, Refused, Unreachable
 from batchmill.client.follow import follow
 from batchmill.client.http import Client
 from batchmill.client.patience import Patience
@@ -62,6 +62,33 @@ async def test_a_stream_that_breaks_off_is_taken_up_again(server: tuple[Odd, Cli
     assert await _followed(odd, client) == [1, 2, 9]
     assert {request.headers["Accept"] for request in odd.asked} == {"text/event-stream"}
     assert [sentence for sentence in odd.said if "Waiting until it is back" in sentence] != []
+
+
+async def test_a_server_that_has_been_there_is_waited_for(server: tuple[Odd, Client]) -> None:
+    """Also where a proxy says that it is away, or it that its database is; a refusal and a quota are no outage."""
+    odd, client = server
+    final = [told({"id": "b", "status": "completed", "output_file_id": "file_o"}), text(b"".join(_LINES))]
+    away = [refused(status) for status in [503] * 6 + [502, 504, 429] * 2]
+    odd.answers = [told(_progress("in_progress", 1)), *away, told(_progress("completed", 9))]
+    assert await _followed(odd, client) == [1, 9]
+    odd.answers = [*away, text(b"".join(_LINES), x_next_cursor="C", x_has_more="false", x_complete="true")]
+    assert await _listed(odd, client, Chosen(follow=True)) == _LINES
+    odd.answers = [refused(404), *away, told({"id": "b", "status": "in_progress"}), *away, *final]
+    assert await _listed(odd, client, Chosen(follow=True)) == _LINES
+    for answer in (refused(403), refused(500), refused(429, code="insufficient_quota")):
+        odd.answers = [told(_progress("in_progress", 1)), answer]
+        with pytest.raises(Refused):
+            await _followed(odd, client)
+
+
+async def test_a_server_that_never_was_there_is_not_waited_for(server: tuple[Odd, Client]) -> None:
+    """It is more likely that the address is wrong."""
+    odd, client = server
+    odd.answers = [lost]
+    with pytest.raises(Unreachable):
+        await _followed(odd, client)
+    with pytest.raises(Unreachable):
+        await _listed(odd, client, Chosen(follow=True))
 
 
 async def test_without_a_route_the_batch_is_looked_at(server: tuple[Odd, Client]) -> None:
@@ -163,7 +190,7 @@ async def test_a_download_goes_on_where_it_broke_off(
     """A part of an earlier try counts, a break costs nothing, and the file has its name when it is whole."""
     odd, client = server
     whole = bytes(range(256)) * 1000
-    patience, path = Patience(say=odd.said.append, sleep=odd.sleep), tmp_path / "out.jsonl"
+    patience, path = Patience(client, say=odd.said.append, sleep=odd.sleep), tmp_path / "out.jsonl"
     (tmp_path / ".out.jsonl.file_1.part").write_bytes(whole[:100])
     sizes = iter([50_000, 100_000])
 

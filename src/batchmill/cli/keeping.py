@@ -72,7 +72,7 @@ async def _keep(client: Client, file_id: str, path: Path) -> bool:
     facts: Json = await client.get(f"/files/{file_id}")
     size = facts.get("bytes") if isinstance(facts.get("bytes"), int) else None
     with written(path), _shown_download(path.name, size) as told:
-        return await fetch(client, file_id, path, size=size, patience=Patience(say=note), told=told)
+        return await fetch(client, file_id, path, size=size, patience=Patience(client, say=note), told=told)
 
 
 @contextmanager

@@ -37,7 +37,7 @@ async def run_again(
     """
     if not is_final(batch):
         raise Failed(f"The batch is {batch.get('status')} yet: what failed is known at its end.")
-    patience = Patience(say=say)
+    patience = Patience(client, say=say)
     failed = await _failed(client, batch, error_group, patience)
     if not failed:
         raise Failed("None of its lines failed" + ("." if error_group is None else " for this reason."))

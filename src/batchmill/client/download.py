@@ -4,11 +4,11 @@ import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from batchmill.client.failure import Failed, Unreachable
+from batchmill.client.failure import Failed, Refused
 from batchmill.client.http import Client
 from batchmill.client.patience import Patience
 
-_PART = 206
+_PART, _NO_MORE = 206, 416
 
 
 async def content_of(client: Client, file_id: str, *, patience: Patience, start: int = 0) -> AsyncIterator[bytes]:
@@ -34,7 +34,9 @@ async def content_of(client: Client, file_id: str, *, patience: Patience, start:
                         at += len(fresh)
                         yield fresh
                 return
-        except Unreachable as fault:
+        except Failed as fault:
+            if at and isinstance(fault, Refused) and fault.status == _NO_MORE:  # it broke off behind the last byte
+                return
             await patience.wait(fault)
 
 

@@ -4,14 +4,21 @@ from collections.abc import Mapping
 
 import msgspec
 
+from batchmill.client.retry import NO_USE
 from batchmill.client.text import shown
 
 _MOST = 500  # characters of what a server says
 _MISSING = frozenset({404, 405, 501})
+_PASSING = frozenset({429, 502, 503, 504})
 
 
 class Failed(Exception):  # noqa: N818 - it states what is so
-    """The call came to nothing; the text is one sentence, and a terminal may show it, whoever wrote parts of it."""
+    """The call came to nothing; the text is one sentence, and a terminal may show it, whoever wrote parts of it.
+
+    `may_pass` says whether the same call may succeed when some minutes have passed.
+    """
+
+    may_pass = False
 
     def __init__(self, sentence: str) -> None:
         super().__init__(shown(sentence))
@@ -19,6 +26,8 @@ class Failed(Exception):  # noqa: N818 - it states what is so
 
 class Unreachable(Failed):
     """No answer: the server is away, or is none."""
+
+    may_pass = True
 
 
 class Refused(Failed):
@@ -33,6 +42,7 @@ class Refused(Failed):
 
     def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None) -> None:
         self.status, self.message, self.code, self.param = status, message, code, param
+        self.may_pass = status in _PASSING and code not in NO_USE
         of = "" if param is None else f" (param: {shown(param, _MOST)})"
         said = shown(message, _MOST).rstrip(".")
         super().__init__(f"The server answers {status}: {said}{of}.")

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from batchmill.client.events import events_of
-from batchmill.client.failure import Failed, Refused, Unreachable
+from batchmill.client.failure import Failed, Refused
 from batchmill.client.http import SILENCE_SECONDS, Client, Json
 from batchmill.client.patience import Patience
 from batchmill.client.progress import Observed, is_final
@@ -32,13 +32,15 @@ async def follow(
     every: float = EVERY,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> AsyncIterator[Json]:
-    """Yield `batch.progress` objects until one is final, which is yielded, too; a server that is away is waited for.
+    """Yield `batch.progress` objects until one is final, which is yielded, too.
+
+    A server that is away is waited for, once it has been there.
 
     Raises:
         Refused: there is no such batch, or the key is not good for it.
-        Unreachable: the server is away for too long.
+        Unreachable: the server has never been there, or is away for too long.
     """
-    patience = Patience(say=say, sleep=sleep)
+    patience = Patience(client, say=say, sleep=sleep)
     while True:
         try:
             async for progress in _events(client, batch_id):
@@ -46,13 +48,11 @@ async def follow(
                 yield progress
                 if is_final(progress):
                     return
-        except Unreachable as fault:
+        except Failed as fault:
+            if isinstance(fault, Refused) and fault.is_missing:
+                await patience.through(lambda: has_batch(client, batch_id))
+                break
             await patience.wait(fault)
-        except Refused as refused:
-            if not refused.is_missing:
-                raise
-            await has_batch(client, batch_id)
-            break
         else:  # it ended before the batch did, as where a server restarts
             await sleep(every)
     say(NO_PROGRESS.format(every=every))
@@ -84,12 +84,7 @@ async def _looks(
 ) -> AsyncIterator[Json]:
     observed = Observed()
     while True:
-        try:
-            batch = await client.get(f"/batches/{batch_id}")
-        except Unreachable as fault:
-            await patience.wait(fault)
-            continue
-        patience.there()
+        batch = await patience.through(lambda: has_batch(client, batch_id))
         yield observed.progress(batch, time.time())
         if is_final(batch):
             return

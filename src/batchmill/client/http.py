@@ -95,6 +95,7 @@ class Client:
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.base = base
+        self.has_answered = False  # ever: it is there, and if it is not it may come back
         self._session, self._say, self._tries, self._sleep = session, say, tries, sleep
         self._headers = {"User-Agent": "batchmill"} | ({} if key is None else {"Authorization": f"Bearer {key}"})
 
@@ -181,6 +182,7 @@ class Client:
             except (aiohttp.ClientError, TimeoutError, ConnectionError) as fault:
                 failed, again = Unreachable(f"{self.base} cannot be reached: {_why(fault)}."), tried < TRIES_AWAY
             else:
+                self.has_answered = True
                 async with response:
                     if response.status < _BAD:
                         yield Answer(response, read)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from batchmill.client.download import content_of
 from batchmill.client.events import lines_of
-from batchmill.client.failure import Failed, Refused, Unreachable
+from batchmill.client.failure import Failed, Refused
 from batchmill.client.follow import EVERY, has_batch
 from batchmill.client.http import Client, Json
 from batchmill.client.patience import Patience
@@ -57,14 +57,14 @@ async def results(
         Refused: there is no such batch, or no such group.
         Failed: the server has no such route, and the files have no answer yet.
     """
-    patience = Patience(say=say, sleep=sleep)
+    patience = Patience(client, say=say, sleep=sleep)
     try:
         async for line in _pages(client, batch_id, chosen, patience=patience, every=every, sleep=sleep):
             yield line
     except Refused as refused:
         if not refused.is_missing:
             raise
-        batch = await has_batch(client, batch_id)
+        batch = await patience.through(lambda: has_batch(client, batch_id))
     else:
         return
     if chosen.merged:
@@ -74,7 +74,7 @@ async def results(
         if not chosen.follow:
             raise Failed(f"The batch is {batch.get('status')} yet: --follow waits for its end.")
         await sleep(every)
-        batch = await client.get(f"/batches/{batch_id}")
+        batch = await patience.through(lambda: has_batch(client, batch_id))
     async for line in _from_files(client, batch, chosen, patience=patience):
         yield line
 
@@ -101,7 +101,7 @@ async def _pages(
                     if number > given:
                         given = number
                         yield line + b"\n"
-        except Unreachable as fault:
+        except Failed as fault:
             await patience.wait(fault)
             continue
         patience.there()
