@@ -202,6 +202,56 @@ def test_results_come_back_to_their_rows(tmp_path: Path, source: str, name: str)
         assert parquet.read_schema(output).field("status").type == arrow.int64()
 
 
+def test_parquet_comes_back_as_it_was(tmp_path: Path) -> None:
+    """Whatever Python has no value for, over row groups of any size; joined again, no earlier column is lost."""
+    nanoseconds = [1_700_000_000_123_456_789, None, -5, 1000] * 700
+    columns = {
+        "at": arrow.array(nanoseconds, arrow.timestamp("ns", tz="Europe/Berlin")),
+        "coarse": arrow.array([each and each // 1000 * 1000 for each in nanoseconds], arrow.timestamp("ns")),
+        "hour": arrow.array([each and abs(each) % 10**13 for each in nanoseconds], arrow.time64("ns")),
+        "took": arrow.array(nanoseconds, arrow.duration("ns")),
+        "word": arrow.array(["u", "v", None, "u"] * 700).dictionary_encode(),
+        "bytes": arrow.array([b"\xff\x00", None, b"", b"x"] * 700),
+        "least": arrow.array([1.5, None, -0.0, 1e30] * 700, arrow.float32()),
+    }
+    table, results = arrow.table(columns), tmp_path / "r.jsonl"
+    source, once, twice = (tmp_path / f"{name}.parquet" for name in ("in", "once", "twice"))
+    with parquet.ParquetWriter(source, table.schema) as writer:
+        for start, rows in ((0, 700), (700, 1), (0, 0), (701, 2099)):
+            writer.write_table(table.slice(start, rows), row_group_size=1500)
+    asked = _converted(source, "{at}|{coarse}|{hour}|{took}|{word}")
+    assert [each["body"]["messages"][0]["content"] for each in asked[:3]] == [
+        "2023-11-14 23:13:20.123456789+0100|2023-11-14 22:13:20.123456|00:00:00.123456789|1700000000123456789|u",
+        "||||v",
+        "1970-01-01 00:59:59.999999995+0100|1969-12-31 23:59:59.999999|00:00:00.000000005|-5|",
+    ]
+    results.write_bytes(_result("row-2800", "last"))
+    assert join([results], source, once, column=None, delimiter=None) == (2800, 2799)
+    assert join([results], once, twice, column=None, delimiter=None) == (2800, 2799)
+    back = parquet.read_table(twice)
+    assert back.select(table.column_names).equals(table)
+    assert [back[f"{before}answer"][2799].as_py() for before in ("", "result_")] == ["last", "last"]
+    assert join([results], twice, tmp_path / "thrice.csv", column=None, delimiter=None)[0] == 2800
+    inside = arrow.array([[each] for each in nanoseconds], arrow.list_(arrow.timestamp("ns")))
+    parquet.write_table(arrow.table({"inside": inside}), source)
+    with pytest.raises(Stop, match="its column 'inside' cannot be read"):
+        _converted(source, "{inside}")
+
+
+def test_a_delimiter_is_that_of_what_comes_back(tmp_path: Path) -> None:
+    """A table with semicolons comes back with them; where they were not named, a column that is missing hints at it."""
+    source, output, results = tmp_path / "in.csv", tmp_path / "out.csv", tmp_path / "r.jsonl"
+    _csv(source, _ROWS, ";")
+    results.write_bytes(_result("007", "a;b"))
+    join([results], source, output, column="id", delimiter=";")
+    back = list(read_rows(output, delimiter=";"))
+    assert [{name: row[name] for name in _ROWS[0]} for row in back] == _ROWS
+    assert back[0]["answer"] == "a;b"
+    source.write_text("id;text\n1;x\n")
+    with pytest.raises(Stop, match=r"has no column 'text'; it has id;text \(is --delimiter right\?\)"):
+        _converted(source, "{text}")
+
+
 # Runs the command with so much address space beside what Python and its libraries have mapped.
 _BOUNDED = """
 import resource, pyarrow.parquet, batchmill.cli.joining

@@ -20,6 +20,7 @@ from batchmill.spec.limits import PROFILES
 
 _PIECES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _COLUMNS = 12  # that a sentence names
+_OTHER_DELIMITERS = frozenset(";\t|,")
 _ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 
 
@@ -166,7 +167,8 @@ def require_columns(path: Path, there: Sequence[str], wanted: Sequence[str], opt
         if name not in there:
             known = ", ".join(shown(each, 40) for each in there[:_COLUMNS])
             more = f" and {len(there) - _COLUMNS} more" if len(there) > _COLUMNS else ""
-            raise Stop(f"{option}: {path} has no column {name!r}; it has {known}{more}.", RunExit.USAGE)
+            hint = " (is --delimiter right?)" if len(there) == 1 and _OTHER_DELIMITERS & set(there[0]) else ""
+            raise Stop(f"{option}: {path} has no column {name!r}; it has {known}{more}{hint}.", RunExit.USAGE)
 
 
 def _custom_id(row: Row, number: int, column: str | None, ids: Index) -> str:

@@ -58,7 +58,7 @@ def join(
     columns = columns_of(source, delimiter=delimiter)
     if column is not None:
         require_columns(source, columns, [column], "--id")
-    names = {name: f"{_BEFORE}{name}" if name in columns else name for name in _ADDED}
+    names = {name: _free(name, columns) for name in _ADDED}
     kinds = {names[name]: kind for name, kind in _ADDED.items()}
     rows = missing = 0
     with ExitStack() as stack:
@@ -67,7 +67,7 @@ def join(
         for number, (path, stream) in enumerate(zip(found, streams, strict=True)):
             _note_places(path, stream, number, index)
         part = stack.enter_context(appearing(output, reads=[source, *found]))
-        with closing(write_rows(output, part, source, columns, kinds)) as writer:
+        with closing(write_rows(output, part, source, columns, kinds, delimiter=delimiter)) as writer:
             try:
                 for rows, row in enumerate(read_rows(source, delimiter=delimiter), 1):
                     place = index.find(row_id(row, rows, column))
@@ -77,6 +77,12 @@ def join(
             except BadRow as fault:
                 raise Stop(f"{source}: {shown(fault)}.", RunExit.BAD_DATA) from fault
     return rows, missing
+
+
+def _free(name: str, columns: Sequence[str]) -> str:
+    while name in columns:  # those of an earlier join are there, too
+        name = f"{_BEFORE}{name}"
+    return name
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -125,7 +125,9 @@ def convert(
         list[str] | None,
         typer.Option("--set", help="NAME=VALUE, a member of every body, such as temperature=0.2. Repeatable."),
     ] = None,
-    delimiter: Annotated[str | None, typer.Option(help="Between the fields of CSV, such as ';'. [default: ,]")] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="Between the fields of CSV, there and back, such as ';'. [default: ,]")
+    ] = None,
     back: Annotated[
         list[Path] | None,
         typer.Option(help="Other way round: result files, joined to the rows of --join. Repeatable."),

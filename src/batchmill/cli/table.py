@@ -94,22 +94,25 @@ def kind_of(path: Path) -> str:
     return kind
 
 
-def write_rows(path: Path, part: Path, source: Path, columns: Sequence[str], added: Mapping[str, type]) -> "Writer":
+def write_rows(
+    path: Path, part: Path, source: Path, columns: Sequence[str], added: Mapping[str, type], *, delimiter: str | None
+) -> "Writer":
     """Return what writes rows to `part`, in the form that `path` is named for.
 
     Args:
         path: What it will be called.
         part: Where it is written until it is whole.
-        source: The input, whose Parquet types stay as they are.
+        source: The input, in whose order the rows come; its Parquet columns stay as they are.
         columns: Those of the input.
         added: Those that come behind them, as str or int.
+        delimiter: Between the fields of CSV, if not the usual one.
     """
     kind, names = kind_of(path), [*columns, *added]
     if kind == ".parquet":
         return _ParquetWriter(part, source, columns, added)
     if kind in _JSON:
         return _JsonWriter(part)
-    return _CsvWriter(part, names, _DELIMITERS[kind])
+    return _CsvWriter(part, names, delimiter or _DELIMITERS[kind])
 
 
 class Writer:
@@ -149,30 +152,40 @@ class _JsonWriter(Writer):
 
 
 class _ParquetWriter(Writer):
+    """Columns of a Parquet source are those of its own batches: Python has no value for some of what they may hold."""
+
     def __init__(self, part: Path, source: Path, columns: Sequence[str], added: Mapping[str, type]) -> None:
         arrow, parquet = _pyarrow()
-        typed = _parquet_file(source).schema_arrow if kind_of(source) == ".parquet" else None
-        fields = [arrow.field(name, arrow.string()) if typed is None else typed.field(name) for name in columns]
         kinds = {str: arrow.string(), int: arrow.int64()}
-        fields += [arrow.field(name, kinds[kind]) for name, kind in added.items()]
-        self._arrow, self._schema = arrow, arrow.schema(fields)
-        self._texts = frozenset(columns) if typed is None else frozenset[str]()
+        file = _parquet_file(source) if kind_of(source) == ".parquet" else None
+        fields = [arrow.field(name, arrow.string()) for name in columns] if file is None else [*file.schema_arrow]
+        self._added = [arrow.field(name, kinds[kind]) for name, kind in added.items()]
+        self._texts = columns if file is None else ()
+        self._arrow, self._schema = arrow, arrow.schema([*fields, *self._added])
+        batches = () if file is None else file.iter_batches(batch_size=_BATCH)
+        self._batches = (batch for batch in batches if batch.num_rows)
+        self._batch: Any = next(self._batches, None)  # the source's, of which the rows come now
         self._file: Any = parquet.ParquetWriter(part, self._schema)
-        self._held: list[dict[str, Any]] = []
+        self._held: list[Row] = []
 
     def write(self, row: Row) -> None:
-        texts = {name: None if row.get(name) is None else text_of(row[name]) for name in self._texts}
-        self._held.append({**row, **texts})
-        if len(self._held) >= _BATCH:
+        self._held.append(row)
+        if len(self._held) == (_BATCH if self._batch is None else self._batch.num_rows):
             self._flush()
 
     def close(self) -> None:
-        self._flush()
+        if self._held:
+            self._flush()
         self._file.close()
 
     def _flush(self) -> None:
-        self._file.write_batch(self._arrow.RecordBatch.from_pylist(self._held, schema=self._schema))
+        own = [] if self._batch is None else self._batch.columns
+        texts = [[None if row.get(name) is None else text_of(row[name]) for row in self._held] for name in self._texts]
+        arrays = [self._arrow.array(values, self._arrow.string()) for values in texts]
+        arrays += [self._arrow.array([row.get(each.name) for row in self._held], each.type) for each in self._added]
+        self._file.write_batch(self._arrow.RecordBatch.from_arrays([*own, *arrays], schema=self._schema))
         self._held.clear()
+        self._batch = next(self._batches, None)
 
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
@@ -225,8 +238,33 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 
 def _parquet(path: Path) -> Iterator[Row]:
-    for batch in _parquet_file(path).iter_batches(batch_size=_BATCH):
-        yield from batch.to_pylist()
+    arrow, _ = _pyarrow()
+    try:
+        for batch in _parquet_file(path).iter_batches(batch_size=_BATCH):
+            names = batch.schema.names
+            values = [_in_python(arrow, name, column) for name, column in zip(names, batch.columns, strict=True)]
+            yield from (dict(zip(names, row, strict=True)) for row in zip(*values, strict=True))
+    except arrow.ArrowException as fault:
+        raise BadRow(f"its rows cannot be read: {fault}") from fault
+
+
+def _in_python(arrow: Any, name: str, column: Any) -> list[Any]:  # noqa: ANN401 - pyarrow has no annotations
+    """Return a column's values: times to the microsecond, as Python has them; as text where one is more exact."""
+    if getattr(column.type, "unit", None) == "ns":
+        try:
+            column = column.cast(_coarser(arrow, column.type))
+        except arrow.ArrowInvalid:
+            column = column.cast(arrow.string())
+    try:
+        return list(column.to_pylist())
+    except ValueError as fault:  # such times inside lists
+        raise BadRow(f"its column {name!r} cannot be read: {fault}") from fault
+
+
+def _coarser(arrow: Any, kind: Any) -> Any:  # noqa: ANN401 - the same
+    if arrow.types.is_timestamp(kind):
+        return arrow.timestamp("us", kind.tz)
+    return arrow.time64("us") if arrow.types.is_time(kind) else arrow.duration("us")
 
 
 def _parquet_file(path: Path) -> Any:  # noqa: ANN401 - pyarrow has no annotations
