@@ -266,6 +266,8 @@ async def _beginning(response: aiohttp.ClientResponse) -> bytes:
 
 def _why(fault: BaseException) -> str:
     """Return why, in a few words; an exception without any is named."""
+    if isinstance(fault, aiohttp.ClientPayloadError):
+        return "the connection was lost"
     if isinstance(fault, aiohttp.ClientConnectorError):
         fault = fault.os_error
     if isinstance(fault, ConnectionRefusedError):
