@@ -172,6 +172,7 @@ def test_what_cannot_be_done_is_one_sentence(
     command: Callable[..., str], words: list[str], code: int, sentence: str
 ) -> None:
     """An unknown id ends with 1, a wrong option with 2; nothing is made."""
+    command("migrate")
     with pytest.raises(Stop) as stop:
         command(*words)
     assert stop.value.code == code
@@ -187,3 +188,14 @@ def test_what_is_over_is_not_done_again(command: Callable[..., str]) -> None:
         command("keys", "rotate", key["id"])
     with pytest.raises(Stop, match="already"):
         command("orgs", "create", "lab")
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["keys list", "keys revoke key_1", "orgs list", "orgs set lab", "backends list", "backends drain http://gpu/v1"],
+)
+def test_a_wrong_folder_is_told_and_not_made(capsys: pytest.CaptureFixture[str], tmp_path: Path, words: str) -> None:
+    """What speaks of something that is there makes no data directory where there is none."""
+    with pytest.raises(Stop, match="There is no data directory of Batchmill at ") as stop:
+        app([*words.split(), "--data", str(tmp_path / "none")], standalone_mode=False)
+    assert (stop.value.code, capsys.readouterr().out, [*tmp_path.iterdir()]) == (2, "", [])

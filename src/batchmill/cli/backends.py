@@ -52,7 +52,7 @@ def drain(settings: Settings, *, name: str, draining: bool) -> None:
         Stop: nobody knows it.
     """
     now, called = int(build_clock().now()), _called(name)
-    _known(in_rows(settings, lambda tx: drain_backend(tx, name=called, draining=draining, now=now)), name)
+    _known(in_rows(settings, lambda tx: drain_backend(tx, name=called, draining=draining, now=now), there=True), name)
 
 
 def remove(settings: Settings, *, name: str) -> None:
@@ -62,7 +62,7 @@ def remove(settings: Settings, *, name: str) -> None:
         Stop: nothing was said of it.
     """
     called = _called(name)
-    _known(in_rows(settings, lambda tx: remove_backend(tx, name=called)), name)
+    _known(in_rows(settings, lambda tx: remove_backend(tx, name=called), there=True), name)
 
 
 def show(settings: Settings) -> Sequence[dict[str, object]]:
@@ -89,7 +89,7 @@ def show(settings: Settings) -> Sequence[dict[str, object]]:
             )
         return rows
 
-    return in_rows(settings, statements)
+    return in_rows(settings, statements, there=True)
 
 
 def _state(entry: Entry | None, *, well: bool | None) -> str:

@@ -88,7 +88,7 @@ def show_keys(settings: Settings) -> list[dict[str, object]]:
             "expires_at": key.expires_at,
             "revoked_at": key.revoked_at,
         }
-        for key in in_rows(settings, list_keys)
+        for key in in_rows(settings, list_keys, there=True)
     ]
 
 
@@ -103,7 +103,7 @@ def end_key(settings: Settings, *, key_id: str) -> None:
         revoke_key(tx, key_id=_known(tx, key_id).id, now=now)
 
     now = int(build_clock().now())
-    in_rows(settings, statements)
+    in_rows(settings, statements, there=True)
 
 
 def rotate_key(settings: Settings, *, key_id: str, overlap: str) -> MadeKey:
@@ -121,7 +121,7 @@ def rotate_key(settings: Settings, *, key_id: str, overlap: str) -> MadeKey:
         return MadeKey(id=made_id, key=key, org=old.org)
 
     now, more = build_clock().now(), read_seconds("--overlap", overlap)
-    return in_rows(settings, statements)
+    return in_rows(settings, statements, there=True)
 
 
 def read_name(option: str, text: str) -> str:

@@ -60,12 +60,12 @@ def set_org(settings: Settings, *, name: str, limits: Mapping[str, str | None]) 
     """
     read_name("NAME", name)
     values = _values(limits)
-    return in_rows(settings, lambda tx: _changed(tx, name, values))
+    return in_rows(settings, lambda tx: _changed(tx, name, values), there=True)
 
 
 def show_orgs(settings: Settings) -> list[dict[str, object]]:
     """Return every organisation, by name."""
-    return [_shown(organisation) for organisation in in_rows(settings, list_organisations)]
+    return [_shown(organisation) for organisation in in_rows(settings, list_organisations, there=True)]
 
 
 def _changed(tx: Transaction, name: str, values: Mapping[str, Any]) -> dict[str, object]:

@@ -31,9 +31,13 @@ def open_store(settings: Settings) -> Storage:
     Raises:
         Stop: there is no such data directory.
     """
+    _require(settings)
+    return open_storage(settings)
+
+
+def _require(settings: Settings) -> None:
     if settings.is_embedded and not rows_path(settings).is_file():
         raise Stop(f"There is no data directory of Batchmill at {settings.data}.", Exit.USAGE)
-    return open_storage(settings)
 
 
 def check_bytes(settings: Settings) -> None:
@@ -50,12 +54,16 @@ def check_bytes(settings: Settings) -> None:
             raise Stop(str(fault), Exit.USAGE) from fault
 
 
-def in_rows(settings: Settings, statements: Statements[T]) -> T:
-    """Run statements on the rows, which are made, and brought up to date, where they have to be: one transaction.
+def in_rows(settings: Settings, statements: Statements[T], *, there: bool = False) -> T:
+    """Run statements on the rows, which are brought up to date where they have to be: one transaction.
+
+    They are made, too, unless what is spoken of must be `there` already: a wrong --data is told then.
 
     Raises:
-        Stop: the database cannot be used, or is a newer Batchmill's.
+        Stop: the database cannot be used, is a newer Batchmill's, or is not there.
     """
+    if there:
+        _require(settings)
     data_directory.prepare(settings.data)
 
     async def run() -> T:

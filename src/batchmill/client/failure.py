@@ -1,5 +1,6 @@
 """What a call can end with beside its answer: the server refuses it, or the server is not there."""
 
+import re
 from collections.abc import Mapping
 
 import msgspec
@@ -8,6 +9,7 @@ from batchmill.client.retry import NO_USE
 from batchmill.client.text import shown
 
 _MOST = 500  # characters of what a server says
+_MARKUP = re.compile(r"<(head|style|script)\b.*?(</\1>|\Z)|<[^>]*>", re.DOTALL | re.IGNORECASE)
 _MISSING = frozenset({404, 405, 501})
 _PASSING = frozenset({429, 502, 503, 504})
 
@@ -69,8 +71,10 @@ def refusal(status: int, body: bytes) -> Refused:
     try:
         error = msgspec.json.decode(body, type=_Envelope).error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        text = " ".join(body[: 4 * _MOST].decode(errors="replace").split())
-        return Refused(status, text or "no reason given")
+        text = body[: 8 * _MOST].decode(errors="replace")
+        if text.lstrip().startswith("<"):  # a proxy's page
+            text = _MARKUP.sub(" ", text)
+        return Refused(status, " ".join(text.split()) or "no reason given")
     if isinstance(error, str):
         return Refused(status, error)
     code = error.code if error.code is not None else error.type

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import aiohttp
 from yarl import URL
@@ -41,6 +41,8 @@ def base_of(server: str) -> str:
     parts = urlsplit(server.strip())
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("is no URL that begins with http:// or https://")
+    if not _has_port(parts):
+        raise ValueError("has a port that is no number from 0 to 65535")
     if "@" in parts.netloc:
         raise ValueError("holds a name or a password; the key comes from BATCHMILL_API_KEY")
     if parts.query or parts.fragment or not server.isprintable() or " " in server.strip():
@@ -277,6 +279,14 @@ def _why(fault: BaseException) -> str:
     if isinstance(fault, TimeoutError):
         return "no answer in time"
     return str(fault) or type(fault).__name__
+
+
+def _has_port(parts: SplitResult) -> bool:
+    """Return whether its port, if it names one, is one."""
+    try:
+        return parts.port is None or parts.port >= 0
+    except ValueError:
+        return False
 
 
 def _is_here(host: str) -> bool:

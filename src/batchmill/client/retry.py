@@ -6,7 +6,7 @@ from email.utils import parsedate_to_datetime
 
 TRIES = 5  # of a call that is answered
 TRIES_AWAY = 3  # of one that is not
-_AGAIN = frozenset({408, 409, 429})
+_AGAIN, _NEVER = frozenset({408, 409, 429}), 501  # it has no such route
 NO_USE = frozenset({"exceeded_current_quota_error", "insufficient_quota"})  # a 429 that no waiting ends
 _FIRST, _LONGEST = 0.5, 8.0  # seconds of our own backoff
 _LONGEST_ASKED = 60.0  # seconds that a server may ask for
@@ -17,7 +17,7 @@ def is_tried_again(status: int, headers: Mapping[str, str], code: str | None) ->
     said = headers.get("x-should-retry")
     if said in {"true", "false"}:
         return said == "true"
-    return code not in NO_USE and (status in _AGAIN or status >= 500)  # noqa: PLR2004 - HTTP's own
+    return code not in NO_USE and (status in _AGAIN or (status >= 500 and status != _NEVER))  # noqa: PLR2004 - HTTP's own
 
 
 def wait_before(tries: int, headers: Mapping[str, str], now: float) -> float:
