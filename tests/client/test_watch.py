@@ -105,6 +105,8 @@ def test_a_rate_is_put_together_from_looks() -> None:
     assert (second["lines_per_second"], second["eta"], second["margin"]) == (2.0, 150, 850)
     assert second["misses_by"] is None
     assert read_progress(second).request_counts.done == 20
+    none = observed.progress(batch | {"request_counts": {"completed": None, "failed": None, "total": None}}, 120.0)
+    assert read_progress(none).request_counts.total == 0
 
 
 def test_spans_and_sparklines_can_be_read() -> None:

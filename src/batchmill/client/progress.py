@@ -112,8 +112,9 @@ class Observed:
 
     def progress(self, batch: Json, now: float) -> Json:
         """Return how a Batch goes, of which nothing is said but itself; `now` in Unix seconds."""
-        counts = batch.get("request_counts") or {}
-        done, total = (counts.get("completed") or 0) + (counts.get("failed") or 0), counts.get("total") or 0
+        given = batch.get("request_counts") or {}
+        counts = {name: given.get(name) or 0 for name in ("completed", "failed", "total")}
+        done, total = counts["completed"] + counts["failed"], counts["total"]
         rate = self._rate(now, done) if batch.get("status") == Status.IN_PROGRESS else None
         told = batch.get("progress") or {}  # Batchmill's own, where it is an earlier one
         rate = told.get("lines_per_second", rate)
@@ -126,7 +127,7 @@ class Observed:
             "status": batch.get("status", ""),
             "paused_at": batch.get("paused_at"),
             "priority": batch.get("priority") or 0,
-            "request_counts": {"completed": 0, "failed": 0, "total": 0} | counts,
+            "request_counts": counts,
             "lines_per_second": rate,
             "prompt_tokens_per_second": None,
             "completion_tokens_per_second": None,
@@ -141,7 +142,7 @@ class Observed:
             "retries": 0,
             "backends": [],
             "error_groups": [],
-            "errors_ungrouped": counts.get("failed") or 0,
+            "errors_ungrouped": counts["failed"],
         }
 
     def _rate(self, now: float, done: int) -> float | None:
