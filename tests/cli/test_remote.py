@@ -101,6 +101,8 @@ def test_from_a_file_to_results(shell: Shell, mixed: Path, tmp_path: Path) -> No
     assert sorted(
         Path(files["output_file"]).read_text().splitlines() + Path(files["error_file"]).read_text().splitlines()
     ) == sorted(lines)
+    (told,) = shell.json("fetch", batch_id, "-o", mixed, code=2)
+    assert told["error"]["message"] == f"{mixed} is a file: name a folder for the result files."
     again = shell("fetch", batch_id, "-o", tmp_path / "new" / "folder")
     assert "is there already" in again.err
     assert sorted(each.name for each in (tmp_path / "new" / "folder").iterdir()) == [

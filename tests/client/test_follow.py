@@ -123,6 +123,9 @@ async def test_no_result_comes_twice(server: tuple[Odd, Client]) -> None:
     ]
     assert await _listed(odd, client, Chosen(follow=True, status="succeeded")) == _LINES
     asked = [dict(request.query) for request in odd.asked]
+    changed = [broken(b"".join(_LINES[:2])), text(_LINES[1] + _LINES[2], x_next_cursor="C", x_complete="true")]
+    odd.answers = changed  # of a page with its retries in, the first line has been retried meanwhile
+    assert await _listed(odd, client, Chosen(merged=True)) == _LINES[:3]
     assert [each.get("after") for each in asked] == [None, None, "C1", "C2"]
     assert all(each["status"] == "succeeded" and each["wait"] == "30" for each in asked)
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from batchmill.cli.connect import note, read_id, say_json
-from batchmill.cli.exit import ClientExit
+from batchmill.cli.exit import ClientExit, Stop
 from batchmill.cli.output import appearing, written
 from batchmill.client.download import fetch
 from batchmill.client.http import Client, Json
@@ -64,6 +64,8 @@ async def keep_files(client: Client, batch_id: str, folder: Path, *, as_json: bo
 
 def _place(folder: Path, name: str) -> Path:
     with written(folder):
+        if folder.exists() and not folder.is_dir():
+            raise Stop(f"{folder} is a file: name a folder for the result files.", ClientExit.USAGE)
         folder.mkdir(parents=True, exist_ok=True)
     return folder / name
 

@@ -88,24 +88,23 @@ async def _pages(
     every: float,
     sleep: Callable[[float], Awaitable[object]],
 ) -> AsyncIterator[bytes]:
-    after, given = None, 0  # lines that came of the page behind `after`, whose answer broke off
+    after, given = None, set[int]()  # what came of the page behind `after`, whose answer may have broken off
     while True:
         query = chosen.query() | ({} if after is None else {"after": after})
         try:
             async with client.open(
                 "GET", f"/batches/{batch_id}/results", query=query, silence=_ANSWER_SECONDS
             ) as answer:
-                number, headers = 0, answer.headers
+                headers = answer.headers
                 async for line in lines_of(answer.chunks()):
-                    number += 1
-                    if number > given:
-                        given = number
+                    if (mark := hash(line)) not in given:  # merged, a line may leave the page when it is retried
+                        given.add(mark)
                         yield line + b"\n"
         except Failed as fault:
             await patience.wait(fault)
             continue
         patience.there()
-        came, given, after = number, 0, headers.get("x-next-cursor", after)
+        came, given, after = len(given), set(), headers.get("x-next-cursor", after)
         if headers.get("x-complete") == "true" or after is None:
             return
         if headers.get("x-has-more") != "true":
