@@ -15,7 +15,8 @@ _NOTATIONS: Sequence[Mapping[str, int]] = ({"0x": 16, "0": 8}, {"0x": 16})  # C'
 
 _INWARD = ("localhost", "localdomain", "internal", "local", "ip6-localhost", "ip6-loopback", "metadata")
 _NAT64 = IPv6Network("64:ff9b::/96")
-_COMPATIBLE = IPv6Network("::/96")
+_UNICAST = IPv6Network("2000::/3")  # all that is given out; the rest is reserved, or leads inward (site-local, SIIT)
+_EXAMPLES = IPv6Network("3fff::/20")  # RFC 9637; Python knows it from 3.13 on
 
 
 def may_hold_media(raw: bytes) -> bool:
@@ -119,7 +120,10 @@ def _is_public_v6(text: str) -> bool:
         address = IPv6Address(text)
     except ValueError:
         return False
-    if address.scope_id is not None or not address.is_global or address.is_multicast or address in _COMPATIBLE:
+    if address.scope_id is not None:
         return False
-    within = address.sixtofour or (IPv4Address(int(address) & 0xFFFF_FFFF) if address in _NAT64 else None)
-    return within is None or _is_public_v4(within)
+    if address.ipv4_mapped is not None or address in _NAT64:
+        return _is_public_v4(IPv4Address(int(address) & 0xFFFF_FFFF))
+    if address not in _UNICAST or address in _EXAMPLES or not address.is_global:
+        return False
+    return address.sixtofour is None or _is_public_v4(address.sixtofour)
