@@ -1,9 +1,12 @@
 """Events of batches on their way to webhooks: signed, tried again, delivered once by one of several workers."""
 
 import asyncio
+import socket
+import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -28,6 +31,7 @@ from batchmill.telemetry import Metrics
 from engine.mill import Mill, lines
 
 _ORGANISATION = "ours"  # as a mill names it
+_MANY_NAMES = 12  # more than the threads that the loop has for its own on a small machine
 
 
 @dataclass(kw_only=True)
@@ -214,19 +218,45 @@ async def test_a_name_that_leads_inward_is_not_followed(
     port = int(receiver.url.split(":")[2].split("/")[0])
     webhook = await subscribe(mill, f"http://hooks.example.com:{port}/hook")
     await completed(mill)
-    loop = asyncio.get_running_loop()
-    original = loop.getaddrinfo
+    original = socket.getaddrinfo
 
-    async def rebound(host: str, *args: object, **more: object) -> object:
-        return await original("127.0.0.1" if host == "hooks.example.com" else host, *args, **more)  # type: ignore[arg-type]
+    def rebound(host: str, *args: Any, **more: Any) -> object:  # noqa: ANN401 - as it was
+        return original("127.0.0.1" if host == "hooks.example.com" else host, *args, **more)
 
-    monkeypatch.setattr(loop, "getaddrinfo", rebound)
+    monkeypatch.setattr(socket, "getaddrinfo", rebound)
     guarded = HttpHook(public_only=True)
     await until_idle(courier(mill, guarded))
     await guarded.close()
     (delivery,) = await log(mill, webhook)
     assert receiver.got == []
     assert "not public" in str(delivery.last_error)
+
+
+async def test_a_silent_name_server_holds_up_nobody(
+    mill: Mill, receiver: Receiver, hook: HttpHook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the names of many webhooks are looked up in vain, threads do their work and other events arrive."""
+    answered, asked, original = threading.Event(), threading.Semaphore(0), socket.getaddrinfo
+
+    def silent(host: str, *args: Any, **more: Any) -> object:  # noqa: ANN401 - as it was
+        if host.endswith(".example.com"):
+            asked.release()
+            assert answered.wait(20)
+            raise socket.gaierror(socket.EAI_AGAIN, "nobody answers")
+        return original(host, *args, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    posts = [
+        asyncio.create_task(hook.post(f"http://h{n}.example.com/", body=b"{}", headers={})) for n in range(_MANY_NAMES)
+    ]
+    for _ in posts:
+        assert await asyncio.wait_for(asyncio.to_thread(asked.acquire, timeout=5), 5)
+    await subscribe(mill, receiver.url.replace("127.0.0.1", "localhost"))
+    await completed(mill)
+    await until_idle(courier(mill, hook))
+    assert len(receiver.got) == 1
+    answered.set()
+    assert all("nobody answers" in str(posted.reason) for posted in await asyncio.gather(*posts))
 
 
 async def test_two_workers_send_an_event_once(mill: Mill, receiver: Receiver, hook: HttpHook) -> None:

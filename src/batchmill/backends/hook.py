@@ -4,6 +4,9 @@ import asyncio
 import errno
 import socket
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import aiohttp
@@ -14,6 +17,7 @@ from batchmill.spec.webhooks import Posted
 
 _SECONDS = 15.0  # Standard Webhooks: a receiver answers within fifteen to thirty
 _TOLD = 200  # characters of a reason
+_LOOKING_UP = 32  # names at a time
 
 
 class Hook(Protocol):
@@ -24,28 +28,44 @@ class Hook(Protocol):
         ...
 
 
-class _PublicResolver(AbstractResolver):
-    """Looks names up, and gives only what is public: what was judged is what is connected to (no DNS rebinding)."""
+class _Resolver(AbstractResolver):
+    """Looks names up as the system does, in threads of its own: a name server that is silent holds up nothing else.
 
-    def __init__(self) -> None:
-        self._inner = aiohttp.ThreadedResolver()
+    With `public_only` only what is public is given: what was judged is what is connected to (no DNS rebinding).
+    """
+
+    def __init__(self, *, public_only: bool) -> None:
+        self._public_only = public_only
+        self._threads = ThreadPoolExecutor(max_workers=_LOOKING_UP, thread_name_prefix="hook-names")
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         """See `AbstractResolver`."""
-        found = await self._inner.resolve(host, port, family)
-        if not all(is_public_address(each["host"]) for each in found):
+        look = partial(socket.getaddrinfo, host, port, family=family, type=socket.SOCK_STREAM)
+        infos = await asyncio.get_running_loop().run_in_executor(self._threads, look)
+        found = [(kind, proto, str(address[0])) for kind, _, proto, _, address in infos]
+        if self._public_only and not all(is_public_address(address) for _, _, address in found):
             raise OSError(errno.EACCES, f"{host} leads to an address that is not public")
-        return found
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address,
+                port=port,
+                family=kind,
+                proto=proto,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for kind, proto, address in found
+        ]
 
     async def close(self) -> None:
-        """See `AbstractResolver`."""
-        await self._inner.close()
+        """See `AbstractResolver`; a look-up that is under way ends by itself."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class HttpHook:
-    """Each event is one POST on a connection of its own kind: no redirect is followed, no cookie kept, no body read.
+    """Each event is one POST on a connection of its own: no redirect is followed, no cookie kept, no body read.
 
     Args:
         public_only: Only public addresses may be reached.
@@ -53,6 +73,7 @@ class HttpHook:
 
     def __init__(self, *, public_only: bool) -> None:
         self._public_only = public_only
+        self._resolver = _Resolver(public_only=public_only)
         self._session: aiohttp.ClientSession | None = None
 
     async def post(self, url: str, *, body: bytes, headers: Mapping[str, str]) -> Posted:
@@ -61,8 +82,8 @@ class HttpHook:
             return Posted(reason="the URL does not lead to a public host")
         try:
             async with self._open().post(url, data=body, headers=headers, allow_redirects=False) as answer:
-                reason = None if answer.ok else f"answered with {answer.status}"
-                return Posted(status=answer.status, reason=reason)
+                posted = Posted(status=answer.status)
+                return posted if posted.arrived else replace(posted, reason=f"answered with {answer.status}")
         except TimeoutError:
             return Posted(reason=f"no answer within {_SECONDS:.0f} s")
         except (aiohttp.ClientError, OSError, ValueError) as fault:
@@ -70,16 +91,17 @@ class HttpHook:
 
     async def close(self) -> None:
         """Close all connections."""
+        await self._resolver.close()
         if self._session is not None:
             await self._session.close()
             await asyncio.sleep(0)
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            resolver = _PublicResolver() if self._public_only else aiohttp.ThreadedResolver()
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False),
+                connector=aiohttp.TCPConnector(resolver=self._resolver, use_dns_cache=False, force_close=True),
                 timeout=aiohttp.ClientTimeout(total=_SECONDS),
                 cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
             )
         return self._session

@@ -53,6 +53,11 @@ class Posted:
     status: int | None = None
     reason: str | None = None
 
+    @property
+    def arrived(self) -> bool:
+        """Say whether the receiver has taken it: any 2xx."""
+        return self.status is not None and 200 <= self.status < 300  # noqa: PLR2004 - the 2xx class
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
@@ -69,7 +74,7 @@ def mint_secret() -> str:
 
 def verdict(posted: Posted, *, attempts: int) -> Verdict:
     """Judge a try, `attempts` with it: any 2xx is delivered, 410 ends it, everything else is tried again."""
-    if posted.status is not None and 200 <= posted.status < 300:  # noqa: PLR2004 - the 2xx class
+    if posted.arrived:
         return Verdict(status=DeliveryStatus.DELIVERED)
     if posted.status == _GONE or attempts > len(BACKOFF):
         return Verdict(status=DeliveryStatus.FAILED)
