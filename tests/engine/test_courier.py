@@ -4,29 +4,32 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pytest
 from aiohttp import web
 from openai import OpenAI
 
-from batchmill.backends.hook import HttpHook
+from batchmill.backends.hook import Hook, HttpHook
 from batchmill.engine.courier import Courier
 from batchmill.spec.ids import mint_id
 from batchmill.spec.states import Status
-from batchmill.spec.webhooks import BACKOFF, EVENTS, DeliveryStatus, mint_secret
+from batchmill.spec.webhooks import BACKOFF, EVENTS, DeliveryStatus, Posted, mint_secret
 from batchmill.store.database import Transaction
 from batchmill.store.organisation import find_organisation, insert_organisation
 from batchmill.store.webhook import (
     Delivery,
     Webhook,
     delete_webhook,
+    insert_deliveries,
     insert_webhook,
     list_deliveries,
     replay_delivery,
 )
+from batchmill.store.worker import void_leases
 from batchmill.telemetry import Metrics
 from engine.mill import Mill, lines
 
@@ -71,7 +74,7 @@ async def hook() -> AsyncIterator[HttpHook]:
     await inward.close()
 
 
-def courier(mill: Mill, hook: HttpHook) -> Courier:
+def courier(mill: Mill, hook: Hook) -> Courier:
     """Return the courier of one worker."""
     return Courier(database=mill.database, hook=hook, clock=mill.clock, metrics=Metrics())
 
@@ -278,26 +281,103 @@ async def test_a_webhook_that_goes_takes_its_log_with_it(mill: Mill, receiver: R
     assert (receiver.got, await log(mill, webhook)) == ([], [])
 
 
+@dataclass
+class Slow:
+    """Receivers that answer when they are told to; what was asked of them, by URL."""
+
+    asked: list[str] = field(default_factory=list)
+    answers: list[asyncio.Future[Posted]] = field(default_factory=list)
+    posts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
+
+    async def post(self, url: str, *, body: bytes, headers: Mapping[str, str]) -> Posted:  # noqa: ARG002 - as `Hook`
+        """See `Hook`."""
+        self.asked.append(url)
+        self.answers.append(asyncio.get_running_loop().create_future())
+        self.posts.release()
+        return await self.answers[-1]
+
+    async def called(self, of: Courier, times: int) -> "asyncio.Task[bool]":
+        """Return a step of a courier, once it has called so often."""
+        stepping = asyncio.create_task(of.step())
+        async with asyncio.timeout(10):
+            for _ in range(times):
+                await self.posts.acquire()
+        return stepping
+
+
+async def stop(stepping: "asyncio.Task[bool]") -> None:
+    """Let a courier die."""
+    stepping.cancel()
+    await asyncio.wait([stepping])
+
+
+async def test_a_slow_receiver_holds_up_no_other(mill: Mill) -> None:
+    """However much is due for one webhook, for many of one organisation: what is due for another is sent beside it."""
+    slow = await subscribe(mill, "http://slow.example.com/")
+    due = partial(insert_deliveries, batch_id=mint_id("batch", 1.0), status=Status.COMPLETED, now=1)
+    for _ in range(70):
+        await mill.database.write(lambda tx: due(tx, webhooks=[slow]))
+    for n in range(20):
+        more = await subscribe(mill, f"http://slow-{n}.example.com/")
+        for _ in range(5):
+            await mill.database.write(lambda tx, more=more: due(tx, webhooks=[more]))
+    theirs = replace(slow, id=mint_id("wh", 2.0), organisation_id=mint_id("org", 2.0), url="http://quick.example.com/")
+    await mill.database.write(
+        lambda tx: insert_organisation(tx, organisation_id=theirs.organisation_id, name="theirs", now=1)
+    )
+    await mill.database.write(lambda tx: insert_webhook(tx, theirs))
+    await mill.database.write(lambda tx: due(tx, webhooks=[theirs]))
+    receivers = Slow()
+    of = courier(mill, receivers)
+    stepping = await receivers.called(of, 1)
+    await asyncio.wait([stepping])
+    assert receivers.asked.count(theirs.url) == 1
+    assert receivers.asked.count(slow.url) < 8
+    assert len(receivers.asked) < 24
+    for answer in receivers.answers:
+        answer.set_result(Posted(status=200))
+    await of.step()
+    await stop(await receivers.called(of, 18))  # what waited goes on
+
+
+async def test_a_restart_sends_what_was_claimed_at_once(mill: Mill, receiver: Receiver, hook: HttpHook) -> None:
+    """Also after a reboot, whose lease clock begins anew: a claim of before would hold for as long again."""
+    await subscribe(mill, receiver.url)
+    await completed(mill)
+    dead = Slow()
+    await stop(await dead.called(courier(mill, dead), 1))
+    mill.clock.uptime = 1.0
+    await mill.database.write(lambda tx: void_leases(tx, worker_id="heir"))
+    await until_idle(courier(mill, hook))
+    assert len(receiver.got) == 1
+
+
+async def test_a_try_that_a_replay_has_overtaken_changes_nothing(
+    mill: Mill, receiver: Receiver, hook: HttpHook
+) -> None:
+    """The first try hangs, is replayed, and the second arrives: when the first gives up, the event stays delivered."""
+    webhook = await subscribe(mill, receiver.url)
+    await completed(mill)
+    first, hanging = courier(mill, slow := Slow()), (await log(mill, webhook))[0]
+    await asyncio.wait([await slow.called(first, 1)])
+    await mill.clock.advance(1)
+    now = int(mill.clock.now())
+    await mill.database.write(lambda tx: replay_delivery(tx, webhook_id=webhook.id, delivery_id=hanging.id, now=now))
+    await until_idle(courier(mill, hook))
+    slow.answers[0].set_result(Posted(reason="no answer"))
+    await until_idle(first)
+    (delivery,) = await log(mill, webhook)
+    assert (delivery.status, delivery.last_status_code, len(receiver.got)) == (DeliveryStatus.DELIVERED, 200, 1)
+
+
 async def test_what_a_dead_worker_had_claimed_is_sent_by_another(
     mill: Mill, receiver: Receiver, hook: HttpHook
 ) -> None:
     """A claim without an outcome lapses; the late outcome of the first claim then changes nothing."""
     webhook = await subscribe(mill, receiver.url)
     await completed(mill)
-    begun = asyncio.Event()
-
-    class Stalled:
-        """A receiver that never answers."""
-
-        async def post(self, _url: str, **_: object) -> None:
-            begun.set()
-            await asyncio.Event().wait()
-
-    dead = Courier(database=mill.database, hook=Stalled(), clock=mill.clock, metrics=Metrics())  # type: ignore[arg-type]
-    stepping = asyncio.create_task(dead.step())
-    await begun.wait()
-    stepping.cancel()
-    await asyncio.wait([stepping])
+    dead = Slow()
+    await stop(await dead.called(courier(mill, dead), 1))
     await until_idle(courier(mill, hook))
     assert receiver.got == []
     await mill.clock.advance(61)

@@ -1,6 +1,8 @@
 """Takes the events of batches to the webhooks that want them, again and again until they arrive or the time is over."""
 
 import asyncio
+from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import structlog
@@ -11,10 +13,20 @@ from batchmill.blobs.space import is_full
 from batchmill.clock import Clock
 from batchmill.spec.webhooks import DeliveryStatus, verdict
 from batchmill.store.database import Database
-from batchmill.store.webhook import Delivery, Webhook, claim_deliveries, forget_deliveries, has_due, save_outcome
+from batchmill.store.webhook import (
+    Busy,
+    Delivery,
+    Webhook,
+    claim_deliveries,
+    forget_deliveries,
+    has_due,
+    save_outcome,
+)
 from batchmill.telemetry import Metrics
 
-_MOST = 32  # on their way at a time
+_MOST = 64  # on their way at a time
+_OF_ORGANISATION = 16  # about; a receiver that is slow, or many of one owner, holds up nobody else
+_OF_WEBHOOK = 4  # about
 _LEASE_SECONDS = 60.0  # of one try, which may take a quarter of that
 _PATIENCE_SECONDS = 1.0  # a step waits so long for the slowest
 _KEPT_SECONDS = 30 * 86_400  # the log
@@ -29,7 +41,7 @@ class Courier:
         self._hook = hook
         self._clock = clock
         self._metrics = metrics
-        self._open: set[asyncio.Task[None]] = set()
+        self._open: dict[asyncio.Task[None], Webhook] = {}
         self._forget_at = clock.boot() + _FORGET_SECONDS
         self._log = structlog.get_logger("courier")
 
@@ -40,9 +52,8 @@ class Courier:
             await self._start()
             if self._open:
                 await asyncio.wait(self._open, timeout=_PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            ended = {task for task in self._open if task.done()}
-            self._open -= ended
-            for task in ended:
+            for task in [task for task in self._open if task.done()]:
+                del self._open[task]
                 await task
         except asyncio.CancelledError:
             for task in self._open:
@@ -55,13 +66,29 @@ class Courier:
         return bool(self._open)
 
     async def _start(self) -> None:
+        """Claim few at a time: what each claim finds counts in the next one."""
+        while (room := _MOST - len(self._open)) > 0:
+            claimed = await self._claim(limit=min(room, _OF_WEBHOOK), busy=self._busy())
+            if not claimed:
+                return
+            for due, webhook in claimed:
+                self._open[asyncio.create_task(self._deliver(due, webhook))] = webhook
+
+    async def _claim(self, *, limit: int, busy: Busy) -> Sequence[tuple[Delivery, Webhook]]:
         now = int(self._clock.now())
-        if len(self._open) >= _MOST or not await self._database.read(lambda tx: has_due(tx, now=now)):
-            return
-        claimed = await self._database.write(
-            lambda tx: claim_deliveries(tx, now=now, limit=_MOST - len(self._open), lease=_LEASE_SECONDS)
+        if not await self._database.read(lambda tx: has_due(tx, now=now, busy=busy)):
+            return ()
+        return await self._database.write(
+            lambda tx: claim_deliveries(tx, now=now, limit=limit, lease=_LEASE_SECONDS, busy=busy)
         )
-        self._open |= {asyncio.create_task(self._deliver(due, webhook)) for due, webhook in claimed}
+
+    def _busy(self) -> Busy:
+        webhooks = Counter(webhook.id for webhook in self._open.values())
+        organisations = Counter(webhook.organisation_id for webhook in self._open.values())
+        return Busy(
+            webhooks=[name for name, count in webhooks.items() if count >= _OF_WEBHOOK],
+            organisations=[name for name, count in organisations.items() if count >= _OF_ORGANISATION],
+        )
 
     async def _deliver(self, due: Delivery, webhook: Webhook) -> None:
         posted = await self._hook.post(webhook.url, body=due.body, headers=self._headers(due, webhook))

@@ -3,10 +3,10 @@
 An event is written by the transaction that moves its batch to the end: neither can be without the other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Row, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, delete, exists, func, insert, or_, select, update
 
 from batchmill.spec.ids import mint_id
 from batchmill.spec.states import Status
@@ -57,6 +57,7 @@ class Delivery:
     next_at: int | None
     created_at: int
     delivered_at: int | None
+    lease_until: float | None  # of the try that was claimed: its fence
 
     def wire(self) -> dict[str, object]:
         """Return it as the API shows it."""
@@ -178,24 +179,34 @@ def replay_delivery(tx: Transaction, *, webhook_id: str, delivery_id: str, now: 
     """Let a delivery be tried again from the start, the same event under the same id; None if there is none."""
     tx.ring()
     mine = update(delivery).where(delivery.c.webhook_id == webhook_id, delivery.c.id == delivery_id)
-    again = {"status": DeliveryStatus.PENDING.value, "attempts": 0, "next_at": now, "lease_until": None}
-    row = tx.connection.execute(mine.values(again).returning(delivery)).first()
+    again = {"attempts": 0, "next_at": now, "delivered_at": None, "lease_until": None}
+    row = tx.connection.execute(mine.values(status=DeliveryStatus.PENDING.value, **again).returning(delivery)).first()
     return None if row is None else _delivery(row)
 
 
-def has_due(tx: Transaction, *, now: int) -> bool:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Busy:
+    """Webhooks, and organisations, that have enough on its way already: what is due for them waits."""
+
+    webhooks: Collection[str] = ()
+    organisations: Collection[str] = ()
+
+
+def has_due(tx: Transaction, *, now: int, busy: Busy) -> bool:
     """Say whether `claim_deliveries` would find one."""
-    return tx.connection.execute(select(delivery.c.id).where(_due(tx, now)).limit(1)).first() is not None
+    return tx.connection.execute(select(delivery.c.id).where(_due(tx, now, busy)).limit(1)).first() is not None
 
 
-def claim_deliveries(tx: Transaction, *, now: int, limit: int, lease: float) -> Sequence[tuple[Delivery, Webhook]]:
+def claim_deliveries(
+    tx: Transaction, *, now: int, limit: int, lease: float, busy: Busy
+) -> Sequence[tuple[Delivery, Webhook]]:
     """Take deliveries that are due, each with its webhook, for one try; a lapsed lease is nobody's.
 
-    The number of tries is the fence: see `save_outcome`.
+    The lease is the fence: see `save_outcome`.
     """
-    due = select(delivery.c.id).where(_due(tx, now)).order_by(delivery.c.next_at).limit(limit)
+    due = select(delivery.c.id).where(_due(tx, now, busy)).order_by(delivery.c.next_at).limit(limit)
     found = tx.connection.execute(due.with_for_update(skip_locked=True)).scalars().all()
-    taken = update(delivery).where(delivery.c.id.in_(found), _due(tx, now)).returning(delivery)
+    taken = update(delivery).where(delivery.c.id.in_(found), _due(tx, now, busy)).returning(delivery)
     claim = {"attempts": delivery.c.attempts + 1, "lease_until": tx.lease_now + lease}
     claimed = [_delivery(row) for row in tx.connection.execute(taken.values(claim))] if found else []
     wanted = select(webhook).where(webhook.c.id.in_({each.webhook_id for each in claimed}))
@@ -208,7 +219,9 @@ def claim_deliveries(tx: Transaction, *, now: int, limit: int, lease: float) -> 
 
 def save_outcome(tx: Transaction, *, tried: Delivery, posted: Posted, judged: Verdict, now: int) -> bool:
     """Keep what came of a try; False if another has begun since, or the delivery was replayed or removed."""
-    mine = update(delivery).where(delivery.c.id == tried.id, delivery.c.attempts == tried.attempts)
+    # A replay begins to count anew, so the number of tries alone may be that of a later one.
+    fence = (delivery.c.attempts == tried.attempts, delivery.c.lease_until == tried.lease_until)
+    mine = update(delivery).where(delivery.c.id == tried.id, *fence)
     outcome = {
         "status": judged.status.value,
         "last_status_code": posted.status,
@@ -226,9 +239,15 @@ def forget_deliveries(tx: Transaction, *, created_before: int) -> int:
     return tx.connection.execute(delete(delivery).where(delivery.c.created_at < created_before, done)).rowcount
 
 
-def _due(tx: Transaction, now: int) -> ColumnElement[bool]:
+def _due(tx: Transaction, now: int, busy: Busy) -> ColumnElement[bool]:
     free = or_(delivery.c.lease_until.is_(None), delivery.c.lease_until < tx.lease_now)
-    return and_(delivery.c.status == DeliveryStatus.PENDING.value, delivery.c.next_at <= now, free)
+    due = [delivery.c.status == DeliveryStatus.PENDING.value, delivery.c.next_at <= now, free]
+    if busy.webhooks:
+        due.append(delivery.c.webhook_id.not_in(busy.webhooks))
+    if busy.organisations:
+        mine = webhook.c.organisation_id.in_(busy.organisations)
+        due.append(~exists().where(webhook.c.id == delivery.c.webhook_id, mine))
+    return and_(*due)
 
 
 def _webhook(row: Row[tuple[object, ...]]) -> Webhook:
@@ -258,4 +277,5 @@ def _delivery(row: Row[tuple[object, ...]]) -> Delivery:
         next_at=row.next_at,
         created_at=row.created_at,
         delivered_at=row.delivered_at,
+        lease_until=row.lease_until,
     )

@@ -4,7 +4,7 @@ from sqlalchemy import delete, exists, insert, select, update
 
 from batchmill.store.database import Transaction
 from batchmill.store.slice import lock_slices, void_slices
-from batchmill.store.tables import batch, lane, slice_, transaction_name, worker
+from batchmill.store.tables import batch, delivery, lane, slice_, transaction_name, worker
 
 _FORGOTTEN_SECONDS = 3600  # after its lease, the row of a worker that died tells nobody anything
 
@@ -36,6 +36,7 @@ def void_leases(tx: Transaction, *, worker_id: str) -> int:
     batches = tx.connection.execute(held.values(owner=None, lease_until=None, crashes=batch.c.crashes + 1)).rowcount
     # A new boot's lease clock begins anew: what waits for a moment of the old one would wait for ever.
     tx.connection.execute(update(batch).where(batch.c.retry_at.is_not(None)).values(retry_at=None))
+    tx.connection.execute(update(delivery).where(delivery.c.lease_until.is_not(None)).values(lease_until=None))
     tx.connection.execute(delete(worker).where(worker.c.id != worker_id))
     tx.connection.execute(delete(lane).where(lane.c.worker_id != worker_id))
     return batches + void_slices(tx, worker_id=worker_id)

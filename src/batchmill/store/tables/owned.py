@@ -312,14 +312,14 @@ delivery = Table(
     Column("event", String, nullable=False),
     Column("batch_id", String, nullable=False),
     Column("body", LargeBinary, nullable=False),
-    Column("attempts", Integer, nullable=False),  # tries begun; the fence of the last one
+    Column("attempts", Integer, nullable=False),  # tries begun
     Column("status", String, nullable=False),
     Column("last_status_code", Integer),
     Column("last_error", Text),
     Column("next_at", BigInteger),
     Column("created_at", BigInteger, nullable=False),
     Column("delivered_at", BigInteger),
-    Column("lease_until", Float),  # while it is being tried
+    Column("lease_until", Float),  # while it is being tried, and the fence of that try
     Index("ix_delivery_due", "status", "next_at"),
     Index("ix_delivery_webhook", "webhook_id", "id"),
 )
