@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from api.raw import answers, connected, told
 from api.served import Answer, Served, Tenant
 from batchmill.spec.limits import KIMI
 from batchmill.spec.scopes import Scope
+from batchmill.store.organisation import revoke_key
 from batchmill.store.tables import api_key, replay
 
 MEMBERS = ["object", "id", "name", "hint", "scopes", "created_at", "expires_at", "revoked_at"]
@@ -134,6 +136,32 @@ def test_a_key_may_rotate_itself(admin: Tenant) -> None:
     new = rotate(admin, mine, {"overlap": 0}).json
     assert admin.call("GET", "/v1/keys").status == 401
     assert replace(admin, key=new["key"]).call("GET", "/v1/keys").status == 200
+
+
+def test_a_key_is_replaced_once(admin: Tenant) -> None:
+    """The new one has the old one's whole time: cut short by a rotation, the old one's own time tells it no more."""
+    old = make(admin, {"name": "ci"}).json
+    assert rotate(admin, old["id"]).json["expires_at"] is None
+    again = rotate(admin, old["id"])
+    assert again.error == (400, "invalid_request_error", None, "invalid_key_state")
+    assert statuses(admin, old["key"])[0] == 200  # its overlap goes on
+
+
+@pytest.mark.parametrize("what", ["", "/{id}/rotate"])
+def test_who_is_revoked_meanwhile_makes_no_key(admin: Tenant, what: str) -> None:
+    """A body that comes slowly is no way to outlive one's own end."""
+    served, old = admin.served, make(admin).json["id"]
+    mine = admin.call("GET", "/v1/organisation").json["key_id"]
+    before = names(replace(admin, key=served.key(admin.id, scopes={Scope.ADMIN})))
+    head = f"POST /v1/keys{what.format(id=old)} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {admin.key}\r\n"
+    with connected(served) as connection:
+        connection.sendall(head.encode() + b"Content-Length: 2\r\nConnection: close\r\nExpect: 100-continue\r\n\r\n")
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 100")  # it has passed the gate
+        served.rows(lambda tx: revoke_key(tx, key_id=mine, now=1))
+        connection.sendall(b"{}")
+        (answer,) = answers(told(connection))
+    assert answer.status == 401
+    assert names(replace(admin, key=served.key(admin.id, scopes={Scope.ADMIN})))[1:] == before
 
 
 @pytest.mark.parametrize("again", [{"Idempotency_Key": "k1"}, {"x_stainless_retry_count": "1"}], ids=["key", "retry"])

@@ -181,11 +181,15 @@ def test_what_cannot_be_done_is_one_sentence(
 
 
 def test_what_is_over_is_not_done_again(command: Callable[..., str]) -> None:
-    """A revoked key is not rotated, and an organisation's name is given once."""
+    """A revoked key is not rotated, one that was rotated is not either, and an organisation's name is given once."""
     key = made(command, "keys", "create", "--org", "lab")
     command("keys", "revoke", key["id"])
     with pytest.raises(Stop, match="is revoked or expired"):
         command("keys", "rotate", key["id"])
+    rotated = made(command, "keys", "create", "--org", "lab")
+    command("keys", "rotate", rotated["id"])
+    with pytest.raises(Stop, match="was replaced already"):
+        command("keys", "rotate", rotated["id"])
     with pytest.raises(Stop, match="already"):
         command("orgs", "create", "lab")
 

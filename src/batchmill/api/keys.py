@@ -27,6 +27,7 @@ from batchmill.store.organisation import (
     add_key,
     count_live_keys,
     find_key,
+    hold_key,
     lock_organisation,
     page_keys,
     replace_key,
@@ -84,7 +85,7 @@ def key_routes(*, database: Database, room: Room, clock: Clock, limits: Limits, 
 
 
 def _add(tx: Transaction, call: Call, order: KeyOrder, limits: Limits, *, now: float) -> Made:
-    lock_organisation(tx, organisation_id=call.organisation_id)
+    _hold_admin(tx, call, now=now)
     key_id, key = add_key(
         tx,
         organisation_id=call.organisation_id,
@@ -97,12 +98,29 @@ def _add(tx: Transaction, call: Call, order: KeyOrder, limits: Limits, *, now: f
 
 
 def _replace(tx: Transaction, call: Call, key_id: str, *, overlap: int, limits: Limits, now: float) -> Made:
-    lock_organisation(tx, organisation_id=call.organisation_id)
+    _hold_admin(tx, call, now=now)
     old = _found(tx, call.organisation_id, key_id)
+    if old.replaced_at is not None:
+        message = "This key was replaced already: rotate the one that replaced it, or make a new one."
+        raise errors.invalid_request(message, code="invalid_key_state")
     if not old.is_live(int(now)):
         raise errors.invalid_request("This key is revoked or has expired: make a new one.", code="invalid_key_state")
     note_arrival(tx, caller=call.caller, made_id=key_id)
     return _told(tx, call, *replace_key(tx, old, now=now, overlap=overlap), limits=limits, now=now)
+
+
+def _hold_admin(tx: Transaction, call: Call, *, now: float) -> None:
+    """Make sure that who asks may still make keys: the body may have come slowly, and the key been revoked meanwhile.
+
+    Raises:
+        ApiError: it may not.
+    """
+    lock_organisation(tx, organisation_id=call.organisation_id)
+    key_id = call.api_key_id or ""
+    hold_key(tx, key_id=key_id)
+    mine = find_key(tx, organisation_id=call.organisation_id, key_id=key_id)
+    if mine is None or not mine.is_live(int(now)):
+        raise errors.unauthenticated()
 
 
 def _revoke(tx: Transaction, organisation_id: str, caller: str, key_id: str, *, now: int) -> Key:

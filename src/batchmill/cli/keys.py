@@ -110,11 +110,13 @@ def rotate_key(settings: Settings, *, key_id: str, overlap: str) -> MadeKey:
     """Make a key like another one, which is good for the `overlap` more and then expires.
 
     Raises:
-        Stop: there is no such key, or it is not good any more.
+        Stop: there is no such key, it is not good any more, or it was replaced already.
     """
 
     def statements(tx: Transaction) -> MadeKey:
         old = _known(tx, key_id)
+        if old.replaced_at is not None:
+            raise Stop(f"The key {key_id} was replaced already: rotate the one that replaced it.", Exit.FAULT)
         if not old.is_live(int(now)):
             raise Stop(f"The key {key_id} is revoked or expired: make a new one with `keys create`.", Exit.FAULT)
         made_id, key = replace_key(tx, old, now=now, overlap=more)

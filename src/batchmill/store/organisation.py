@@ -66,6 +66,7 @@ class Key:
     created_at: int
     expires_at: int | None
     revoked_at: int | None
+    replaced_at: int | None
 
     def is_live(self, now: int) -> bool:
         """Say whether the key is good for a request."""
@@ -202,9 +203,13 @@ def add_key(
 
 
 def replace_key(tx: Transaction, old: Key, *, now: float, overlap: float) -> tuple[str, str]:
-    """Make a key like another that is live, which stays good for `overlap` seconds; see `add_key`."""
+    """Make a key like another that is live, which stays good for `overlap` seconds; see `add_key`.
+
+    One that was replaced already is not to be replaced again: for how long it was made, nobody knows any more.
+    """
     lasts = None if old.expires_at is None else old.expires_at - old.created_at
     expire_key(tx, key_id=old.id, expires_at=int(now + overlap))
+    tx.connection.execute(update(api_key).where(api_key.c.id == old.id).values(replaced_at=int(now)))
     return add_key(tx, organisation_id=old.organisation_id, now=now, name=old.name, scopes=old.scopes, expires_in=lasts)
 
 
@@ -217,6 +222,14 @@ def count_live_keys(tx: Transaction, *, organisation_id: str, now: int) -> int:
 def find_key(tx: Transaction, *, organisation_id: str, key_id: str) -> Key | None:
     """Return a key of the organisation."""
     return next((key for key in list_keys(tx, key_id=key_id) if key.organisation_id == organisation_id), None)
+
+
+def hold_key(tx: Transaction, *, key_id: str) -> None:
+    """Let nobody revoke a key, or end its time, until this transaction ends: what it may do now it may do to the end.
+
+    SQLite writes one by one anyway.
+    """
+    tx.connection.execute(select(api_key.c.id).where(api_key.c.id == key_id).with_for_update(read=True)).all()
 
 
 def page_keys(tx: Transaction, *, organisation_id: str, after: str | None, limit: int) -> Sequence[Key]:
@@ -249,6 +262,7 @@ def _read(tx: Transaction, query: Select[Any]) -> Sequence[Key]:
             created_at=row.created_at,
             expires_at=row.expires_at,
             revoked_at=row.revoked_at,
+            replaced_at=row.replaced_at,
         )
         for row in tx.connection.execute(query)
     ]

@@ -6,7 +6,7 @@ An event is written by the transaction that moves its batch to the end: neither 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Row, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, delete, exists, func, insert, or_, select, union_all, update
 
 from batchmill.spec.ids import mint_id
 from batchmill.spec.states import Status
@@ -136,8 +136,10 @@ def lock_status(tx: Transaction, *, organisation_id: str, batch_id: str) -> Stat
 def announce(tx: Transaction, *, batch_id: str, status: Status, now: int) -> None:
     """Write a batch's end down for every webhook that wants to hear of it."""
     owner = select(batch.c.organisation_id).where(batch.c.id == batch_id).scalar_subquery()
-    wanted = select(webhook).where(
-        webhook.c.organisation_id == owner, or_(webhook.c.batch_id.is_(None), webhook.c.batch_id == batch_id)
+    # Two look-ups in the index: with an OR, SQLite reads every batch's own webhooks at the end of each batch.
+    wanted = union_all(
+        select(webhook).where(webhook.c.organisation_id == owner, webhook.c.batch_id.is_(None)),
+        select(webhook).where(webhook.c.organisation_id == owner, webhook.c.batch_id == batch_id),
     )
     hearing = [each for each in map(_webhook, tx.connection.execute(wanted)) if EVENTS[status] in each.events]
     insert_deliveries(tx, webhooks=hearing, batch_id=batch_id, status=status, now=now)

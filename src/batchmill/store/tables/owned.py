@@ -59,6 +59,7 @@ api_key = Table(
     Column("hint", String),  # its first characters after the prefix, for people to know it by
     Column("scopes", String, nullable=False, server_default="read write"),
     Column("expires_at", BigInteger),
+    Column("replaced_at", BigInteger),  # when another was made in its place: its time was cut short then
 )
 
 # How many calls an organisation with a limit may make now, for all API processes together (PostgreSQL).
@@ -301,6 +302,7 @@ webhook = Table(
     Column("secret", String, nullable=False),  # events are signed with it, so it is kept as it is
     Column("created_at", BigInteger, nullable=False),
     Index("ix_webhook_organisation", "organisation_id", "id"),
+    Index("ix_webhook_batch", "organisation_id", "batch_id"),
 )
 
 delivery = Table(
