@@ -100,6 +100,15 @@ def test_an_order_that_is_repeated_makes_one(tenant: Tenant) -> None:
     assert len(tenant.call("GET", "/v1/webhooks").json["data"]) == 1
 
 
+def test_a_webhook_that_was_removed_is_told_by_no_retry(tenant: Tenant) -> None:
+    """A client that orders it again, and has to try twice, gets a new one."""
+    first = made(tenant)
+    tenant.call("DELETE", f"/v1/webhooks/{first['id']}")
+    body = json.dumps({"url": URL}).encode()
+    again = tenant.call("POST", "/v1/webhooks", body, Content_Type="application/json", x_stainless_retry_count="1")
+    assert [each["id"] for each in tenant.call("GET", "/v1/webhooks").json["data"]] == [again.json["id"]]
+
+
 @pytest.mark.parametrize("url", ["http://hooks.example.com/", "https://10.0.0.1/", "https://localhost/"])
 def test_an_inward_url_is_refused(tenant: Tenant, url: str) -> None:
     """By default only https to public hosts."""

@@ -16,7 +16,7 @@ from batchmill.spec.states import FINAL
 from batchmill.spec.webhooks import WebhookOrder, mint_secret, parse_webhook
 from batchmill.store.database import Database, Transaction
 from batchmill.store.organisation import lock_organisation
-from batchmill.store.replay import Call
+from batchmill.store.replay import Call, note_arrival
 from batchmill.store.webhook import (
     Delivery,
     Webhook,
@@ -70,8 +70,13 @@ def webhook_routes(
     @router.delete("/v1/webhooks/{webhook_id}")
     async def delete(request: Request, webhook_id: str) -> Response:
         """Remove a webhook and its log."""
-        mine = request.state.organisation_id
-        if not await database.write(lambda tx: delete_webhook(tx, organisation_id=mine, webhook_id=webhook_id)):
+        mine, caller = request.state.organisation_id, request.state.caller
+
+        def statements(tx: Transaction) -> bool:
+            note_arrival(tx, caller=caller, made_id=webhook_id)  # an answer that tells of it is never given again
+            return delete_webhook(tx, organisation_id=mine, webhook_id=webhook_id)
+
+        if not await database.write(statements):
             raise errors.not_found("webhook")
         return json_answer({"id": webhook_id, "object": "webhook", "deleted": True})
 
