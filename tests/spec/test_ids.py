@@ -5,7 +5,7 @@ import hashlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchmill.spec.ids import is_key, key_digest, key_hint, mint_id, mint_key
+from batchmill.spec.ids import is_id, is_key, key_digest, key_hint, mint_id, mint_key
 
 
 def test_ids_sort_by_creation_and_never_repeat() -> None:
@@ -42,3 +42,12 @@ def test_a_hint_gives_no_key_away() -> None:
     key = mint_key()
     assert key.startswith(f"sk-bm-{key_hint(key)}")
     assert len(key_hint(key)) == 6
+
+
+def test_what_is_no_id_is_told_from_one() -> None:
+    """Prefix, length and digits: a text that a user has put in an id's place is none."""
+    made = mint_id("batch", 1.0)
+    assert is_id(made, prefix="batch")
+    for text in ("", "batch_", made[:-1], made + "0", made.upper(), made.replace("_", "-"), f"x{made}", f"{made}\n"):
+        assert not is_id(text, prefix="batch"), text
+    assert not is_id(made, prefix="file")

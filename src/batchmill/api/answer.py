@@ -1,6 +1,5 @@
 """Answers as JSON, and what a JSON route reads: bodies, query numbers, cursors."""
 
-import re
 import secrets
 from collections.abc import Mapping
 
@@ -9,9 +8,8 @@ from fastapi import Request, Response
 
 from batchmill.spec import errors
 from batchmill.spec.errors import ApiError
+from batchmill.spec.ids import is_id
 from batchmill.spec.rules import UNREADABLE
-
-_ID = re.compile(r"[a-z]+_[0-9a-f]{46}")
 
 
 def json_answer(value: Mapping[str, object], *, status: int = 200) -> Response:
@@ -85,7 +83,7 @@ def query_after(request: Request, *, prefix: str) -> str | None:
     the top" (contract g-10).
     """
     after = query_word(request, "after")
-    if after is not None and not (after.startswith(f"{prefix}_") and _ID.fullmatch(after)):
+    if after is not None and not is_id(after, prefix=prefix):
         raise errors.invalid_value("after", f"'after' must be the id of a {prefix}.")
     return after
 

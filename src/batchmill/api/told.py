@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from batchmill.clock import Clock
+from batchmill.spec.ids import is_id
 from batchmill.telemetry import Traces
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -64,7 +65,7 @@ class Told:
                         "http.response.status_code": seen.status or None,
                         "batchmill.request_id": request_id,
                         "batchmill.organisation": who["organisation"],
-                        "batchmill.batch": scope.get("path_params", {}).get("batch_id") or state.get("made_batch"),
+                        "batchmill.batch": _batch(scope) or state.get("made_batch"),
                     }
                 )
                 if seen.status >= _OURS:
@@ -72,3 +73,9 @@ class Told:
                 if self._access_log:
                     took = round((self._clock.boot() - began) * 1000, 1)
                     self._log.info("request", method=method, route=route, status=seen.status, ms=took, **who)
+
+
+def _batch(scope: MutableMapping[str, Any]) -> str | None:
+    """Return the batch that a path is about; what stands in its place there may be anything."""
+    batch_id = scope.get("path_params", {}).get("batch_id", "")
+    return batch_id if is_id(batch_id, prefix="batch") else None

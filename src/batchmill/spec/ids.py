@@ -1,10 +1,12 @@
 """Ids and keys: how they are minted, and what of a key may be kept."""
 
 import hashlib
+import re
 import secrets
 import zlib
 
 KEY_PREFIX = "sk-bm-"  # lets a scanner recognise a leaked key
+_ID = re.compile(r"[a-z]+_[0-9a-f]{46}")
 
 
 def mint_id(prefix: str, now: float) -> str:
@@ -13,6 +15,11 @@ def mint_id(prefix: str, now: float) -> str:
     Microseconds of `now` (Unix seconds) lead, 128 random bits follow (contract, choice 7); lists page in this order.
     """
     return f"{prefix}_{int(now * 1e6):014x}{secrets.token_hex(16)}"
+
+
+def is_id(text: str, *, prefix: str) -> bool:
+    """Say whether the text has the shape of an id with this prefix: nothing else can be hidden in it."""
+    return text.startswith(f"{prefix}_") and _ID.fullmatch(text) is not None
 
 
 def mint_key() -> str:
