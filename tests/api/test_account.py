@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
+from itertools import product
 from typing import Any
 
 import pytest
@@ -89,6 +90,32 @@ def test_usage_is_told_by_day_and_model(tenant: Tenant, other: Tenant) -> None:
         ("n", None, 3, 500),
         ("m", None, 6, 1_000),
     ]
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+@pytest.mark.parametrize("by_key", [True, False], ids=["admin", "reader"])
+def test_usage_comes_page_by_page(tenant: Tenant, size: int, *, by_key: bool) -> None:
+    """Together the pages are what one page has, whatever the models are called; the last one says that it is."""
+    today = day_of(tenant.served.clock.time)
+    for day, model, key in product((today - 1, today), ("m", "M", "ä/b", "'"), ("", "key_a", "key_b")):
+        use(tenant, day=day, model=model, key_id=key)
+    asking = key_of(tenant, scopes={Scope.READ, Scope.ADMIN} if by_key else {Scope.READ})
+    whole = asking.call("GET", "/v1/usage").json
+    assert (len(whole["data"]), whole["has_more"]) == (24 if by_key else 8, False)
+    pages, after = [asking.call("GET", f"/v1/usage?limit={size}").json], ""
+    while pages[-1]["has_more"]:
+        after = pages[-1]["last_id"]
+        pages.append(asking.call("GET", f"/v1/usage?limit={size}&after={after}").json)
+    assert [len(page["data"]) for page in pages[:-1]] == [size] * (len(pages) - 1)
+    assert [row for page in pages for row in page["data"]] == whole["data"]
+    beyond = asking.call("GET", f"/v1/usage?after={whole['last_id']}").json
+    assert (beyond["data"], beyond["last_id"], beyond["has_more"]) == ([], None, False)
+
+
+@pytest.mark.parametrize(("query", "param"), [("limit=0", "limit"), ("limit=10001", "limit"), ("after=m", "after")])
+def test_a_page_that_is_none_is_refused(tenant: Tenant, query: str, param: str) -> None:
+    """As in every list."""
+    assert tenant.call("GET", f"/v1/usage?{query}").error == (400, "invalid_request_error", param, "invalid_value")
 
 
 @pytest.mark.parametrize(("query", "days"), [("from={0}", 2), ("from={0}&to={0}", 1), ("to={0}", 1), ("from={1}", 1)])

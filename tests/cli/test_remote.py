@@ -16,6 +16,7 @@ import pytest
 
 from acceptance.lines import joined, plain_lines
 from acceptance.serving import BATCHMILL, Ended, Processes, Server, clean_environment, processes_in, until
+from batchmill.cli.batches import whole_usage
 from batchmill.cli.main import main
 from batchmill.settings import load_settings
 from cli.contract_only import contract_only
@@ -235,6 +236,28 @@ def test_what_was_used_is_told(shell: Shell, mixed: Path) -> None:
     assert usage["data"][0]["requests"] >= 22
     (refused,) = shell.json("usage", "--from", "yesterday", code=1)
     assert refused["error"]["status"] == 400
+
+
+async def test_usage_is_asked_for_page_by_page() -> None:
+    """All pages are one to who reads it, with the budgets told once; what knows no pages is asked once."""
+
+    class Paged:
+        """A server that tells one entry a page, or all at once."""
+
+        def __init__(self, *pages: object) -> None:
+            self.pages = list(pages)
+            self.asked: list[dict[str, str]] = []
+
+        async def get(self, _path: str, query: dict[str, str]) -> object:
+            self.asked.append(query)
+            return self.pages.pop(0)
+
+    first = {"from": "a", "data": [1], "last_id": "x", "has_more": True, "budgets": [7]}
+    paged, old = Paged(first, {"data": [2], "last_id": "y", "has_more": False, "budgets": [7]}), Paged({"data": [1]})
+    found = await whole_usage(paged, {"from": "a"})  # type: ignore[arg-type]
+    assert found == {"from": "a", "data": [1, 2], "last_id": "y", "has_more": False, "budgets": [7]}
+    assert paged.asked == [{"from": "a"}, {"from": "a", "after": "x"}]
+    assert (await whole_usage(old, {}))["data"] == [1]  # type: ignore[arg-type]
 
 
 def test_a_key_is_asked_for_and_never_told(shell: Shell) -> None:

@@ -188,16 +188,23 @@ async def test_keys_are_made_rotated_and_revoked(tab: Open, site: Site) -> None:
 
 
 async def test_usage_and_backends_are_shown(tab: Open, site: Site) -> None:
-    """What was used stands by day, key and model; each backend with its health and its models."""
-    key = site.key("usage")
+    """What was used stands by day, key and model, of all pages; each backend with its health and its models."""
+
+    async def one_a_page(route: Route) -> None:
+        await route.continue_(url=f"{route.request.url}&limit=1")
+
+    key, other = site.key("usage"), site.key("usage", ["read", "write"])
     site.finished(key, site.batch(key, ["one", "two"]))
+    site.finished(other, site.batch(other, ["three"]))
     site.command(set_org, name="usage", limits={"tokens_per_day": "1000000"})
     shown = await tab(key)
+    await shown.page.route("**/v1/usage?*", one_a_page)
     await shown.go("usage", "Usage")
     await shown.sees("Tokens a day")
-    row = shown.page.get_by_role("row").filter(has_text="plain")
-    await expect(row).to_contain_text("of usage")
-    await expect(row.get_by_role("cell").nth(3)).to_have_text("2")
+    rows = shown.page.get_by_role("row").filter(has_text="plain")
+    await expect(rows).to_have_count(2)
+    await expect(rows.first).to_contain_text("of usage")
+    await expect(rows.first.get_by_role("cell").nth(3)).to_have_text("2")
     await shown.go("backends", "Models and backends")
     await expect(shown.page.get_by_role("row").filter(has_text="127.0.0.1").first).to_contain_text("Well")
 

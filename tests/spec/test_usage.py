@@ -1,5 +1,6 @@
 """Days, and what is used in them."""
 
+from base64 import urlsafe_b64encode
 from decimal import Decimal
 
 import pytest
@@ -10,10 +11,12 @@ from batchmill.spec.prices import Cost
 from batchmill.spec.usage import (
     DAY_SECONDS,
     DayUse,
+    Place,
     Used,
     day_end,
     day_of,
     day_text,
+    parse_place,
     read_days,
     time_text,
     total_tokens,
@@ -67,6 +70,45 @@ def test_what_is_no_span_of_days_is_refused(first: str | None, last: str | None,
     with pytest.raises(ApiError) as fault:
         read_days(first, last, today=TODAY, most=365)
     assert (fault.value.status, fault.value.param, fault.value.code) == (400, param, "invalid_value")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [Place(0, "", ""), Place(TODAY, "m", "key_1"), Place(TODAY, 'ünï "c/o:d,e\n', "")],
+    ids=["least", "m", "odd"],
+)
+def test_a_cursor_is_the_place_that_it_was_made_of(place: Place) -> None:
+    """Printable ASCII, whatever a model is called."""
+    text = place.text()
+    assert text.isascii()
+    assert text.isprintable()
+    assert parse_place(text) == place
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a",
+        "%",
+        "\x7f",
+        "bm8",
+        Place(1, "m", "").text() + "=",
+        Place(1, "m", "").text() + "\n",
+        Place(-1, "m", "").text(),
+        Place(2**62, "m", "").text(),
+        Place(1, "a\0", "").text(),
+        Place(1, "m", "\0").text(),
+        urlsafe_b64encode(b'[1, "m", ""]').decode(),
+        urlsafe_b64encode(b"[" * 3000).decode(),
+        urlsafe_b64encode(b'[1,"\xff",""]').decode(),
+    ],
+)
+def test_a_text_that_is_no_cursor_is_refused(text: str) -> None:
+    """Never is it read as "from the top"."""
+    with pytest.raises(ApiError) as fault:
+        parse_place(text)
+    assert (fault.value.status, fault.value.param, fault.value.code) == (400, "after", "invalid_value")
 
 
 def test_uses_add_up() -> None:

@@ -28,7 +28,7 @@ def count(tx: Transaction) -> None:
 async def test_uses_of_a_day_add_up(database: Database) -> None:
     """Each key and model by itself, or all keys together; nothing of other days or of anybody else."""
     await database.write(count)
-    rows = await database.read(lambda tx: list_usage(tx, organisation_id=MINE, first=8, last=9))
+    rows = await database.read(lambda tx: list_usage(tx, organisation_id=MINE, first=8, last=9, limit=9))
     assert [(row.day, row.model, row.key_id, row.key_name) for row in rows] == [
         (8, "a", "key_1", "ci"),
         (8, "a", "key_2", None),
@@ -36,7 +36,9 @@ async def test_uses_of_a_day_add_up(database: Database) -> None:
     ]
     twice = Usage(input_tokens=20, cached_tokens=4, output_tokens=10, reasoning_tokens=2)
     assert {row.used for row in rows} == {Used(requests=6, failed=2, tokens=twice)}
-    summed = await database.read(lambda tx: list_usage(tx, organisation_id=MINE, first=0, last=7, by_key=False))
+    summed = await database.read(
+        lambda tx: list_usage(tx, organisation_id=MINE, first=0, last=7, limit=9, by_key=False)
+    )
     assert [(row.day, row.model, row.key_id, row.key_name, row.used.requests) for row in summed] == [
         (7, "a", None, None, 6),
         (7, "b", None, None, 3),

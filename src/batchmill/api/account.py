@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter, Request, Response
 
-from batchmill.api.answer import json_answer, query_word
+from batchmill.api.answer import json_answer, query_limit, query_word
 from batchmill.clock import Clock
 from batchmill.spec.budgets import cost_budget, day_budget, queue_budgets
 from batchmill.spec.limits import Limits
 from batchmill.spec.models import Catalogue
 from batchmill.spec.scopes import Scope, in_order
-from batchmill.spec.usage import DayUse, day_of, day_text, read_days
+from batchmill.spec.usage import DayUse, Place, day_of, day_text, parse_place, read_days
 from batchmill.store.database import Database, Transaction
 from batchmill.store.organisation import Allowance, find_name
 from batchmill.store.usage import list_usage, tokens_enqueued, tokens_used
@@ -45,18 +45,35 @@ def account_routes(*, database: Database, clock: Clock, limits: Limits, catalogu
         first, last = read_days(
             query_word(request, "from"), query_word(request, "to"), today=day_of(now), most=limits.usage_days
         )
+        limit, place = query_limit(request, default=limits.usage_page, most=limits.max_usage_page), _after(request)
         by_key = Scope.ADMIN in request.state.scopes
 
         def statements(tx: Transaction) -> tuple[Sequence[DayUse], _Budgets]:
-            found = list_usage(tx, organisation_id=mine, first=first, last=last, by_key=by_key)
+            span = {"first": first, "last": last, "limit": limit + 1}
+            found = list_usage(tx, organisation_id=mine, after=place, by_key=by_key, **span)
             return found, _budgets(tx, mine, allowance, catalogue, now=now)
 
         found, budgets = await database.read(statements)
-        data = [use.wire(catalogue.cost({use.model: use.used.tokens})) for use in found]
-        shown = {"from": day_text(first), "to": day_text(last), "data": data, "budgets": budgets}
-        return json_answer({"object": "usage", **shown})
+        page = found[:limit]
+        return json_answer(
+            {
+                "object": "usage",
+                "from": day_text(first),
+                "to": day_text(last),
+                "data": [use.wire(catalogue.cost({use.model: use.used.tokens})) for use in page],
+                "last_id": page[-1].place.text() if page else None,
+                "has_more": len(found) > limit,
+                "budgets": budgets,
+            }
+        )
 
     return router
+
+
+def _after(request: Request) -> Place | None:
+    """Return where the page before ended."""
+    text = query_word(request, "after")
+    return None if text is None else parse_place(text)
 
 
 def _budgets(

@@ -168,6 +168,20 @@ def describe_quote(quote: Json, *, now: float) -> Iterator[str]:
         yield f"  to run it: batchmill submit {shown(quote.get('input_file_id'))}"
 
 
+async def whole_usage(client: Client, query: Query) -> Json:
+    """Return what was used as one page; a server that knows no pages tells all at once.
+
+    Raises:
+        Refused: the server refuses it.
+    """
+    page = whole = await client.get("/usage", query)
+    data = list(page.get("data") or ())
+    while page.get("has_more") and page.get("last_id"):
+        page = await client.get("/usage", {**query, "after": str(page["last_id"])})
+        data += page.get("data") or ()
+    return {**whole, "data": data, "last_id": page.get("last_id"), "has_more": False}
+
+
 def usage_rows(usage: Json) -> list[dict[str, object]]:
     """Return what was used, a row a day, key and model."""
     columns = ("day", "key_name", "model", "requests", "failed", "input_tokens", "cached_tokens", "output_tokens")

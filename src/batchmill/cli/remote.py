@@ -266,12 +266,12 @@ def usage(
     as_json: JsonOption = False,
 ) -> None:
     """Show what was used, by day, key and model, and what is left of budgets; days are UTC's."""
-    from batchmill.cli.batches import describe_budgets, usage_rows  # noqa: PLC0415 - as above
+    from batchmill.cli.batches import describe_budgets, usage_rows, whole_usage  # noqa: PLC0415 - as above
 
     async def ask(client: Client) -> ClientExit:
         asked = {"from": since, "to": until}
         try:
-            found = await client.get("/usage", {name: day for name, day in asked.items() if day is not None})
+            found = await whole_usage(client, {name: day for name, day in asked.items() if day is not None})
         except Refused as refused:
             if refused.is_missing:
                 raise Failed("This server does not tell of usage: that is an extension of Batchmill's.") from refused

@@ -19,6 +19,7 @@ _ORDERED = (
     ("files_page", "max_files_page"),
     ("keys_page", "max_keys_page"),
     ("results_page", "max_results_page"),
+    ("usage_page", "max_usage_page"),
 )
 
 
@@ -90,6 +91,8 @@ class Limits:
     keys_page: int = 1_000  # keys in one page of a list
     max_keys_page: int = 1_000  # the most that may be asked for
     usage_days: int = 366  # that a report of usage may span
+    usage_page: int = 1_000  # entries in one page of it, each of a day, a key and a model
+    max_usage_page: int = 10_000  # the most that may be asked for
     max_idempotency_key: int = 255  # characters (a.9)
     max_webhooks: int = 20  # of an organisation, and of each batch
     idempotency_kept: int = _DAY  # how long an Idempotency-Key is remembered (choice 9)

@@ -1,9 +1,11 @@
 """What was used in a day of UTC, as it is counted and as the API shows it; and the days themselves."""
 
 import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from typing import NamedTuple
 
 import msgspec
 
@@ -15,6 +17,19 @@ DAY_SECONDS = 86_400
 _DAYS = 30  # that are shown where none is asked for
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _EPOCH = date(1970, 1, 1).toordinal()
+_LAST = date.max.toordinal() - _EPOCH
+
+
+class Place(NamedTuple):
+    """Where an entry stands among what was used: sorts as they are told."""
+
+    day: int
+    model: str
+    key_id: str  # empty where keys are not told apart, or nobody has noted it
+
+    def text(self) -> str:
+        """Return it as a cursor: opaque, and printable whatever the model is called."""
+        return urlsafe_b64encode(msgspec.json.encode(self)).decode().rstrip("=")
 
 
 class Used(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -56,6 +71,11 @@ class DayUse:
     key_id: str | None = None
     key_name: str | None = None
 
+    @property
+    def place(self) -> Place:
+        """Return where it stands among others."""
+        return Place(self.day, self.model, self.key_id or "")
+
     def wire(self, cost: Cost | None) -> dict[str, object]:
         """Return an entry of `GET /v1/usage`."""
         tokens = self.used.tokens
@@ -72,6 +92,21 @@ class DayUse:
             "reasoning_tokens": tokens.reasoning_tokens,
             "cost": None if cost is None else cost.wire(),
         }
+
+
+def parse_place(text: str) -> Place:
+    """Return the cursor that a client has sent.
+
+    Raises:
+        ApiError: it is none of ours.
+    """
+    try:
+        place = msgspec.json.decode(urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=Place)
+    except (ValueError, msgspec.DecodeError):
+        place = None
+    if place is None or place.text() != text or not 0 <= place.day <= _LAST or "\0" in place.model + place.key_id:
+        raise errors.invalid_value("after", "'after' must be the last_id of an earlier page.")
+    return place
 
 
 def day_of(now: float) -> int:

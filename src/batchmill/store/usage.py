@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, tuple_
 
 from batchmill.spec.objects import Usage
 from batchmill.spec.states import Status
-from batchmill.spec.usage import DayUse, Used
+from batchmill.spec.usage import DayUse, Place, Used
 from batchmill.store.database import Transaction
 from batchmill.store.tables import api_key, batch, slice_, usage_day
 
@@ -45,17 +45,30 @@ def count_usage(tx: Transaction, used: Mapping[Whose, Used], *, day: int) -> Non
 
 
 def list_usage(
-    tx: Transaction, *, organisation_id: str, first: int, last: int, by_key: bool = True
+    tx: Transaction,
+    *,
+    organisation_id: str,
+    first: int,
+    last: int,
+    limit: int,
+    after: Place | None = None,
+    by_key: bool = True,
 ) -> Sequence[DayUse]:
-    """Return what an organisation used from the day `first` to `last`, the oldest first; else `by_key` of all keys."""
-    days = usage_day.c.day.between(first, last) & (usage_day.c.organisation_id == organisation_id)
-    sums = [func.sum(usage_day.c[name]).label(name) for name in _COUNTS]
-    query = select(usage_day.c.day, usage_day.c.model, *sums).where(days)
-    order: tuple[Any, ...] = (usage_day.c.day, usage_day.c.model)
+    """Return at most `limit` entries of what an organisation used from the day `first` to `last`, beyond `after`.
+
+    The oldest come first, by model; if not `by_key`, those of all keys are one.
+    """
+    row, sums = usage_day.c, [func.sum(usage_day.c[name]).label(name) for name in _COUNTS]
+    query = select(row.day, row.model, *sums).where(row.organisation_id == organisation_id)
+    order: tuple[Any, ...] = (row.day, row.model)
     if by_key:
         name = func.max(api_key.c.name).label("name")
-        query = query.add_columns(usage_day.c.key_id, name).outerjoin(api_key, api_key.c.id == usage_day.c.key_id)
-        order = (*order, usage_day.c.key_id)
+        query = query.add_columns(row.key_id, name).outerjoin(api_key, api_key.c.id == row.key_id)
+        order = (*order, row.key_id)
+    if after is not None:
+        first = max(first, after.day)  # for the index
+        query = query.where(tuple_(*order) > after[: len(order)])
+    query = query.where(row.day.between(first, last)).limit(limit)
     return [
         DayUse(
             day=row["day"],

@@ -26,13 +26,14 @@ _ADMIN = "For keys with the scope `admin`."
 def account_paths(limits: Limits) -> Json:
     """Return the paths of the account, of keys and of backends."""
     who = operation("Retrieve the organisation", "Who asks, and what holds for it.", {200: json_answer("Organisation")})
-    days = [in_query("from", _DAY), in_query("to", _DAY)]
+    after: Json = {"type": "string", "description": "The `last_id` of an earlier page."}
+    paged = [in_query("limit", page(limits.usage_page, limits.max_usage_page)), in_query("after", after)]
     used = operation(
         "Retrieve usage",
         "By day, key and model; `key_id` is null, and all keys are one, for a key without the scope `admin`. "
         f"At most {limits.usage_days} days; the last 30 where none is asked for.",
         {200: json_answer("Usage")},
-        parameters=days,
+        parameters=[in_query("from", _DAY), in_query("to", _DAY), *paged],
     )
     backends = operation("List backends", "As all workers together know them.", {200: json_answer("BackendList")})
     return {
@@ -157,6 +158,8 @@ def _usage() -> Json:
             "from": _DAY,
             "to": _DAY,
             "data": {"type": "array", "items": entry},
+            "last_id": {**TEXT_OR_NULL, "description": "Opaque: `after` for the next page."},
+            "has_more": {"type": "boolean"},
             "budgets": {"type": "array", "items": budget},
         }
     )

@@ -5,6 +5,7 @@ import { count, money, share, short, time } from "../format.js";
 import { brief, data, field, h, table } from "../dom.js";
 
 const DAY = 86_400_000;
+const PAGES = 10;  // of a thousand rows each
 const BUDGETS = { tokens_per_day: "Tokens a day", enqueued_tokens: "Tokens that wait", batch_cost: "Cost of a batch" };
 const day = (ms) => new Date(ms).toISOString().slice(0, 10);
 
@@ -15,7 +16,7 @@ export async function usagePage(place, { client, query, signal }) {
   from.addEventListener("change", go);
   to.addEventListener("change", go);
   place.append(h("div.tools", field("From", from), field("To", to, "Days of UTC.")));
-  const usage = await client.get("v1/usage", { from: from.value, to: to.value }, signal);
+  const usage = await whole(client, { from: from.value, to: to.value }, signal);
   const chart = bars({ title: "Tokens", unit: "a day", words: short });
   const sum = (name) => usage.data.reduce((all, row) => all + row[name], 0);
   place.append(
@@ -26,6 +27,7 @@ export async function usagePage(place, { client, query, signal }) {
     budgets(usage.budgets ?? []),
     usage.data.length ? chart.node : "",
     h("section", h("h2", "By day, key and model"),
+      usage.has_more ? h("p", "There is more than is shown and summed up here: ask for fewer days.") : "",
       table({ caption: "Usage, the latest day first", empty: "Nothing was used in these days.",
       columns: ["Day:day", "Key", "Model:name", "Requests:number", "Failed:number",
         "Input:number", "Cached:number", "Output:number", "Reasoning:number", "Cost:number"],
@@ -35,6 +37,17 @@ export async function usagePage(place, { client, query, signal }) {
           short(row.output_tokens),
         short(row.reasoning_tokens), money(row.cost)]) })));
   if (usage.data.length) chart.show(days(usage));
+}
+
+/** Return what was used, page after page; of very much the oldest, and `has_more` says so. */
+async function whole(client, query, signal) {
+  const usage = await client.get("v1/usage", query, signal);
+  for (let n = 1; usage.has_more && n < PAGES; n++) {
+    const page = await client.get("v1/usage", { ...query, after: usage.last_id }, signal);
+    usage.data.push(...page.data);
+    Object.assign(usage, { last_id: page.last_id, has_more: page.has_more });
+  }
+  return usage;
 }
 
 function total(rows) {
