@@ -91,6 +91,24 @@ async def test_what_is_asked_for_is_told(told: Mapping[str, set[str]], where: st
         assert set(grouped) <= labels | _SCRAPED, where
 
 
+@pytest.mark.parametrize(("alert", "text"), list(_rules()))
+def test_what_an_alert_selects_is_told_from_the_start(alert: str, text: str) -> None:
+    """A counter that is there only once it has counted has no increase: the first failures would wake nobody."""
+    told = {(s.name, *sorted(s.labels.items())) for family in Metrics().registry.collect() for s in family.samples}
+    for part in _parts(promql_parser.parse(text)):
+        if isinstance(part, promql_parser.VectorSelector) and part.matchers.matchers:
+            wanted = {matcher.name: matcher.value for matcher in part.matchers.matchers}
+            assert (part.name, *sorted(wanted.items())) in told, alert
+
+
+def test_an_alert_of_a_single_event_does_not_wait() -> None:
+    """What increased once is above nothing for as long as the window looks back: a wait as long would never end."""
+    for group in yaml.safe_load((_DEPLOY / "prometheus" / "alerts.yaml").read_text())["groups"]:
+        for rule in group["rules"]:
+            if rule["expr"].endswith("> 0") and "[" in rule["expr"]:
+                assert "for" not in rule, rule["alert"]
+
+
 def test_every_alert_says_what_to_do() -> None:
     """A name of its own, a severity, a summary and a description: whoever is woken reads these first."""
     groups = yaml.safe_load((_DEPLOY / "prometheus" / "alerts.yaml").read_text())["groups"]

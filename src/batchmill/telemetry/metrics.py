@@ -30,3 +30,8 @@ class Metrics:
         self.disk_short = Gauge("disk_short", "1 while there is too little space to go on.", **named)
         self.deliveries = Counter("webhook_deliveries", "Tries to deliver an event, by outcome.", ["outcome"], **named)
         self.disk_pauses = Counter("disk_pauses", "Times that work stopped for want of space.", **named)
+        # Told from the start, as 0: Prometheus sees no increase in a number that is 1 when it is first seen.
+        for outcome in ("succeeded", "failed"):
+            self.lines.labels(outcome)
+        for outcome in ("delivered", "retried", "failed"):
+            self.deliveries.labels(outcome)
