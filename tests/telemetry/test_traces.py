@@ -143,6 +143,9 @@ def test_a_batch_is_one_trace_from_the_api_to_the_backend(processes: Processes) 
     assert create.resource["service.name"] == "mill"
     for work in ("validating", "call", "commit", "finalizing"):
         assert [span.trace for span in seen.named(work)] == [trace], work
+    (upload,) = seen.named("POST /v1/files")
+    told = [span.facts["batchmill.file"] for span in (upload, *seen.named("validating"), *seen.named("finalizing"))]
+    assert told == [file.id] * 3
     (call,) = seen.named("call")
     assert seen.parents == [f"00-{trace:032x}-{call.id:016x}-01"]
     assert call.facts["batchmill.model"] == "m"

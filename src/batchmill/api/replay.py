@@ -140,8 +140,7 @@ class Replays:
             if kept is not None:
                 return kept
             made = make(tx)
-            if made.id.startswith("batch_"):
-                request.state.made_batch = made.id  # what is told of this request names it
+            request.state.made = made.id  # what is told of this request names it
             return self._keep(tx, call, fingerprint, made)
 
         try:

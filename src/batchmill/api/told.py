@@ -65,7 +65,8 @@ class Told:
                         "http.response.status_code": seen.status or None,
                         "batchmill.request_id": request_id,
                         "batchmill.organisation": who["organisation"],
-                        "batchmill.batch": _batch(scope) or state.get("made_batch"),
+                        "batchmill.batch": _about(scope, "batch"),
+                        "batchmill.file": _about(scope, "file"),
                     }
                 )
                 if seen.status >= _OURS:
@@ -75,7 +76,7 @@ class Told:
                     self._log.info("request", method=method, route=route, status=seen.status, ms=took, **who)
 
 
-def _batch(scope: MutableMapping[str, Any]) -> str | None:
-    """Return the batch that a path is about; what stands in its place there may be anything."""
-    batch_id = scope.get("path_params", {}).get("batch_id", "")
-    return batch_id if is_id(batch_id, prefix="batch") else None
+def _about(scope: MutableMapping[str, Any], kind: str) -> str | None:
+    """Return the batch, or the File, that a path names or that was made; what stands in a path may be anything."""
+    named = scope.get("path_params", {}).get(f"{kind}_id"), scope.get("state", {}).get("made")
+    return next((each for each in named if each is not None and is_id(each, prefix=kind)), None)

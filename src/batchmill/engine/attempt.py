@@ -76,7 +76,8 @@ class Attempts:
         """Work on a claimed batch; where that fails, give up the announced `keys` and put the batch off."""
         try:
             with self._traces.span(self._doing, batches=[batch.id]) as span:
-                span.tell({"batchmill.organisation": batch.organisation_id})
+                facts = {"batchmill.organisation": batch.organisation_id, "batchmill.file": batch.object.input_file_id}
+                span.tell(facts)
                 yield
         except (DatabaseAway, OperationalError, InterfaceError):
             raise
