@@ -96,11 +96,7 @@ def create_app(
     for path in _POST_ONLY:
         app.add_route(path, _post_only, methods=["GET"])
     app.include_router(batch_routes(catalogue=catalogue, **shared))
-    app.include_router(
-        webhook_routes(
-            database=database, clock=clock, limits=limits, replays=shared["replays"], public_only=public_webhooks
-        )
-    )
+    app.include_router(webhook_routes(public_only=public_webhooks, **shared))
     app.include_router(delivery_routes(database=database, clock=clock, limits=limits))
     app.include_router(steer_routes(database=database, room=room, clock=clock, limits=limits, catalogue=catalogue))
     streams = Streams(clock=clock, stopping=stopping)

@@ -7,6 +7,8 @@ from fastapi import APIRouter, Request, Response
 
 from batchmill.api.answer import json_answer, query_after, query_limit, read_json
 from batchmill.api.replay import Made, Replays
+from batchmill.api.reserve import write_on_reserve
+from batchmill.blobs.space import Room
 from batchmill.clock import Clock
 from batchmill.spec import errors
 from batchmill.spec.ids import mint_id
@@ -33,7 +35,7 @@ from batchmill.store.webhook import (
 
 
 def webhook_routes(
-    *, database: Database, clock: Clock, limits: Limits, replays: Replays, public_only: bool
+    *, database: Database, room: Room, clock: Clock, limits: Limits, replays: Replays, public_only: bool
 ) -> APIRouter:
     """Return the routes of webhooks themselves; with `public_only` none may lead inward."""
     router = APIRouter(tags=["webhooks"])
@@ -76,7 +78,7 @@ def webhook_routes(
             note_arrival(tx, caller=caller, made_id=webhook_id)  # an answer that tells of it is never given again
             return delete_webhook(tx, organisation_id=mine, webhook_id=webhook_id)
 
-        if not await database.write(statements):
+        if not await write_on_reserve(database, room, statements):
             raise errors.not_found("webhook")
         return json_answer({"id": webhook_id, "object": "webhook", "deleted": True})
 
