@@ -74,7 +74,7 @@ def test_what_is_no_span_of_days_is_refused(first: str | None, last: str | None,
 
 @pytest.mark.parametrize(
     "place",
-    [Place(0, "", ""), Place(TODAY, "m", "key_1"), Place(TODAY, 'ünï "c/o:d,e\n', "")],
+    [Place(0, "", ""), Place(TODAY, "key_1", "m"), Place(TODAY, "", 'ünï "c/o:d,e\n')],
     ids=["least", "m", "odd"],
 )
 def test_a_cursor_is_the_place_that_it_was_made_of(place: Place) -> None:
@@ -93,10 +93,10 @@ def test_a_cursor_is_the_place_that_it_was_made_of(place: Place) -> None:
         "%",
         "\x7f",
         "bm8",
-        Place(1, "m", "").text() + "=",
-        Place(1, "m", "").text() + "\n",
-        Place(-1, "m", "").text(),
-        Place(2**62, "m", "").text(),
+        Place(1, "", "m").text() + "=",
+        Place(1, "", "m").text() + "\n",
+        Place(-1, "", "m").text(),
+        Place(2**62, "", "m").text(),
         Place(1, "a\0", "").text(),
         Place(1, "m", "\0").text(),
         urlsafe_b64encode(b'[1, "m", ""]').decode(),

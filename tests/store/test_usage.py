@@ -30,9 +30,9 @@ async def test_uses_of_a_day_add_up(database: Database) -> None:
     await database.write(count)
     rows = await database.read(lambda tx: list_usage(tx, organisation_id=MINE, first=8, last=9, limit=9))
     assert [(row.day, row.model, row.key_id, row.key_name) for row in rows] == [
+        (8, "b", None, None),
         (8, "a", "key_1", "ci"),
         (8, "a", "key_2", None),
-        (8, "b", None, None),
     ]
     twice = Usage(input_tokens=20, cached_tokens=4, output_tokens=10, reasoning_tokens=2)
     assert {row.used for row in rows} == {Used(requests=6, failed=2, tokens=twice)}

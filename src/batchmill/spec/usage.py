@@ -24,8 +24,8 @@ class Place(NamedTuple):
     """Where an entry stands among what was used: sorts as they are told."""
 
     day: int
-    model: str
     key_id: str  # empty where keys are not told apart, or nobody has noted it
+    model: str
 
     def text(self) -> str:
         """Return it as a cursor: opaque, and printable whatever the model is called."""
@@ -74,7 +74,7 @@ class DayUse:
     @property
     def place(self) -> Place:
         """Return where it stands among others."""
-        return Place(self.day, self.model, self.key_id or "")
+        return Place(self.day, self.key_id or "", self.model)
 
     def wire(self, cost: Cost | None) -> dict[str, object]:
         """Return an entry of `GET /v1/usage`."""

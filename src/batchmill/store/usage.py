@@ -56,19 +56,20 @@ def list_usage(
 ) -> Sequence[DayUse]:
     """Return at most `limit` entries of what an organisation used from the day `first` to `last`, beyond `after`.
 
-    The oldest come first, by model; if not `by_key`, those of all keys are one.
+    The oldest come first, by key and model: in the order of the primary key, so that a page reads no more than it has.
+    If not `by_key`, the entries of all keys are one.
     """
-    row, sums = usage_day.c, [func.sum(usage_day.c[name]).label(name) for name in _COUNTS]
-    query = select(row.day, row.model, *sums).where(row.organisation_id == organisation_id)
-    order: tuple[Any, ...] = (row.day, row.model)
+    row = usage_day.c
+    order: tuple[Any, ...] = (row.day, row.key_id, row.model) if by_key else (row.day, row.model)
     if by_key:
-        name = func.max(api_key.c.name).label("name")
-        query = query.add_columns(row.key_id, name).outerjoin(api_key, api_key.c.id == row.key_id)
-        order = (*order, row.key_id)
+        query = select(*order, *(row[name] for name in _COUNTS), api_key.c.name.label("name"))
+        query = query.outerjoin(api_key, api_key.c.id == row.key_id)
+    else:
+        query = select(*order, *(func.sum(row[name]).label(name) for name in _COUNTS)).group_by(*order)
     if after is not None:
-        first = max(first, after.day)  # for the index
-        query = query.where(tuple_(*order) > after[: len(order)])
-    query = query.where(row.day.between(first, last)).limit(limit)
+        first = max(first, after.day)
+        query = query.where(tuple_(*order) > tuple(getattr(after, column.name) for column in order))
+    query = query.where(row.organisation_id == organisation_id, row.day.between(first, last))
     return [
         DayUse(
             day=row["day"],
@@ -81,7 +82,7 @@ def list_usage(
                 tokens=Usage(**{name: int(row[name]) for name in _TOKENS}),
             ),
         )
-        for row in tx.connection.execute(query.group_by(*order).order_by(*order)).mappings()
+        for row in tx.connection.execute(query.order_by(*order).limit(limit)).mappings()
     ]
 
 
