@@ -122,7 +122,7 @@ def test_damage_is_named_and_the_rest_is_saved(processes: Processes, tmp_path: P
 
 def test_a_copy_is_nobodys(processes: Processes, tmp_path: Path) -> None:
     """In the copy no worker holds anything, nothing waits for another machine's clock, and nothing is being written."""
-    server = processes.ready("--backend", "echo:?latency_ms=200")
+    server = processes.ready("--backend", "echo:?latency_ms=2000")
     batch_id = submit(processes, server, plain_lines(500, model="echo"))
     until(lambda: completed(server.data, batch_id) > 0, _PROMPT)
     with closing(sqlite3.connect(server.data / "batchmill.sqlite3", timeout=30)) as connection, connection:
