@@ -85,6 +85,12 @@ def test_a_cursor_is_the_place_that_it_was_made_of(place: Place) -> None:
     assert parse_place(text) == place
 
 
+def test_an_entry_knows_its_place() -> None:
+    """By day, key and model; keys that nobody tells apart come first."""
+    found = [DayUse(day=2, model="m", used=Used(), key_id=key) for key in ("key_1", None)]
+    assert sorted(use.place for use in found) == [Place(2, "", "m"), Place(2, "key_1", "m")]
+
+
 @pytest.mark.parametrize(
     "text",
     [
