@@ -293,6 +293,22 @@ def test_a_child_that_never_ran_leaves_the_lines_where_they_were(mine: Tenant, w
     assert {each["response"]["status_code"] for each in merged} == {200}
 
 
+def test_what_was_left_to_a_child_that_never_ran_is_not_lost(mine: Tenant, works: Works) -> None:
+    """All else was retried while that child was alive: its lines are still the parent's, and can be retried."""
+    batch = done(mine, works)["id"]
+    x = group(mine, batch, "b")
+    void = retry(mine, batch, {"error_group": x}).json["id"]
+    others = retry(mine, batch).json["id"]
+    assert mine.call("POST", f"/v1/batches/{void}/cancel").status == 200
+    works.run(void)
+    works.run(others)
+    assert sorted(ids(walk(mine, batch, merged="true", limit=2))) == ["a", "b", "c", "d", "e", "f"]
+    third = retry(mine, batch).json
+    assert content(mine, third["input_file_id"]) == LINES[1] + b"\n" + LINES[4] + b"\n"
+    works.run(third["id"])
+    assert sorted(ids(walk(mine, batch, merged="true", limit=2))) == ["a", "b", "c", "d", "e", "f"]
+
+
 def test_only_a_final_batch_with_its_files_is_retried(mine: Tenant, works: Works) -> None:
     """Anything else is a 400 that says why."""
     running = mine.create(mine.upload(INPUT)["id"])["id"]

@@ -2,7 +2,17 @@
 
 import pytest
 
-from batchmill.spec.family import FAILED, NOTHING, Child, Wanted, left_to_retry, shown_in_place, still_shown
+from batchmill.spec.family import (
+    FAILED,
+    NOTHING,
+    Child,
+    Wanted,
+    left_to_retry,
+    parse_taken,
+    shown_in_place,
+    still_shown,
+    taken_text,
+)
 from batchmill.spec.groups import group_of
 from batchmill.spec.results import unanswered
 
@@ -16,9 +26,19 @@ def shown(wanted: Wanted) -> str:
     return "S" * wanted.takes(failed=False, text=b"") + failed
 
 
-def child(number: int, code: str | None = None, *, is_void: bool = False) -> Child:
-    """Return a child that has a group, or all that was left."""
-    return Child(f"batch_{number}", None if code is None else GROUP[code], is_void)
+def only(*codes: str) -> Wanted:
+    """Want the failed lines of these groups."""
+    return Wanted(succeeded=False, groups=frozenset(GROUP[code] for code in codes))
+
+
+def but(*codes: str) -> Wanted:
+    """Want the failed lines of all groups but these."""
+    return Wanted(succeeded=False, besides=frozenset(GROUP[code] for code in codes))
+
+
+def child(number: int, taken: Wanted = FAILED, *, is_void: bool = False) -> Child:
+    """Return a child that has these lines."""
+    return Child(f"batch_{number}", taken, is_void)
 
 
 def test_filters_narrow() -> None:
@@ -34,30 +54,47 @@ def test_filters_narrow() -> None:
     assert not any(each.is_all for each in (a, not_b, FAILED, NOTHING, Wanted(failed=False)))
 
 
-def test_each_failed_line_is_retried_by_one_child() -> None:
-    """What a child has is not left; a void one has nothing."""
-    some = [child(1, "a"), child(2, "b", is_void=True)]
-    assert shown(left_to_retry([], None) or NOTHING) == "abc"
-    assert shown(left_to_retry([], GROUP["b"]) or NOTHING) == "b"
-    assert shown(left_to_retry(some, None) or NOTHING) == "bc"
-    assert shown(left_to_retry(some, GROUP["b"]) or NOTHING) == "b"
-    assert left_to_retry(some, GROUP["a"]) is None
-    assert left_to_retry([*some, child(3)], GROUP["c"]) is None
-    assert left_to_retry([*some, child(3)], None) is None
-    assert shown(left_to_retry([child(3, is_void=True)], None) or NOTHING) == "abc"
+@pytest.mark.parametrize("taken", [FAILED, only("a"), only("a", "c"), but("b"), but("a", "b")])
+def test_what_a_child_has_is_written_down_and_read(taken: Wanted) -> None:
+    """By groups, or by those that are left out."""
+    assert parse_taken(taken_text(taken)) == taken
+
+
+@pytest.mark.parametrize(
+    ("children", "wanted", "left"),
+    [
+        ([], FAILED, "abc"),
+        ([], only("b"), "b"),
+        ([child(1, only("a")), child(2, only("b"), is_void=True)], FAILED, "bc"),
+        ([child(1, only("a")), child(2, only("b"), is_void=True)], only("b"), "b"),
+        ([child(1, only("a"))], only("a"), ""),
+        ([child(1, only("a")), child(2, but("a"))], FAILED, ""),
+        ([child(1, only("a"), is_void=True), child(2, but("a"))], FAILED, "a"),
+        ([child(1, only("a"), is_void=True), child(2, but("a"))], only("a"), "a"),
+        ([child(1, only("a"), is_void=True), child(2, but("a"))], only("c"), ""),
+        ([child(1, but("a", "b")), child(2, only("b"))], FAILED, "a"),
+        ([child(1, is_void=True)], FAILED, "abc"),
+    ],
+)
+def test_each_failed_line_is_retried_by_one_child(children: list[Child], wanted: Wanted, left: str) -> None:
+    """What a child has is not left; a void one has nothing, whatever the others left to it."""
+    found = left_to_retry(children, wanted)
+    assert shown(found) == left
+    assert found.failed == bool(left)
 
 
 @pytest.mark.parametrize(
     ("children", "of_parent", "in_place"),
     [
         ([], "Sabc", []),
-        ([child(1, "a")], "Sbc", []),
-        ([child(1, "a"), child(2)], "S", []),
-        ([child(1, "a", is_void=True)], "Sbc", ["a"]),
-        ([child(1, "a", is_void=True), child(2, "a")], "Sbc", [""]),
-        ([child(1, "a", is_void=True), child(2, is_void=True)], "S", ["", "abc"]),
-        ([child(1, "a"), child(2, is_void=True), child(3, "b")], "S", ["c"]),
-        ([child(1, is_void=True), child(2, "b", is_void=True), child(3)], "S", ["", ""]),
+        ([child(1, only("a"))], "Sbc", []),
+        ([child(1, only("a")), child(2, but("a"))], "S", []),
+        ([child(1, only("a"), is_void=True)], "Sbc", ["a"]),
+        ([child(1, only("a"), is_void=True), child(2, only("a"))], "Sbc", [""]),
+        ([child(1, only("a"), is_void=True), child(2, is_void=True)], "S", ["", "abc"]),
+        ([child(1, only("a"), is_void=True), child(2, but("a"))], "S", ["a"]),
+        ([child(1, only("a")), child(2, but("a"), is_void=True), child(3, only("b"))], "S", ["c"]),
+        ([child(1, is_void=True), child(2, only("b"), is_void=True), child(3)], "S", ["", ""]),
     ],
 )
 def test_beside_its_children_each_failed_line_stands_once(

@@ -87,7 +87,7 @@ def add_batch(
 ) -> Batch:
     """Add a batch in `validating`, with a reference of its own to the File's bytes; `key_id` is that of who asks.
 
-    With `parent_id` it retries that batch's failed lines, those of one group or None for all that were left.
+    With `parent_id` it retries that batch's failed lines: which of them, `retry_group` says (`spec/family.py`).
     What is used up is asked first. How many tokens a batch has, and what it costs, only its validation knows: the
     budgets of those are the Validator's.
 

@@ -20,7 +20,7 @@ from batchmill.ledger.retry import copy_failed
 from batchmill.spec import errors
 from batchmill.spec.create import CreateOrder, parse_create
 from batchmill.spec.errors import ApiError
-from batchmill.spec.family import Wanted, left_to_retry
+from batchmill.spec.family import FAILED, Wanted, left_to_retry, taken_text
 from batchmill.spec.fingerprint import create_fingerprint
 from batchmill.spec.groups import is_group
 from batchmill.spec.ids import mint_id
@@ -43,7 +43,6 @@ class _Source:
 
     parent: Batch
     order: CreateOrder
-    group: str | None
     wanted: Wanted
     input: File
     error: File
@@ -135,7 +134,7 @@ class _Look:
         error = find_file(tx, organisation_id=mine, file_id=str(facts.error_file_id), now=now)
         if error is None:
             raise _gone("error", str(facts.error_file_id))
-        return _Source(parent=parent, order=order, group=self.group, wanted=wanted, input=source, error=error)
+        return _Source(parent=parent, order=order, wanted=wanted, input=source, error=error)
 
 
 def _make(
@@ -163,7 +162,7 @@ def _make(
         allowance=look.allowance,
         now=now,
         parent_id=look.batch_id,
-        retry_group=look.group,
+        retry_group=taken_text(source.wanted),
     )
     note_arrival(tx, caller=look.call.caller, made_id=look.batch_id)
     return Made(id=child.id, answer=msgspec.json.encode(child.object.wire()))
@@ -202,15 +201,16 @@ async def _copied(
 def _refuse_taken(tx: Transaction, source: _Source) -> None:
     """Raise the 400 if another retry has taken any of these lines since they were copied."""
     lock_parent(tx, batch_id=source.parent.id)
-    if not _left(tx, source.parent, source.group).besides <= source.wanted.besides:
-        raise _taken(list_children(tx, batch_id=source.parent.id)[-1:])
+    children = list_children(tx, batch_id=source.parent.id)
+    if left_to_retry([as_child(each) for each in children], source.wanted) != source.wanted:
+        raise _taken(children[-1:])
 
 
 def _left(tx: Transaction, parent: Batch, group: str | None) -> Wanted:
     found = list_children(tx, batch_id=parent.id)
     children = [as_child(each) for each in found]
-    wanted = left_to_retry(children, group)
-    if wanted is None:
+    wanted = left_to_retry(children, FAILED if group is None else replace(FAILED, groups=frozenset({group})))
+    if not wanted.failed:
         raise _taken([each for each, child in zip(found, children, strict=True) if not child.is_void])
     return wanted
 

@@ -1,12 +1,13 @@
 """A batch and those that retry it: which Results are wanted of each, and what is left to be retried.
 
-Each failed line is retried by one child at most. A child says which it has by its error group alone, None for all that
-were left when it was made; so no list of lines is kept. A child that ended before it had any lines (its validation
-failed, or was cancelled) is void: what it had can be retried again.
+Each failed line is retried by one child at most. A child says which it has by their error groups alone, or by those
+that it left out; so no list of lines is kept. A child that ended before it had any lines (its validation failed, or was
+cancelled) is void: what it had can be retried again. Whether one will be void is not known when the next is made.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import NamedTuple
 
 from batchmill.spec.groups import group_of
@@ -54,50 +55,63 @@ class Wanted:
             groups = other.groups if groups is None else groups
         else:
             groups &= other.groups
+        besides = self.besides | other.besides
+        if groups is not None:
+            groups, besides = groups - besides, frozenset()
+        none = groups is not None and not groups
         return Wanted(
             succeeded=self.succeeded and other.succeeded,
-            failed=self.failed and other.failed,
-            groups=groups,
-            besides=self.besides | other.besides,
+            failed=self.failed and other.failed and not none,
+            groups=None if none else groups,
+            besides=besides,
         )
+
+    def without(self, taken: "Wanted") -> "Wanted":
+        """Return what is left when of the failed ones those are taken that another wants."""
+        if taken.groups is None:
+            return self.within(Wanted(groups=taken.besides))
+        return self.within(Wanted(besides=taken.groups))
 
 
 FAILED = Wanted(succeeded=False)
 NOTHING = Wanted(succeeded=False, failed=False)
+_BUT = "-"
+
+
+def taken_text(taken: Wanted) -> str | None:
+    """Return how it is written down which of its parent's failed lines a child has; None for all."""
+    if taken.groups is not None:
+        return ",".join(sorted(taken.groups))
+    return _BUT + ",".join(sorted(taken.besides)) if taken.besides else None
+
+
+def parse_taken(text: str | None) -> Wanted:
+    """Return which failed lines a child has."""
+    if text is None:
+        return FAILED
+    groups = frozenset(text.removeprefix(_BUT).split(","))
+    return replace(FAILED, besides=groups) if text.startswith(_BUT) else replace(FAILED, groups=groups)
 
 
 class Child(NamedTuple):
     """A batch that retries another: its id, which of that one's failed lines it has, and if it ended without any."""
 
     id: str
-    group: str | None
+    taken: Wanted
     is_void: bool
 
 
-def left_to_retry(children: Sequence[Child], group: str | None) -> Wanted | None:
-    """Return the failed lines of a group, or None for all, that no child has; None if the children have them all."""
-    taken = {child.group for child in children if not child.is_void}
-    if None in taken or group in taken:
-        return None
-    if group is not None:
-        return replace(FAILED, groups=frozenset({group}))
-    return replace(FAILED, besides=frozenset(each for each in taken if each is not None))
+def left_to_retry(children: Sequence[Child], wanted: Wanted) -> Wanted:
+    """Return those of the wanted failed lines that no child has."""
+    return reduce(Wanted.without, (child.taken for child in children if not child.is_void), wanted)
 
 
 def still_shown(children: Sequence[Child]) -> Wanted:
     """Return which Results of a parent are shown beside its children's: all but the failed lines that one has."""
-    taken = {child.group for child in children}
-    if None in taken:
-        return Wanted(failed=False)
-    return Wanted(besides=frozenset(each for each in taken if each is not None))
+    return reduce(Wanted.without, (child.taken for child in children), Wanted())
 
 
 def shown_in_place(children: Sequence[Child], child: Child) -> Wanted:
     """Return which Results of the parent are shown where a void child's would be: the lines that it had last."""
-    at = children.index(child)
-    later = {each.group for each in children[at + 1 :]}
-    if None in later:
-        return NOTHING
-    others = later | {each.group for each in children[:at] if not each.is_void}
-    besides = frozenset(each for each in others if each is not None)
-    return replace(FAILED, groups=None if child.group is None else frozenset({child.group}), besides=besides)
+    later = children[children.index(child) + 1 :]
+    return reduce(Wanted.without, (each.taken for each in later), child.taken)

@@ -34,8 +34,8 @@ class Batch:
     `key_id` is that of the key that created it, if that was noted.
     `crashes` counts the validatings or finalizings that failed in a row; `waiting` says in words why it does not move
     on, and `waiting_since` (Unix seconds) from when on; `retries` counts the sends of its lines beyond their first.
-    `order_key` is where the order of a final batch's Results is kept. `retry_group` is the error group of the parent's
-    lines that it retries; None: all that were left.
+    `order_key` is where the order of a final batch's Results is kept. `retry_group` says which of its parent's
+    failed lines it has (`spec/family.py`).
     """
 
     organisation_id: str

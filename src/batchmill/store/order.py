@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import exists, select, tuple_, update
 
-from batchmill.spec.family import Child
+from batchmill.spec.family import Child, parse_taken
 from batchmill.spec.states import FINAL
 from batchmill.store.batch import Batch, batches_by_id
 from batchmill.store.database import Transaction
@@ -49,7 +49,7 @@ def list_children(tx: Transaction, *, batch_id: str) -> Sequence[Batch]:
 def as_child(found: Batch) -> Child:
     """Return what a family knows of a batch that retries another."""
     facts = found.object
-    return Child(found.id, found.retry_group, is_void=facts.status in FINAL and facts.counts.total == 0)
+    return Child(found.id, parse_taken(found.retry_group), is_void=facts.status in FINAL and facts.counts.total == 0)
 
 
 def list_family(tx: Transaction, *, parent: Batch) -> Sequence[Batch]:

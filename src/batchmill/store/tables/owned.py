@@ -143,7 +143,7 @@ batch = Table(
     Column("error_file_id", String),
     Column("order_key", String),  # where each Result is in these two, by rank (`ledger/order.py`), while one is there
     Column("parent_id", String),  # the batch whose failed lines it retries; that is kept for ever, as every batch is
-    Column("retry_group", String),  # of that batch's failed lines it has those of this error group; null: of all
+    Column("retry_group", String),  # which of that batch's failed lines it has (`spec/family.py`)
     Column("owner", String),
     Column("epoch", Integer, nullable=False, server_default="0"),
     Column("lease_until", Float),
