@@ -16,7 +16,7 @@ from batchmill.ledger.order import DamagedOrder, order_bytes
 from batchmill.ledger.page import Page, Pages, ResultsGone, WrongPosition
 from batchmill.ledger.segment import DamagedSegment, Result
 from batchmill.spec.cursor import START, Position
-from batchmill.spec.family import Wanted
+from batchmill.spec.family import FAILED, Wanted
 from batchmill.spec.groups import group_of
 from batchmill.spec.results import answered, result_id
 from batchmill.spec.states import FINAL, Event, Status
@@ -257,8 +257,9 @@ async def test_a_batch_without_an_order_is_read_in_the_files_order(
         assert await walk(stage, Wanted(succeeded=False), limit) == expected[8:]
         assert await walk(stage, Wanted(failed=False), limit) == expected[:8]
     assert (await read(stage, limit=12)).complete
-    with pytest.raises(WrongPosition):
-        await read(stage, early)
+    for none in (early, Position(5, file="error"), Position(1 << 40, file="output")):
+        with pytest.raises(WrongPosition):
+            await read(stage, none)
 
 
 async def test_a_position_in_a_file_is_none_in_an_order(
@@ -276,7 +277,7 @@ async def test_a_position_in_a_file_is_none_in_an_order(
 async def test_a_file_that_is_deleted_takes_its_lines_along(
     stage: Stage,
 ) -> None:
-    """Those of the other stay where they are; with both gone the order goes, too, and that is no empty end."""
+    """Those of the other stay where they are; to ask for what is gone alone is answered so, and not by an empty end."""
     texts = await finished(stage)
     facts = (await stage.batch()).object
     key = (await stage.batch()).order_key
@@ -292,6 +293,9 @@ async def test_a_file_that_is_deleted_takes_its_lines_along(
     await delete_one(facts.output_file_id)
     await stage.sweep_later()
     assert await walk(stage, limit=3) == texts[8:]
+    assert await walk(stage, FAILED) == texts[8:]
+    with pytest.raises(ResultsGone):
+        await read(stage, wanted=Wanted(failed=False))
     assert (await stage.batch()).order_key == key
     await delete_one(facts.error_file_id)
     with pytest.raises(ResultsGone):

@@ -35,7 +35,7 @@ Steps = Generator[Found | Position, None, None]  # a bare position says that not
 
 
 class ResultsGone(Exception):  # noqa: N818 - it states what is so
-    """The batch has results, and its result files are deleted or have expired."""
+    """The batch has results that are wanted, and no file of those is there: deleted, or expired."""
 
 
 class WrongPosition(Exception):  # noqa: N818 - it states what is so
@@ -72,6 +72,12 @@ class _Look:
     def lines(self) -> int:
         counts = self.batch.object.counts
         return counts.completed + counts.failed
+
+    def has_lost(self, wanted: Wanted) -> bool:
+        """Say whether there were Results that are wanted, and every file of such is gone."""
+        counts = (self.batch.object.counts.completed, self.batch.object.counts.failed)
+        kinds = [failed for failed, count in enumerate(counts) if count and wanted.kind(failed=bool(failed))]
+        return bool(kinds) and all(self.files[failed] is None for failed in kinds)
 
 
 class Pages:
@@ -121,7 +127,7 @@ class Pages:
             return Page(
                 results=page.results, next=page.next, has_more=look.more or page.next.rank < end, complete=False
             )
-        if look.lines and look.files == (None, None):
+        if look.has_lost(wanted):
             raise ResultsGone
         if look.batch.order_key is None:
             return self._by_file(look, start, wanted, limit)
@@ -206,7 +212,9 @@ class Pages:
                 yield Position(0 if file is None else file.object.bytes, file=name)
                 continue
             with self._blobs.open(file.blob_key) as stream:
-                stream.seek(at)
+                stream.seek(max(0, at - 1))
+                if at and stream.read(1) != _END:
+                    raise WrongPosition
                 while left > 0 and (text := stream.readline()):
                     at += len(text)
                     left -= len(text)
