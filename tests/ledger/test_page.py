@@ -1,18 +1,19 @@
 """Pages of Results in the order in which they came: while a batch runs, across its end, and after its clearing."""
 
 from collections.abc import Callable
-from typing import Any
+from contextlib import closing
+from typing import Any, BinaryIO
 
 import pytest
 from sqlalchemy import delete, update
 
 from batchmill.backends.router import Router
-from batchmill.blobs.blobs import BlobMissing, Blobs
+from batchmill.blobs.blobs import BlobMissing, Blobs, Written
 from batchmill.blobs.space import Boundless
 from batchmill.engine.finalizer import Finalizer
 from batchmill.engine.sweeper import Sweeper
 from batchmill.ledger.ledger import Claim, Ledger
-from batchmill.ledger.order import DamagedOrder, order_bytes
+from batchmill.ledger.order import DamagedOrder, Order, order_bytes, read_order
 from batchmill.ledger.page import Page, Pages, ResultsGone, WrongPosition
 from batchmill.ledger.segment import DamagedSegment, Result
 from batchmill.spec.cursor import START, Position
@@ -327,6 +328,29 @@ async def test_a_damaged_order_is_a_fault(stage: Stage, how: str) -> None:
         put(stage.blobs, key, data)
     with pytest.raises((DamagedOrder, BlobMissing)):
         await read(stage)
+
+
+def test_an_order_is_the_same_in_scratch(blobs: Blobs) -> None:
+    """That of many lines lies there; what is written is that of memory, and a fault on its way up is seen as it is."""
+    lines = 600
+    ranks = [at * 7 % lines for at in range(lines)]
+    with blobs.scratch() as scratch:
+        written = [_ordered(blobs, f"order-{at}", ranks, given) for at, given in enumerate((None, scratch))]
+    assert written[0] == written[1]
+    found = read_order(blobs, "order-1", lines=lines, first=0, count=lines)
+    assert [place.length for place in found] == [ranks.index(rank) for rank in range(lines)]
+
+
+def _ordered(blobs: Blobs, key: str, ranks: list[int], scratch: BinaryIO | None) -> Written:
+    order = Order(scratch=scratch, lines=len(ranks))
+    for first in range(0, len(ranks), 200):
+        some = range(first, first + 200)
+        order.add(lengths=list(some), succeeded=[at % 3 for at in some], ranks=ranks[first : first + 200])
+    writer = blobs.writer(key)
+    order.write(writer)
+    with pytest.raises(IndexError), closing(order):
+        order.add(lengths=[1], succeeded=[1], ranks=[len(ranks)])
+    return writer.finish()
 
 
 async def test_a_damaged_segment_is_a_fault(stage: Stage) -> None:

@@ -12,9 +12,11 @@ records, each block with its checksum behind it.
 import mmap
 import os
 import struct
+import sys
 import zlib
+from array import array
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, compress, islice
+from itertools import accumulate, compress
 from operator import not_
 from typing import BinaryIO, NamedTuple
 
@@ -68,14 +70,26 @@ class Order:
 
     def __init__(self, *, scratch: BinaryIO | None, lines: int) -> None:
         self._lines = lines
-        if scratch is not None:
+        self._begins: array[int] | memoryview[int]  # by rank, as the next are: two assignments cost less than a pack
+        self._lengths: array[int] | memoryview[int]
+        self._mapped: mmap.mmap | None = None
+        if scratch is None:
+            self._begins, self._lengths = (array("Q", bytes(8 * lines)) for _ in range(2))
+        else:
             os.posix_fallocate(scratch.fileno(), 0, lines * _RECORD.size)
-        self._mapped = mmap.mmap(-1 if scratch is None else scratch.fileno(), lines * _RECORD.size)
+            self._mapped = mmap.mmap(scratch.fileno(), lines * _RECORD.size)
+            both = memoryview(self._mapped).cast("Q")
+            self._begins, self._lengths = both[:lines], both[lines:]
+            both.release()
         self._ends = {True: 0, False: _FAILED}
 
     def close(self) -> None:
         """Let go of the scratch."""
-        self._mapped.close()
+        for numbers in (self._begins, self._lengths):
+            if isinstance(numbers, memoryview):  # a fault on its way up may hold on to it
+                numbers.release()
+        if self._mapped is not None:
+            self._mapped.close()
 
     def add(self, *, lengths: list[int], succeeded: Sequence[int], ranks: Sequence[int]) -> None:
         """Add lines in the order in which they are written: their bytes, which succeeded, and their ranks."""
@@ -90,16 +104,25 @@ class Order:
         for at in failed:
             begins[at] = self._ends[False]
             self._ends[False] += lengths[at]
-        pack, mapped, size = _RECORD.pack_into, self._mapped, _RECORD.size
+        all_begins, all_lengths = self._begins, self._lengths
         for rank, begin, length in zip(ranks, begins, lengths, strict=True):
-            pack(mapped, rank * size, begin, length)
+            all_begins[rank] = begin
+            all_lengths[rank] = length
 
     def write(self, writer: BlobWriter) -> None:
         """Write the whole order."""
-        ends = range(_RECORDS_BYTES, len(self._mapped) + _RECORDS_BYTES, _RECORDS_BYTES)
-        blocks = (self._mapped[end - _RECORDS_BYTES : end] for end in ends)
-        while some := list(islice(blocks, _AT_ONCE)):
-            writer.write(b"".join(block + _CRC.pack(zlib.crc32(block)) for block in some))
+        for first in range(0, self._lines, _AT_ONCE * _BLOCK):
+            data = self._records(first, first + _AT_ONCE * _BLOCK)
+            blocks = (data[at : at + _RECORDS_BYTES] for at in range(0, len(data), _RECORDS_BYTES))
+            writer.write(b"".join(block + _CRC.pack(zlib.crc32(block)) for block in blocks))
+
+    def _records(self, first: int, end: int) -> bytes:
+        begins, lengths = (array("Q", numbers[first:end].tobytes()) for numbers in (self._begins, self._lengths))
+        records = array("Q", bytes(len(begins) * _RECORD.size))
+        records[::2], records[1::2] = begins, lengths
+        if sys.byteorder == "big":
+            records.byteswap()
+        return records.tobytes()
 
 
 def read_order(blobs: Blobs, key: str, *, lines: int, first: int, count: int) -> list[Place]:
