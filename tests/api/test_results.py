@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 
 from api.running import Works, chat
 from api.served import Answer, Served, Tenant
+from batchmill.api import retry as route
 from batchmill.spec.limits import OPEN
 from batchmill.store.database import Transaction
 from batchmill.store.order import lock_parent
@@ -339,12 +341,40 @@ def test_a_retry_that_is_sent_again_makes_one_child(mine: Tenant, works: Works) 
     assert "writing" not in {state for state, _ in mine.blobs().values()}
 
 
+def test_a_long_copy_holds_its_key(mine: Tenant, works: Works, api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call sent again is told to wait, however long that is; its child is made, though the first client is gone."""
+    batch = done(mine, works)["id"]
+    begun, free = threading.Event(), threading.Event()
+    real: Callable[..., Any] = route.copy_failed
+
+    def copy(**of: Any) -> Any:  # noqa: ANN401 - as `copy_failed`
+        begun.set()
+        assert free.wait(30)
+        return real(**of)
+
+    monkeypatch.setattr(route, "copy_failed", copy)
+    path = f"/v1/batches/{batch}/retry"
+    head = f"POST {path} HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {mine.key}\r\nIdempotency-Key: k\r\n"
+    with socket.create_connection(("127.0.0.1", api.port)) as first:
+        first.sendall(f"{head}Content-Length: 0\r\n\r\n".encode())
+        assert begun.wait(30)
+        for _ in range(12):
+            api.run(api.clock.advance(15))
+            again = api.ask("POST", path, b"", Authorization=f"Bearer {mine.key}", Idempotency_Key="k")
+            assert again.error[::3] == (409, "idempotency_conflict")
+            assert again.headers["x-should-retry"] == "true"
+    free.set()
+    api.idle()
+    made = retry(mine, batch, Idempotency_Key="k")
+    assert made.headers["x-idempotent-replay"] == "true"
+    listed = mine.call("GET", "/v1/batches").json["data"]
+    assert [each["id"] for each in listed if each["parent_id"]] == [made.json["id"]]
+
+
 def test_of_two_retries_at_once_one_is_refused(mine: Tenant, works: Works, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both have copied the lines; only one may make its child, and the other names it and leaves no bytes."""
     batch = done(mine, works)["id"]
     both = threading.Barrier(2, timeout=30)
-    from batchmill.api import retry as route  # noqa: PLC0415 - to let both arrive
-
     real: Callable[..., Any] = route.copy_failed
 
     def copy(**of: Any) -> Any:  # noqa: ANN401 - as `copy_failed`

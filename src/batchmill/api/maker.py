@@ -91,7 +91,7 @@ class FileMaker:
         key = mint_id("upload", self.clock.now())
         await self.database.write(lambda tx: begin(tx, self.replays, call, key, now=int(self.clock.now())))
         try:
-            written = await in_thread(lambda: self._write(key, lines()))
+            written = await self.replays.hold(call, in_thread(lambda: self._write(key, lines())))
             added = self._file(call, key, filename, written)
 
             def statements(tx: Transaction) -> Made:

@@ -7,8 +7,9 @@ A client repeats a call with an Idempotency-Key, or, as the official one does by
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import structlog
 from fastapi import Request, Response
@@ -32,10 +33,13 @@ from batchmill.store.replay import (
     take_answer,
 )
 
+T = TypeVar("T")
+
 _KEY = "Idempotency-Key"
 _VISIBLE = re.compile(r"[!-~]+")
 _COUNT = re.compile(r"[0-9]{1,4}")
 _LEASE_SECONDS = 60.0  # renewed by the bytes that arrive: an upload that stands still for so long loses its key
+_RENEW_SECONDS = _LEASE_SECONDS / 3
 _RETRY_SECONDS = 5.0  # an upload takes a while
 
 
@@ -111,10 +115,26 @@ class Replays:
         """Pass a body on, and hold the call's key for as long as it moves."""
         renewed = self._clock.boot()
         async for chunk in stream:
-            if call.key_digest is not None and self._clock.boot() - renewed >= _LEASE_SECONDS / 3:
+            if call.key_digest is not None and self._clock.boot() - renewed >= _RENEW_SECONDS:
                 await self._database.write(lambda tx: renew_running(tx, call=call, lease=_LEASE_SECONDS))
                 renewed = self._clock.boot()
             yield chunk
+
+    async def hold(self, call: Call, work: Awaitable[T]) -> T:
+        """Wait for work of our own between `begin` and `once`, and hold the call's key meanwhile."""
+        renewing = asyncio.ensure_future(self._renew(call))
+        try:
+            return await work
+        finally:
+            renewing.cancel()
+
+    async def _renew(self, call: Call) -> None:
+        while call.key_digest is not None:
+            await self._clock.sleep(_RENEW_SECONDS)
+            try:
+                await self._database.write(lambda tx: renew_running(tx, call=call, lease=_LEASE_SECONDS))
+            except (DatabaseAway, SQLAlchemyError, OSError):  # the work's own writes say it, too, if it lasts
+                self._log.warning("a key could not be held for longer", exc_info=True)
 
     async def once(
         self, request: Request, *, call: Call, fingerprint: str, make: Callable[[Transaction], Made]
@@ -123,18 +143,19 @@ class Replays:
 
         Both are one transaction: a crash can neither lose what was made nor double it. The request's body has been
         read. A client that has timed out sends its call again: if this one is still waiting for its transaction then,
-        it makes nothing, for nobody can hear of it any more, and the next try would make the same.
+        it makes nothing, for nobody can hear of it any more, and the next try would make the same. With a key it goes
+        on: the next try gets this one's answer, and would begin anew for ever if the work takes longer than it waits.
 
         Raises:
             ApiError: the Idempotency-Key belongs to a call that asked for something else, or that is still running.
-            ClientDisconnect: nobody waits for the answer any more.
+            ClientDisconnect: nobody waits for the answer any more, and the call has no key.
         """
         gone = asyncio.ensure_future(client_gone(request))
         await self._clock.sleep(0)  # a client that has gone already is known from here on
 
         def statements(tx: Transaction) -> Answer:
             lock_calls(tx, call=call, fingerprint=fingerprint)
-            if gone.done():
+            if gone.done() and call.key_digest is None:
                 raise ClientDisconnect
             kept = self._kept(tx, call, fingerprint)
             if kept is not None:

@@ -86,7 +86,8 @@ def retry_routes(
             await database.write(announce)
             try:
                 # What refuses it may be the child that this very call made before its answer was lost: ask that first.
-                copied = await _copied(database, blobs, look, key=key, now=int(clock.now()))
+                copying = _copied(database, blobs, look, key=key, now=int(clock.now()))
+                copied = await replays.hold(call, copying)
                 answer = await replays.once(
                     request,
                     call=call,
