@@ -6,6 +6,7 @@ import socket
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from api.running import Works, chat
 from api.served import Answer, Served, Tenant
+from batchmill.api import results as looking
 from batchmill.api import retry as route
 from batchmill.spec.limits import OPEN
 from batchmill.store.database import Transaction
@@ -222,11 +224,36 @@ def test_requests_are_found_by_their_custom_id(mine: Tenant, works: Works) -> No
     assert ask("f", "nobody", "b").body == LINES[1] + b"\n" + LINES[6] + b"\n"
     assert ask("c").body == LINES[3].rstrip(b"\r") + b"\n"
     assert ask("fail", "雨").body == b""
+    assert ask(*map(str, range(99)), "d").body == LINES[4] + b"\n"
     assert ask().error[:3] == (400, "invalid_request_error", "custom_id")
     assert ask(*map(str, range(101))).error[0] == 400
     works.clear()
     mine.call("DELETE", f"/v1/files/{batch['input_file_id']}")
     assert ask("a").error[0] == 404
+
+
+def test_only_so_many_look_for_requests_at_a_time(mine: Tenant, api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reads an input: one key has two at most, and the next call is a 429 with a Retry-After."""
+    path = f"/v1/batches/{mine.create(mine.upload(INPUT)['id'])['id']}/requests?custom_id=b"
+    begun, free = threading.Barrier(3, timeout=30), threading.Event()
+    real: Callable[..., Any] = looking.find_requests
+
+    def find(*given: Any, **of: Any) -> Any:  # noqa: ANN401 - as `find_requests`
+        begun.wait()
+        assert free.wait(30)
+        return real(*given, **of)
+
+    monkeypatch.setattr(looking, "find_requests", find)
+    key = {"Authorization": f"Bearer {mine.key}"}
+    with ThreadPoolExecutor() as pool:
+        running = [pool.submit(api.ask, "GET", path, **key) for _ in range(2)]
+        begun.wait()
+        refused = api.ask("GET", path, **key)
+        free.set()
+        assert [each.result().body for each in running] == [LINES[1] + b"\n"] * 2
+    assert (refused.status, refused.headers["retry-after"]) == (429, "5")
+    monkeypatch.undo()
+    assert mine.call("GET", path).status == 200
 
 
 def test_a_retry_copies_what_failed_byte_for_byte(mine: Tenant, works: Works) -> None:

@@ -2,15 +2,18 @@
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from batchmill.api.answer import query_choice, query_limit, query_word
-from batchmill.api.events import Event, Streams
-from batchmill.blobs.blobs import BlobMissing, Blobs
+from batchmill.api.events import Event, Streams, asks_for_events
+from batchmill.api.maker import in_thread
+from batchmill.api.slots import Slots
+from batchmill.blobs.blobs import BlobMissing, Blobs, Span
 from batchmill.clock import Clock
 from batchmill.ledger.page import Page, Pages, ResultsGone, WrongPosition
 from batchmill.ledger.requests import find_requests
@@ -25,8 +28,8 @@ from batchmill.store.file import find_file
 from batchmill.store.order import as_child, list_family
 
 JSONL = "application/jsonl"
+_AT_ONCE = 4 << 20  # bytes of requests
 _LOOK_SECONDS = 0.5  # between two looks for what is new
-_STREAM = "text/event-stream"
 _BOOLEANS = ("false", "true")
 
 
@@ -52,6 +55,7 @@ def result_routes(
     stopping: Callable[[], bool],
 ) -> APIRouter:
     """Return both routes; `stopping` says that this process is to end, which waits for nobody."""
+    slots = Slots(each=limits.max_request_scans_per_key, most=limits.max_request_scans)
     router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
     @router.get("/{batch_id}/results")
@@ -59,7 +63,7 @@ def result_routes(
         """Return results in the order in which they came, from a cursor on; `wait` for some, or `follow` them."""
         wait = _wait(request, most=limits.max_results_wait)
         follow = query_choice(request, "follow", _BOOLEANS, default="false") == "true"
-        as_events = follow and _STREAM in request.headers.get("accept", "")
+        as_events = follow and asks_for_events(request)
         asked = _asked(request, batch_id, limits, resumes=as_events)
         reader = _Reader(
             database=database, pages=pages, clock=clock, asked=asked, organisation_id=request.state.organisation_id
@@ -89,14 +93,15 @@ def result_routes(
             message = f"Ask for 1 to {limits.max_requests_asked} of them."
             raise errors.invalid_value("custom_id", message)
         mine, now = request.state.organisation_id, int(clock.now())
-        key = await database.read(lambda tx: _input_key(tx, mine, batch_id, now=now))
-        try:
-            lines = find_requests(blobs, key, frozenset(ids))
-            first = await asyncio.to_thread(next, lines, b"")
-        except BlobMissing:
-            await database.read(lambda tx: _input_key(tx, mine, batch_id, now=now))  # deleted since: a 404
-            raise
-        return StreamingResponse(_streamed(first, lines), media_type=JSONL, headers={"Cache-Control": "no-store"})
+        find = partial(find_requests, blobs, ids=frozenset(ids), max_line_bytes=limits.max_line_bytes)
+        with slots.one(request.state.caller):
+            key = await database.read(lambda tx: _input_key(tx, mine, batch_id, now=now))
+            try:
+                spans = await in_thread(lambda: find(key))
+            except BlobMissing:
+                await database.read(lambda tx: _input_key(tx, mine, batch_id, now=now))  # deleted since: a 404
+                raise
+        return StreamingResponse(_texts(blobs, key, spans), media_type=JSONL, headers={"Cache-Control": "no-store"})
 
     return router
 
@@ -113,11 +118,15 @@ def _input_key(tx: Transaction, organisation_id: str, batch_id: str, *, now: int
     return key
 
 
-async def _streamed(first: bytes, lines: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
-    line = first
-    while line:
-        yield line
-        line = await asyncio.to_thread(next, lines, b"")
+async def _texts(blobs: Blobs, key: str, spans: Sequence[Span]) -> AsyncGenerator[bytes, None]:
+    """Yield these lines, some at once."""
+    some: list[Span] = []
+    for at, span in enumerate(spans):
+        some.append(span)
+        if at == len(spans) - 1 or sum(length for _, length in some) >= _AT_ONCE:
+            texts = await asyncio.to_thread(blobs.read_spans, key, some)
+            yield b"".join(text + b"\n" for text in texts)
+            some = []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

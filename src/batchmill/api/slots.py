@@ -1,4 +1,4 @@
-"""How many uploads, or quotes, may run at a time: nobody takes all connections, memory and disk for himself."""
+"""How many uploads, quotes and the like may run at a time: nobody takes all connections, memory and disk alone."""
 
 from collections import Counter
 from collections.abc import Iterator

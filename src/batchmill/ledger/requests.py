@@ -1,14 +1,10 @@
-"""Finds lines of an input by their custom_ids: one pass, byte for byte."""
-
-from collections.abc import Iterator
+"""Finds lines of an input by their custom_ids, in one pass."""
 
 import msgspec
 
-from batchmill.blobs.blobs import Blobs
+from batchmill.blobs.blobs import Blobs, Span
 from batchmill.spec.lines import read_lines
 from batchmill.spec.rules import UNREADABLE
-
-_LONGEST = 1 << 40  # bytes of a line; what was uploaded was bounded
 
 
 class _Named(msgspec.Struct, gc=False):
@@ -18,27 +14,25 @@ class _Named(msgspec.Struct, gc=False):
 _NAMED = msgspec.json.Decoder(_Named)
 
 
-def find_requests(blobs: Blobs, key: str, ids: frozenset[str]) -> Iterator[bytes]:
-    r"""Yield the first line of each of these custom_ids, each with a \n, in their order; nothing behind the last.
+def find_requests(blobs: Blobs, key: str, ids: frozenset[str], *, max_line_bytes: int) -> list[Span]:
+    """Return where the first line of each of these custom_ids is, without its line end, in their order; it blocks.
 
-    A line that holds none of them as it would be written plainly, and no backslash either, is not decoded: only by
-    those can a custom_id be written in another way.
+    Every line is decoded up to the last one found: that costs half a second for 200 MB, however many ids there are. (To
+    look for each id in the bytes first took twenty for a hundred.) A line longer than is allowed is passed over.
 
     Raises:
         BlobMissing: the bytes are gone.
     """
-    plain = [each.encode(errors="replace") for each in ids]
-    left = set(ids)
+    left, found = set(ids), list[Span]()
     with blobs.open(key) as stream:
-        for raw in read_lines(stream.readline, _LONGEST):
-            if b"\\" not in raw.text and not any(each in raw.text for each in plain):
-                continue
+        for raw in read_lines(stream.readline, max_line_bytes):
             try:
-                found = _NAMED.decode(raw.text).custom_id
+                custom_id = _NAMED.decode(raw.text).custom_id
             except UNREADABLE:
                 continue
-            if found in left:
-                left.remove(found)
-                yield raw.text + b"\n"
+            if custom_id in left:
+                left.remove(custom_id)
+                found.append((raw.offset, len(raw.text)))
                 if not left:
-                    return
+                    break
+    return found
