@@ -29,6 +29,7 @@ from batchmill.api.rate import Buckets, Rate
 from batchmill.api.replay import Replays
 from batchmill.api.results import result_routes
 from batchmill.api.retry import retry_routes
+from batchmill.api.slots import Slots
 from batchmill.api.steer import steer_routes
 from batchmill.api.told import Told
 from batchmill.api.webhooks import delivery_routes, webhook_routes
@@ -101,6 +102,7 @@ def create_app(
     app.include_router(steer_routes(database=database, room=room, clock=clock, limits=limits, catalogue=catalogue))
     streams = Streams(clock=clock, stopping=stopping)
     app.include_router(progress_routes(database=database, clock=clock, streams=streams, catalogue=catalogue))
+    scans = Slots(each=limits.max_scans_per_key, most=limits.max_scans)  # one for both: they share the threads
     app.include_router(
         result_routes(
             database=database,
@@ -109,10 +111,11 @@ def create_app(
             streams=streams,
             clock=clock,
             limits=limits,
+            scans=scans,
             stopping=stopping,
         )
     )
-    app.include_router(retry_routes(blobs=blobs, retention=retention, **shared))
+    app.include_router(retry_routes(blobs=blobs, retention=retention, scans=scans, **shared))
     app.include_router(model_routes(database=database, catalogue=catalogue))
     app.include_router(account_routes(database=database, clock=clock, limits=limits, catalogue=catalogue))
     app.include_router(key_routes(**shared))

@@ -52,10 +52,13 @@ def result_routes(
     streams: Streams,
     clock: Clock,
     limits: Limits,
+    scans: Slots,
     stopping: Callable[[], bool],
 ) -> APIRouter:
-    """Return both routes; `stopping` says that this process is to end, which waits for nobody."""
-    slots = Slots(each=limits.max_request_scans_per_key, most=limits.max_request_scans)
+    """Return both routes; `stopping` says that this process is to end, which waits for nobody.
+
+    `scans` are the slots of calls that read a whole input.
+    """
     router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
     @router.get("/{batch_id}/results")
@@ -94,7 +97,7 @@ def result_routes(
             raise errors.invalid_value("custom_id", message)
         mine, now = request.state.organisation_id, int(clock.now())
         find = partial(find_requests, blobs, ids=frozenset(ids), max_line_bytes=limits.max_line_bytes)
-        with slots.one(request.state.caller):
+        with scans.one(request.state.caller):
             key = await database.read(lambda tx: _input_key(tx, mine, batch_id, now=now))
             try:
                 spans = await in_thread(lambda: find(key))

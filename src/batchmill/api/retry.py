@@ -57,9 +57,12 @@ def retry_routes(
     limits: Limits,
     replays: Replays,
     retention: int | None,
+    scans: Slots,
 ) -> APIRouter:
-    """Return the route; the new File lasts `retention` seconds, None for ever."""
-    slots = Slots(each=limits.max_uploads_per_key, most=limits.max_uploads)
+    """Return the route; the new File lasts `retention` seconds, None for ever.
+
+    `scans` are the slots of calls that read a whole input.
+    """
     router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
     @router.post("/{batch_id}/retry")
@@ -81,7 +84,7 @@ def retry_routes(
                 raise errors.not_found("batch")
             begin(tx, replays, call, key, now=int(clock.now()))
 
-        with slots.one(call.caller):
+        with scans.one(call.caller):
             await ask_for_room(room)
             await database.write(announce)
             try:

@@ -70,8 +70,8 @@ class Limits:
     max_results_page: int = 10_000  # the most that may be asked for
     max_results_wait: int = 60  # the longest that a page of results may be waited for
     max_requests_asked: int = 100  # custom_ids whose requests are looked for in one call
-    max_request_scans_per_key: int = 2  # such calls at a time: each reads an input up to the last line found
-    max_request_scans: int = 4  # at a time, all together
+    max_scans_per_key: int = 2  # such calls, and retries, at a time: each reads a whole input in a thread
+    max_scans: int = 4  # at a time, all together
     max_uploads_per_key: int = 16  # at a time (reliability A29)
     max_uploads: int = 64  # at a time, all together
     max_quotes_per_key: int = 2  # at a time: each reads a whole input
