@@ -14,7 +14,7 @@ from batchmill.spec.family import (
     taken_text,
 )
 from batchmill.spec.groups import group_of
-from batchmill.spec.results import unanswered
+from batchmill.spec.results import answered, unanswered
 
 LINES = {code: unanswered("batch_req_1", b'"a"', code, f"It is {code}.") for code in ("a", "b", "c")}
 GROUP = {code: group_of(text)[1].id for code, text in LINES.items()}
@@ -52,6 +52,14 @@ def test_filters_narrow() -> None:
     assert shown(a.within(Wanted(failed=False))) == "S"
     assert Wanted().within(Wanted()).is_all
     assert not any(each.is_all for each in (a, not_b, FAILED, NOTHING, Wanted(failed=False)))
+
+
+def test_what_cannot_be_read_is_in_no_group() -> None:
+    """It is one of all, and of all that are left when groups are taken; no filter fails over it."""
+    deep = b'{"detail":' + b"[" * 2000 + b"]" * 2000 + b"}"
+    text = answered("batch_req_1", b'"a"', 400, "req_1", deep)
+    assert all(wanted.takes(failed=True, text=text) for wanted in (Wanted(), FAILED, but("a")))
+    assert not any(wanted.takes(failed=True, text=text) for wanted in (only("a"), NOTHING))
 
 
 @pytest.mark.parametrize("taken", [FAILED, only("a"), only("a", "c"), but("b"), but("a", "b")])

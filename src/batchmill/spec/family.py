@@ -40,12 +40,15 @@ class Wanted:
         return self.failed if failed else self.succeeded
 
     def takes(self, *, failed: bool, text: bytes) -> bool:
-        """Say whether this Result is wanted."""
+        """Say whether this Result is wanted; a failed one that cannot be read (one nested too deep) is in no group."""
         if not self.kind(failed=failed):
             return False
         if not (failed and self.reads):
             return True
-        group = group_of(text)[1].id
+        try:
+            group = group_of(text)[1].id
+        except ValueError:
+            return self.groups is None
         return group not in self.besides and (self.groups is None or group in self.groups)
 
     def within(self, other: "Wanted") -> "Wanted":
