@@ -23,7 +23,8 @@ from batchmill.store.file import File, find_file
 from batchmill.store.order import list_ranked
 from batchmill.store.slice import Segment
 
-_BYTES = 16 << 20  # read for a page, whatever is found in them; one Segment or one line may be larger
+_BYTES = 4 << 20  # read for a page, whatever is found in them; one Segment or one line may be larger. A client that does
+# not read on holds twice as much
 _ROWS = 256  # of Segments at once
 _MOST_ROWS = 4096
 _PLACES = 1 << 14  # looked at for a page with a filter
@@ -89,7 +90,7 @@ class Pages:
         self._clock = clock
 
     async def page(self, *, batch_id: str, start: Position, wanted: Wanted, limit: int) -> Page:
-        """Return at most `limit` Results that are wanted, in their order; about 16 MiB are read for them at most.
+        """Return at most `limit` Results that are wanted, in their order; about 4 MiB are read for them at most.
 
         Raises:
             ResultsGone: nothing of them is left.
