@@ -17,7 +17,7 @@ from batchmill.ledger.order import DamagedOrder, Order, order_bytes, read_order
 from batchmill.ledger.page import Page, Pages, ResultsGone, WrongPosition
 from batchmill.ledger.segment import DamagedSegment, Result
 from batchmill.spec.cursor import START, Position
-from batchmill.spec.family import FAILED, Wanted
+from batchmill.spec.family import FAILED, NOTHING, Wanted
 from batchmill.spec.groups import group_of
 from batchmill.spec.results import answered, result_id
 from batchmill.spec.states import FINAL, Event, Status
@@ -328,6 +328,18 @@ async def test_a_damaged_order_is_a_fault(stage: Stage, how: str) -> None:
         put(stage.blobs, key, data)
     with pytest.raises((DamagedOrder, BlobMissing)):
         await read(stage)
+
+
+async def test_where_there_are_none_a_page_says_so_at_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a final batch, however many other Results there are to be passed over."""
+    monkeypatch.setattr("batchmill.ledger.page._PLACES", 2)
+    await add_work(stage.database, stage.blobs, slices=1, lines=12)
+    (held,) = await claim(stage.ledger)
+    assert not await stage.ledger.commit([portion(held, some(held, range(12)))])
+    await stage.seal()
+    for wanted in (FAILED, NOTHING):
+        page = await read(stage, wanted=wanted)
+        assert (page.results, page.complete) == ([], True)
 
 
 def test_an_order_is_the_same_in_scratch(blobs: Blobs) -> None:

@@ -23,7 +23,9 @@ from batchmill.store.file import File, find_file
 from batchmill.store.order import list_ranked
 from batchmill.store.slice import Segment
 
-_BYTES = 4 << 20  # read for a page, whatever is found in them; one Segment or one line may be larger. A client that does
+_BYTES = (
+    4 << 20
+)  # read for a page, whatever is found in them; one Segment or one line may be larger. A client that does
 # not read on holds twice as much
 _ROWS = 256  # of Segments at once
 _MOST_ROWS = 4096
@@ -74,11 +76,10 @@ class _Look:
         counts = self.batch.object.counts
         return counts.completed + counts.failed
 
-    def has_lost(self, wanted: Wanted) -> bool:
-        """Say whether there were Results that are wanted, and every file of such is gone."""
-        counts = (self.batch.object.counts.completed, self.batch.object.counts.failed)
-        kinds = [failed for failed, count in enumerate(counts) if count and wanted.kind(failed=bool(failed))]
-        return bool(kinds) and all(self.files[failed] is None for failed in kinds)
+    def kinds(self, wanted: Wanted) -> list[bool]:
+        """Return whether it failed, of each kind of Results that is wanted and of which there are some."""
+        counts = {False: self.batch.object.counts.completed, True: self.batch.object.counts.failed}
+        return [failed for failed, count in counts.items() if count and wanted.kind(failed=failed)]
 
 
 class Pages:
@@ -128,7 +129,10 @@ class Pages:
             return Page(
                 results=page.results, next=page.next, has_more=look.more or page.next.rank < end, complete=False
             )
-        if look.has_lost(wanted):
+        kinds = look.kinds(wanted)
+        if not kinds:
+            return Page(results=[], next=start, has_more=False, complete=True)
+        if all(look.files[failed] is None for failed in kinds):
             raise ResultsGone
         if look.batch.order_key is None:
             return self._by_file(look, start, wanted, limit)
