@@ -6,6 +6,7 @@ import re
 import signal
 import sqlite3
 import sys
+import urllib.request
 from contextlib import closing
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -17,7 +18,7 @@ from acceptance.serving import FOUND, Processes, Server, clean_environment, quer
 
 
 def test_what_is_printed_at_the_first_start_works_as_it_is(processes: Processes, tmp_path: Path) -> None:
-    """The curl line and the Python snippet of the welcome run as they are printed."""
+    """The curl line and the Python snippet of the welcome run as they are printed; the dashboard is where it says."""
     server = processes.ready("--backend", "echo:")
 
     def welcome() -> str:
@@ -25,6 +26,10 @@ def test_what_is_printed_at_the_first_start_works_as_it_is(processes: Processes,
         return text if "print(" in text else ""
 
     printed = until(welcome, 10)
+    dashboard = re.search(r"^Dashboard on (\S+)$", printed, re.MULTILINE)
+    assert dashboard is not None
+    with urllib.request.urlopen(dashboard[1], timeout=10) as page:  # noqa: S310 - our own server
+        assert b"dashboard" in page.read()
     curl = re.search(r"^ *(curl .*)$", printed, re.MULTILINE)
     assert curl is not None
     ended = processes.run(["sh", "-c", curl[1]])
@@ -51,7 +56,7 @@ def test_flags_win_over_the_environment_and_that_over_the_file(
 ) -> None:
     """A setting is taken from a flag, else from `BATCHMILL_…`, else from the settings file."""
     file = tmp_path / "batchmill.toml"
-    file.write_text('backend = ["echo:#of-the-file"]\nlog_format = "json"\nretention = "1h"\n')
+    file.write_text('backend = ["echo:#of-the-file"]\nlog_format = "json"\nretention = "1h"\ndashboard = false\n')
     environment = clean_environment(
         BATCHMILL_SETTINGS=str(file), **({"BATCHMILL_BACKEND": variable} if variable else {})
     )
@@ -62,6 +67,7 @@ def test_flags_win_over_the_environment_and_that_over_the_file(
     kept = client.files.create(file=("a.jsonl", b"{}"), purpose="batch")
     assert kept.expires_at == kept.created_at + 7200
     assert server.err.read_text().startswith('{"')  # what only the file sets comes from the file
+    assert "Dashboard" not in server.out.read_text()
 
 
 def test_a_fresh_start_tries_a_stuck_batch_again(processes: Processes) -> None:

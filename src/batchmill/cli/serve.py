@@ -139,18 +139,20 @@ async def _serve(settings: Settings, roles: Sequence[str], listening: Mapping[st
         )
         host, port = listening[part].getsockname()[:2]
         await wait_for(answers(host, port, path), _READY_SECONDS, supervisor, stop)
-        _tell(listening, key)
+        _tell(listening, key, dashboard=settings.dashboard)
         await supervisor.watch(stop)
     finally:
         log.info("stopping")
         await supervisor.stop(("api", "worker", "engine"), at_once)
 
 
-def _tell(listening: Mapping[str, socket.socket], key: str | None) -> None:
+def _tell(listening: Mapping[str, socket.socket], key: str | None, *, dashboard: bool) -> None:
     """Tell the one who started it where it listens; a key must not go through the log."""
     api = listening.get("api")
     if api is not None:
         print(f"Batchmill listens on {_url(api)}")  # noqa: T201 - as said
+        if dashboard:
+            print(f"Dashboard on {_url(api)}/")  # noqa: T201 - as said
     print(f"Metrics on {_url(listening['metrics'])}/metrics", flush=True)  # noqa: T201 - as said
     if api is not None and key is not None:
         print(_WELCOME.format(url=_url(api), key=key) if key else _NO_KEY, flush=True)  # noqa: T201 - as said
