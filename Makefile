@@ -74,6 +74,7 @@ lock: ## Pin every package anew, to what the index gives today.
 	$(PIP) install --constraint constraints.txt --editable ".[builtin,bucket,convert,demo,otel,postgres,ray]" --group test
 	@touch $@
 
+# Whoever asks apt for something waits for the one before (behind the |): two at a time would fail on apt's own lock.
 # The store's tests run on a real PostgreSQL and a real pgbouncer, which they start themselves.
 .venv/postgres: .venv/base
 	@(export PATH=$$PATH:/usr/sbin; ls /usr/lib/postgresql/*/bin/postgres && command -v pgbouncer && command -v curl) >/dev/null 2>&1 || { \
@@ -82,14 +83,14 @@ lock: ## Pin every package anew, to what the index gives today.
 	@touch $@
 
 # The dashboard's tests and pictures need a browser: Debian's Chromium, and a font with Chinese in it.
-.venv/browser: .venv/base | .venv/postgres
+.venv/browser: .venv/base | .venv/faults
 	@command -v chromium >/dev/null || { \
 	  [ "$$(id -u)" = 0 ] || { echo "The dashboard's tests need Chromium: apt-get install chromium"; exit 1; }; \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-inter fonts-wqy-microhei; }
 	@touch $@
 
 # A proxy of docs/scale.md is run: Debian's nginx, unpacked here, since its package would start a server on this machine.
-.venv/nginx: .venv/base | .venv/postgres
+.venv/nginx: .venv/base | .venv/browser
 	@rm -rf $@ && mkdir $@
 	@(export PATH=$$PATH:/usr/sbin; command -v nginx) >/dev/null || { cd $@ && \
 	  { apt-get download -qq nginx 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get download -qq nginx; }; } && \
