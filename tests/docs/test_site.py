@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from docs.page import ROOT
+from faults.careless import CARELESS
+from faults.planted import BUGS, REMOTE_BUGS
+from faults.test_simulator import PLANTED
 
 _TOOL = [sys.executable, "tools/reference.py", "--check"]
 _LOADED = re.compile(r"<(?:script|img|iframe|source)[^>]*\ssrc=[\"']?([^\"' >]+)|<link[^>]*\shref=[\"']?([^\"' >]+)")
@@ -61,6 +64,14 @@ def test_the_reference_is_what_the_code_gives() -> None:
     """docs/reference is made by tools/reference.py: run `make reference`, do not edit it."""
     said = subprocess.run(_TOOL, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert said.returncode == 0, said.stdout + said.stderr
+
+
+def test_the_promises_count_the_planted_bugs() -> None:
+    """The page says how many known bugs the harness must find: as many as there are."""
+    text = " ".join((ROOT / "docs" / "promises.md").read_text(encoding="utf-8").split())
+    assert f"has {len(BUGS)} for the storms on one machine and {len(REMOTE_BUGS)} for those on PostgreSQL" in text
+    assert f"the simulator has {len(PLANTED)} " in text
+    assert f"the crash points {len(CARELESS)} careless" in text
 
 
 def test_the_reference_says_something_of_everything() -> None:
