@@ -9,7 +9,7 @@ from rich.console import Console
 
 from batchmill.client.failure import Failed
 from batchmill.client.progress import Observed, read_progress
-from batchmill.client.text import shown, shown_json
+from batchmill.client.text import money, shown, shown_json
 from batchmill.client.watch import Log, Picture, span, sparkline
 
 _NOW = 1_800_000_000.0
@@ -130,3 +130,12 @@ def test_no_character_of_a_server_moves_the_cursor() -> None:
     line = '{"a":"\x9b\u202e你\U000e0001\x7f"}'
     assert shown_json(line.encode()) == r'{"a":"\u009b\u202e你\udb40\udc01\u007f"}'
     assert json.loads(shown_json(line.encode())) == json.loads(line)
+
+
+@pytest.mark.parametrize(
+    ("amount", "words"),
+    [(1234.5, "1,234.50"), (1, "1.00"), (0.2693, "0.2693"), (0.00003, "0.00003"), (0, "0"), (0.00000001, "0.00000001")],
+)
+def test_money_shows_what_a_small_batch_costs_too(amount: float, words: str) -> None:
+    """Cents from one on; a small batch costs what it costs, and not 0.0000."""
+    assert money(amount, "USD") == f"{words} USD"

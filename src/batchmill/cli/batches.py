@@ -8,7 +8,7 @@ from batchmill.client.failure import Refused
 from batchmill.client.follow import has_batch
 from batchmill.client.http import Client, Json, Query
 from batchmill.client.progress import Progress, read_progress
-from batchmill.client.text import shown
+from batchmill.client.text import money, shown
 from batchmill.client.watch import describe, plain, span
 
 _PAGE = 100
@@ -215,7 +215,7 @@ def _state(batch: Json) -> str:
 
 def _money(cost: Mapping[str, Any]) -> str:
     amount = cost.get("amount")
-    return f"{amount:,.4f} {shown(cost.get('currency'))}" if isinstance(amount, int | float) else shown(amount)
+    return money(amount, cost.get("currency")) if isinstance(amount, int | float) else shown(amount)
 
 
 def _number(value: object) -> str:

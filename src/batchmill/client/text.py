@@ -28,6 +28,12 @@ def shown_json(line: bytes) -> str:
     return _ODD.sub(_escaped, line.decode(errors="replace"))
 
 
+def money(amount: float, currency: object) -> str:
+    """Return an amount as one reads it: cents from one on, below it as many digits as say something."""
+    digits = f"{amount:,.2f}" if abs(amount) >= 1 else f"{amount:.8f}".rstrip("0").rstrip(".")
+    return f"{digits} {shown(currency)}"
+
+
 def _escaped(found: re.Match[str]) -> str:
     character = found[0]
     if character.isprintable() or character == "\t":

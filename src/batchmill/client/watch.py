@@ -10,8 +10,8 @@ from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from batchmill.client.progress import Cost, Group, Progress
-from batchmill.client.text import shown
+from batchmill.client.progress import Group, Progress
+from batchmill.client.text import money, shown
 
 _BARS = "▁▂▃▄▅▆▇█"
 _RATES = 40  # that a sparkline shows
@@ -42,11 +42,6 @@ def sparkline(rates: "deque[float]") -> str:
     if most <= 0:
         return ""
     return "".join(_BARS[min(len(_BARS) - 1, int(rate / most * len(_BARS)))] for rate in rates)
-
-
-def money(cost: Cost) -> str:
-    """Return an amount as one reads it."""
-    return f"{cost.amount:,.4f} {shown(cost.currency)}"
 
 
 class Picture:
@@ -187,7 +182,7 @@ def _used(progress: Progress) -> str | None:
     if usage is not None and usage.input_tokens + usage.output_tokens:
         words.append(f"{usage.input_tokens:,} prompt and {usage.output_tokens:,} completion tokens")
     if progress.cost is not None:
-        words.append(money(progress.cost))
+        words.append(money(progress.cost.amount, progress.cost.currency))
     if progress.retries:
         words.append(f"{progress.retries:,} sends again")
     return " · ".join(words) or None
