@@ -1,5 +1,8 @@
 """Error groups: one cause is one group, whatever differs from line to line."""
 
+import tracemalloc
+from time import process_time
+
 import msgspec
 import pytest
 
@@ -77,6 +80,45 @@ def test_a_number_out_of_range_is_words_too() -> None:
     text = answered("batch_req_1", ID, 400, "req_1", b'{"error":{"message":1e999,"code":1e999}}')
     group = group_of(text)[1]
     assert (group.code, group.message) == ("1e999", "N")
+
+
+def test_a_large_body_is_not_built() -> None:
+    """One that is no text is its own message by its first characters: no object is made of the rest."""
+    body = b'{"error":{"message":[%b0]}}' % (b"0," * 500_000)
+    text = answered("batch_req_1", ID, 400, "req_1", body)
+    tracemalloc.start()
+    group = group_of(text)[1]
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert group.message.startswith("[N,N,")
+    assert most < 4 * len(body)  # copies of the bytes; of the numbers it would be more, and of objects many times that
+
+
+def test_null_is_no_message() -> None:
+    """Whatever stands around it."""
+    assert group_of(answered("batch_req_1", ID, 400, "req_1", b" null "))[1].message == ""
+
+
+@pytest.mark.parametrize("piece", ["a-", "a.b/", "-", "1-", "' ", "'a ", "\"a' "])
+def test_a_message_that_somebody_made_up_takes_no_time(piece: str) -> None:
+    """A thousand such lines, each another, would else hold up every commit for half a minute."""
+    began = process_time()
+    for number in range(100):
+        group_of(failed({"error": {"message": f"{number} " + piece * (2000 // len(piece))}}))
+    assert process_time() - began < 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("x-1y.2 (-3.5) ./4/. a-b --5-- v6", "N (-N) ./N/. a-b --N-- N"),
+        ("٣ a٣ ² é1é", "N N ² N"),
+        ("gpt-4o, 12,5", "N, N,N"),
+    ],
+)
+def test_what_has_a_digit_in_it_is_left_out(text: str, shown: str) -> None:
+    """Whole words, with what joins them; brackets and dashes around them stay."""
+    assert group_of(failed({"error": {"message": text}}))[1].message == shown
 
 
 def test_a_nul_is_shown() -> None:

@@ -12,9 +12,10 @@ _READ = 2_000  # characters of it that are looked at
 _ID = re.compile(r"[0-9a-f]{16}")
 _CACHED = 1_024  # texts whose group is kept: a fault says the same of many lines
 # What differs from line to line, in the order in which it is looked for; what has a digit in it is a number or an id.
+# Each is looked for in a time that grows with the message alone: what is in it, anybody may have written.
 _VARYING = (
     (re.compile(r"(?<!\w)(['\"`])(?:(?!\1).){1,400}\1(?!\w)", re.DOTALL), "'…'"),  # no apostrophe opens a quotation
-    (re.compile(r"\b[\w.+/-]*\d[\w.+/-]*\b"), "N"),
+    (re.compile(r"(?<![\w.+/-])([.+/-]*+)(?:[^\W\d]|[.+/-])*+\d[\w.+/-]*\b"), r"\1N"),
     (re.compile(r"\s+"), " "),
 )
 
@@ -46,7 +47,7 @@ class _Body(msgspec.Struct, gc=False):
 _FAILED = msgspec.json.Decoder(_Failed)
 _BODY = msgspec.json.Decoder(_Body)
 _ERROR = msgspec.json.Decoder(_Error)
-_ANY = msgspec.json.Decoder()
+_STRING = msgspec.json.Decoder(str)
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -116,11 +117,10 @@ def _group(status: int | None, code: str | None, message: str) -> ErrorGroup:
 
 def _text(raw: bytes) -> str | None:
     """Return a JSON value as words: a string is itself, null is None; a NUL is shown, since no database keeps one."""
-    try:
-        value = _ANY.decode(raw)
-    except _UNREADABLE:  # a number out of range, and whatever else the decoder passes over and does not read
-        value = raw
-    if value is None:
+    if raw.strip() == b"null":
         return None
-    text = value[:_READ] if isinstance(value, str) else raw[:_READ].decode(errors="replace")
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    try:
+        text = _STRING.decode(raw)
+    except _UNREADABLE:  # it is none, or has half a character pair in it: then the JSON itself is the words
+        text = raw[:_READ].decode(errors="replace")
+    return text[:_READ].replace("\0", "\N{REPLACEMENT CHARACTER}")
