@@ -1,7 +1,7 @@
 """Answers that go on: events, signs of life, and every way in which one ends."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +10,7 @@ import pytest
 from fastapi import Request
 
 from batchmill.api.events import Event, Streams
+from batchmill.store.database import DatabaseAway
 from fakeclock import FakeClock, settle
 
 
@@ -21,6 +22,7 @@ class Stage:
         self.to_tell: list[Any] = []
         self.over = self.stopping = self.closed = False
         self.admitted = True
+        self.fault: Exception | None = None
         self.sent: list[Any] = []
         self.gone = asyncio.Event()
         self.streams = Streams(clock=self.clock, stopping=lambda: self.stopping)
@@ -32,6 +34,8 @@ class Stage:
             while not self.over:
                 yield self.to_tell.pop(0) if self.to_tell else None
                 await self.clock.sleep(1.0)
+                if self.fault is not None:
+                    raise self.fault
         finally:
             self.closed = True
 
@@ -131,9 +135,11 @@ async def test_a_client_that_goes_away_closes_the_source() -> None:
 
 
 @pytest.mark.parametrize("kind", ["events", "lines"])
-@pytest.mark.parametrize("why", ["stop", "revoked"])
-async def test_what_ends_before_its_time_looks_whole_only_as_events(kind: str, why: str) -> None:
-    """A process that stops waits a second for its streams, a bad key has 15; lines are cut, events just end."""
+@pytest.mark.parametrize("why", ["stop", "revoked", "away"])
+async def test_what_ends_before_its_time_looks_whole_only_as_events(
+    kind: str, why: str, logged: list[MutableMapping[str, Any]]
+) -> None:
+    """A process that stops, or an outage, ends them within a second, a bad key in 15; lines are cut, events just end."""
     stage = Stage()
 
     def lines(request: Request, source: Any) -> Any:  # noqa: ANN401 - as in Stage
@@ -141,7 +147,10 @@ async def test_what_ends_before_its_time_looks_whole_only_as_events(kind: str, w
 
     async with stage.answering(stage.streams.events if kind == "events" else lines) as task:
         stage.stopping, stage.admitted = why == "stop", why != "revoked"
-        await stage.clock.advance(1 if why == "stop" else 15)
+        stage.fault = DatabaseAway("nobody answers") if why == "away" else None
+        await stage.clock.advance(15 if why == "revoked" else 1)
         await asyncio.wait_for(task, timeout=10)
     assert stage.is_whole() is (kind == "events")
     assert stage.closed
+    told = [(entry["event"], entry["reason"]) for entry in logged]
+    assert told == ([("stream ended", "nobody answers")] if why == "away" else [])

@@ -13,7 +13,7 @@ from batchmill.blobs.blobs import Written
 from batchmill.blobs.disk import DiskBlobs
 from batchmill.blobs.space import Boundless, Space
 from batchmill.spec.ids import mint_key
-from batchmill.store.database import DiskFull, SqliteDatabase
+from batchmill.store.database import DatabaseAway, DiskFull, SqliteDatabase
 from engine.faulty import FaultyDatabase
 from fakeclock import FakeClock
 from volume import fill, small_volume
@@ -70,6 +70,21 @@ def test_a_fault_of_ours_is_a_500_in_the_envelope(tenant: Tenant, logged: list[M
     [entry] = logged
     assert (entry["event"], entry["exc_info"]) == ("request failed", True)
     assert entry["request_id"] == answer.headers["x-request-id"]
+
+
+def test_an_outage_is_a_line_in_the_log(
+    tenant: Tenant, logged: list[MutableMapping[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every request says it again for as long as it lasts: in one line, where a trace has two hundred."""
+
+    async def away(_statements: object) -> None:
+        raise DatabaseAway("connection refused (tried for 5 s)")
+
+    monkeypatch.setattr(tenant.served.database, "read", away)
+    assert tenant.call("GET", "/v1/files").status == 503
+    [entry] = logged
+    assert (entry["log_level"], entry["reason"]) == ("warning", "connection refused (tried for 5 s)")
+    assert "exc_info" not in entry
 
 
 def test_a_database_that_is_away_is_a_503(serve: Callable[..., Served]) -> None:

@@ -5,10 +5,12 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
 
+import structlog
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from batchmill.api.fault import AWAY
 from batchmill.clock import Clock
 
 T = TypeVar("T")
@@ -48,13 +50,14 @@ class Streams:
     """Makes answers of sources that look once a second and yield what is new, or None where nothing is.
 
     A source waits by the Clock alone, and holds neither a transaction nor a thread while it does. It is closed however
-    the answer ends: at its own end, when the client goes away, when its key is no longer good, or when this process is
-    to stop (`stopping`), which must not wait for clients.
+    the answer ends: at its own end, when the client goes away, when its key is no longer good, in an outage, or when this
+    process is to stop (`stopping`), which must not wait for clients.
     """
 
     def __init__(self, *, clock: Clock, stopping: Callable[[], bool]) -> None:
         self._clock = clock
         self._stopping = stopping
+        self._log = structlog.get_logger("api")
 
     def events(self, request: Request, source: AsyncGenerator[Event | None, None]) -> Response:
         """Answer with events, and with a comment where there was none for 15 s.
@@ -87,21 +90,26 @@ class Streams:
     ) -> AsyncGenerator[bytes, None]:
         told_at = asked_at = self._clock.boot()
         async with aclosing(source):
-            async for found in source:
-                now = self._clock.boot()
-                gone = False
-                if now - asked_at >= _ASK_SECONDS:
-                    asked_at, gone = now, not await request.state.still_admitted()
-                if gone or self._stopping():
-                    if cut:
-                        raise _Cut
+            try:
+                async for found in source:
+                    now = self._clock.boot()
+                    gone = False
+                    if now - asked_at >= _ASK_SECONDS:
+                        asked_at, gone = now, not await request.state.still_admitted()
+                    if gone or self._stopping():
+                        break
+                    said = beat if found is None and now - told_at >= _BEAT_SECONDS else None
+                    if found is not None:
+                        said = wire(found)
+                    if said is not None:
+                        told_at = now
+                        yield said
+                else:
                     return
-                said = beat if found is None and now - told_at >= _BEAT_SECONDS else None
-                if found is not None:
-                    said = wire(found)
-                if said is not None:
-                    told_at = now
-                    yield said
+            except AWAY as fault:  # its client hears more when it asks again
+                self._log.warning("stream ended", reason=str(fault))
+        if cut:
+            raise _Cut
 
 
 class _Cut(Exception):  # noqa: N818 - it states what is so

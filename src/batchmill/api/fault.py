@@ -12,6 +12,7 @@ from batchmill.spec.errors import ApiError
 from batchmill.store.database import DatabaseAway
 
 SPACE_SECONDS = 60.0  # space is made by people
+AWAY = (DatabaseAway, BlobsAway)  # outages of what this process leans on, which say all that there is to say
 _AWAY_SECONDS = 5.0  # a database or a bucket comes back by itself
 
 

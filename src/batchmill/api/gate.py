@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from batchmill.api.answer import error_answer, request_id_headers
 from batchmill.api.auth import Auth
 from batchmill.api.body import Body
-from batchmill.api.fault import as_api_error, is_broken
+from batchmill.api.fault import AWAY, as_api_error, is_broken
 from batchmill.api.rate import Rate
 from batchmill.api.told import Seen, Told
 from batchmill.clock import Clock
@@ -106,6 +106,9 @@ class Gate:
                 await error_answer(as_api_error(fault))(scope, receive, send_with_id)
 
     def _note(self, fault: Exception, **facts: str) -> None:
+        if isinstance(fault, AWAY):  # in an outage every request says the same
+            self._log.warning("request failed", reason=str(fault), **facts)
+            return
         self._log.error("request failed", exc_info=True, **facts)
         if is_broken(fault):
             self._broken()
