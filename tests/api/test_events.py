@@ -10,6 +10,7 @@ import pytest
 from fastapi import Request
 
 from batchmill.api.events import Event, Streams
+from batchmill.api.slots import Slots
 from batchmill.store.database import DatabaseAway
 from fakeclock import FakeClock, settle
 
@@ -25,8 +26,8 @@ class Stage:
         self.fault: Exception | None = None
         self.sent: list[Any] = []
         self.gone = asyncio.Event()
-        self.streams = Streams(clock=self.clock, stopping=lambda: self.stopping)
-        self.request: Any = SimpleNamespace(state=SimpleNamespace(still_admitted=self._still_admitted))
+        self.streams = Streams(clock=self.clock, slots=Slots(each=1, most=1), stopping=lambda: self.stopping)
+        self.request: Any = SimpleNamespace(state=SimpleNamespace(still_admitted=self._still_admitted, caller="key"))
 
     async def source(self) -> AsyncGenerator[Any, None]:
         """Look once a second."""
@@ -139,7 +140,7 @@ async def test_a_client_that_goes_away_closes_the_source() -> None:
 async def test_what_ends_before_its_time_looks_whole_only_as_events(
     kind: str, why: str, logged: list[MutableMapping[str, Any]]
 ) -> None:
-    """A process that stops, or an outage, ends them within a second, a bad key in 15; lines are cut, events just end."""
+    """An outage or a stop ends them within a second, a bad key within 15; lines are cut, events just end."""
     stage = Stage()
 
     def lines(request: Request, source: Any) -> Any:  # noqa: ANN401 - as in Stage

@@ -3,13 +3,15 @@
 import http.client
 import json
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 
 import pytest
 
 from api.served import Served, Tenant
 from api.test_batches import move
 from batchmill.spec.groups import ErrorGroup
+from batchmill.spec.limits import KIMI
 from batchmill.spec.objects import Usage
 from batchmill.spec.progress import Errors, Share
 from batchmill.spec.states import Event, Status
@@ -206,6 +208,30 @@ def test_a_hundred_streams_are_served_at_once(serve: Callable[..., Served]) -> N
         response.close()
         connection.close()
     served.idle()
+
+
+def test_there_are_only_so_many_streams(serve: Callable[..., Served]) -> None:
+    """Of one key, and of all: one more is told when to come again; who goes away makes room."""
+    served = serve(limits=replace(KIMI, max_streams_per_key=2, max_streams=3))
+    one, two = served.tenant(), served.tenant()
+    paths = {tenant: f"/v1/batches/{running(tenant)}/progress?stream=true" for tenant in (one, two)}
+    full = (429, "rate_limit_reached_error", None, "rate_limit_exceeded")
+    with ExitStack() as opened:
+        for tenant in (one, one, two):
+            connection = opened.enter_context(closing(http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)))
+            connection.request("GET", paths[tenant], headers={"Authorization": f"Bearer {tenant.key}"})
+            event(connection.getresponse())
+            if tenant is one:
+                continue
+            for asking in (one, two):
+                refused = served.ask("GET", paths[asking], Authorization=f"Bearer {asking.key}")
+                assert refused.error == full
+                assert int(refused.headers["retry-after"]) > 0
+            once = paths[two].replace("true", "false")
+            assert served.ask("GET", once, Authorization=f"Bearer {two.key}").status == 200
+    served.idle()
+    with stream(two, paths[two]) as response:
+        event(response)
 
 
 def test_batches_are_listed_by_their_status(tenant: Tenant) -> None:

@@ -100,7 +100,8 @@ def create_app(
     app.include_router(webhook_routes(public_only=public_webhooks, **shared))
     app.include_router(delivery_routes(database=database, clock=clock, limits=limits))
     app.include_router(steer_routes(database=database, room=room, clock=clock, limits=limits, catalogue=catalogue))
-    streams = Streams(clock=clock, stopping=stopping)
+    slots = Slots(each=limits.max_streams_per_key, most=limits.max_streams)
+    streams = Streams(clock=clock, slots=slots, stopping=stopping)
     app.include_router(progress_routes(database=database, clock=clock, streams=streams, catalogue=catalogue))
     scans = Slots(each=limits.max_scans_per_key, most=limits.max_scans)  # one for both: they share the threads
     app.include_router(

@@ -1,7 +1,7 @@
 """Answers that go on for as long as there is something to tell: server-sent events, and lines as they come."""
 
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,6 +11,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from batchmill.api.fault import AWAY
+from batchmill.api.slots import Slots
 from batchmill.clock import Clock
 
 T = TypeVar("T")
@@ -50,12 +51,14 @@ class Streams:
     """Makes answers of sources that look once a second and yield what is new, or None where nothing is.
 
     A source waits by the Clock alone, and holds neither a transaction nor a thread while it does. It is closed however
-    the answer ends: at its own end, when the client goes away, when its key is no longer good, in an outage, or when this
-    process is to stop (`stopping`), which must not wait for clients.
+    the answer ends: at its own end, when the client goes away, when its key is no longer good, in an outage, or when
+    this process is to stop (`stopping`), which must not wait for clients. Each looks into the rows again and again, so
+    there are only so many at a time (`slots`); one more is a 429.
     """
 
-    def __init__(self, *, clock: Clock, stopping: Callable[[], bool]) -> None:
+    def __init__(self, *, clock: Clock, slots: Slots, stopping: Callable[[], bool]) -> None:
         self._clock = clock
+        self._slots = slots
         self._stopping = stopping
         self._log = structlog.get_logger("api")
 
@@ -65,7 +68,7 @@ class Streams:
         What ends before its time ends in order: a client knows by its last event whether that was all.
         """
         told = self._told(request, source, Event.wire, beat=_BEAT, cut=False)
-        return _Stream(told, headers=_HEADERS, media_type="text/event-stream")
+        return _Stream(told, slot=self._slot(request), headers=_HEADERS, media_type="text/event-stream")
 
     def lines(
         self,
@@ -77,7 +80,10 @@ class Streams:
     ) -> Response:
         """Answer with bytes as they are. What ends before its time is cut off, so that it never looks whole."""
         told = self._told(request, source, bytes, beat=None, cut=True)
-        return _Stream(told, headers={**_HEADERS, **headers}, media_type=media_type)
+        return _Stream(told, slot=self._slot(request), headers={**_HEADERS, **headers}, media_type=media_type)
+
+    def _slot(self, request: Request) -> AbstractContextManager[None]:
+        return self._slots.one(request.state.caller)
 
     async def _told(
         self,
@@ -117,15 +123,24 @@ class _Cut(Exception):  # noqa: N818 - it states what is so
 
 
 class _Stream(StreamingResponse):
-    """What is told; the source is closed with it."""
+    """What is told while it holds a slot; the source is closed with it."""
 
-    def __init__(self, told: AsyncGenerator[bytes, None], *, headers: Mapping[str, str], media_type: str) -> None:
+    def __init__(
+        self,
+        told: AsyncGenerator[bytes, None],
+        *,
+        slot: AbstractContextManager[None],
+        headers: Mapping[str, str],
+        media_type: str,
+    ) -> None:
         super().__init__(told, headers=headers, media_type=media_type)
         self._told = told
+        self._slot = slot
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._told):
             try:
-                await super().__call__(scope, receive, send)
+                with self._slot:
+                    await super().__call__(scope, receive, send)
             except _Cut:  # the server closes the connection under an answer that has no end
                 return

@@ -81,6 +81,8 @@ class Limits:
     max_inline_requests: int = 10_000  # requests of one inline batch
     max_inline_per_key: int = 2  # inline batches at a time
     max_inline: int = 8  # at a time, all together
+    max_streams_per_key: int = 100  # answers that go on, at a time: each looks into the rows every second, or oftener
+    max_streams: int = 400  # at a time, all together
     body_idle: float = 30.0  # a body may stand still for so long (reliability 4.6)
     body_rate: int = 1024  # bytes a second that it must come at
     body_grace: float = 10.0  # beyond so much waiting
