@@ -5,10 +5,11 @@ from sqlalchemy import update
 
 from batchmill.schedule.order import BYTES_PER_TOKEN
 from batchmill.spec.states import Status
-from batchmill.store.database import Database, Transaction
+from batchmill.store.database import Database, SqliteDatabase, Transaction
 from batchmill.store.outlook import Queue, read_queue
 from batchmill.store.tables import batch, blob
 from store.rows import THEIRS, a_batch, add_batch, add_organisations, add_running
+from store.test_slice import plan_of
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +77,14 @@ async def test_rates_are_those_of_late(database: Database) -> None:
     assert found.running[0].age is not None
     assert found.last is not None
     assert found.last.tokens == 4.0
+
+
+async def test_what_is_looked_at_is_bounded(database: Database) -> None:
+    """On SQLite no statement sees more than the batches of one status, and of completed ones only so many."""
+    if not isinstance(database, SqliteDatabase):  # PostgreSQL chooses by statistics
+        return
+    plan = await database.write(lambda tx: plan_of(tx, lambda tx: read_queue(tx, models=["m"])))
+    assert not any(step.startswith("SCAN batch") for step in plan), plan
+    last = plan[-4:]
+    assert last[1] == "SEARCH batch USING INDEX ix_batch_status (status=?)", plan
+    assert last[2:] == ["SCAN anon_1", "USE TEMP B-TREE FOR ORDER BY"], plan  # nothing is sorted before it is cut

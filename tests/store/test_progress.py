@@ -1,7 +1,7 @@
 """What became of a batch's lines, as rows, on SQLite and on PostgreSQL."""
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import insert, select, update
 
 from batchmill.spec.groups import ErrorGroup
 from batchmill.spec.models import NOTHING_CONFIGURED
@@ -9,12 +9,13 @@ from batchmill.spec.objects import Usage
 from batchmill.spec.progress import GROUPS_KEPT, Errors, ProgressObject, Share
 from batchmill.spec.states import Status
 from batchmill.store.batch import claim_batch, set_waiting
-from batchmill.store.database import Database, Transaction
+from batchmill.store.database import Database, SqliteDatabase, Transaction
 from batchmill.store.progress import add_errors, add_shares, find_progress
 from batchmill.store.slice import claim_slices
 from batchmill.store.tables import batch
 from batchmill.store.tally import record_progress
 from store.rows import LEASE, MINE, NOW, THEIRS, a_batch, add_batch, add_organisations, add_running
+from store.test_slice import plan_of
 
 
 @pytest.fixture(autouse=True)
@@ -154,6 +155,30 @@ async def test_a_batch_in_hand_is_worked_on(database: Database) -> None:
         return [*before, *(told(tx, name).ahead for name in ("batch_2", "batch_4"))]
 
     assert await database.write(statements) == [1, 1, 0, 0]
+
+
+async def test_a_place_is_counted_among_those_with_the_nearest_deadlines(database: Database) -> None:
+    """At most a thousand: who follows a batch asks every second, and a queue may have any length."""
+
+    def statements(tx: Transaction) -> list[int | None]:
+        add_running(tx, "batch_last")
+        [row] = tx.connection.execute(select(batch)).mappings()
+        others = [{"id": f"batch_{n:04}", "input_key": None, "expires_at": NOW + n % 7} for n in range(1204)]
+        tx.connection.execute(insert(batch), [dict(row) | other for other in others])
+        return [told(tx, name).ahead for name in ("batch_0007", "batch_0008", "batch_last")]
+
+    assert await database.write(statements) == [1, 172 + 1, 1000]
+
+
+async def test_how_far_a_batch_is_is_found_by_indexes(database: Database) -> None:
+    """On SQLite neither all batches of a status are read or sorted, nor all Slices of the batch."""
+    if not isinstance(database, SqliteDatabase):  # PostgreSQL chooses by statistics
+        return
+    await database.write(add_running)
+    plan = await database.write(lambda tx: plan_of(tx, told))
+    assert not any(step.startswith("SCAN") or "TEMP B-TREE" in step for step in plan), plan
+    assert "SEARCH batch USING INDEX ix_batch_status (status=?)" in plan, plan
+    assert "SEARCH slice USING INDEX ix_slice_owner (owner>?)" in plan, plan
 
 
 async def test_why_a_batch_waits_is_told(database: Database) -> None:

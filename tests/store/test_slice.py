@@ -9,6 +9,7 @@ from sqlalchemy.exc import IntegrityError
 
 from batchmill.schedule.choose import Candidate
 from batchmill.spec.states import Event, Status
+from batchmill.store.alerts import read_alerts
 from batchmill.store.batch import advance, clear_batch, finished_uncleared, has_batch, hold_back, is_settled
 from batchmill.store.blob import drop_refs, insert_ready
 from batchmill.store.database import Database, SqliteDatabase, Transaction
@@ -30,6 +31,7 @@ from batchmill.store.slice import (
     release_slice,
     void_slices,
 )
+from batchmill.store.standing import list_standings
 from batchmill.store.worker import renew_leases
 from store.rows import (
     LAPSED,
@@ -45,6 +47,7 @@ from store.rows import (
     blobs_by_key,
     meanwhile,
     ordinals,
+    stuck_ids,
 )
 
 
@@ -445,6 +448,10 @@ async def test_two_sweepers_drop_a_reference_once(database: Database) -> None:
         (lambda tx: renew_leases(tx, worker_id="w1", lease=LEASE), "batch USING INDEX ix_batch_owner (owner=?)"),
         (lambda tx: renew_leases(tx, worker_id="w1", lease=LEASE), "slice USING INDEX ix_slice_owner (owner=?)"),
         (lambda tx: finished_uncleared(tx, limit=1), "batch USING INDEX ix_batch_uncleared (status=?)"),
+        (lambda tx: list_standings(tx, limit=1), "batch USING INDEX ix_batch_status (status=?)"),
+        (lambda tx: list_standings(tx, limit=1), "slice USING INDEX ix_slice_owner (owner>?)"),
+        (stuck_ids, "batch USING INDEX ix_batch_status (status=?)"),
+        (lambda tx: read_alerts(tx, now=NOW), "batch USING INDEX ix_batch_status (status=?)"),
     ],
 )
 async def test_what_runs_often_is_supported_by_an_index(database: Database, statement: object, index: str) -> None:

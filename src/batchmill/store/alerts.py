@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from sqlalchemy import case, func, select
 
 from batchmill.schedule.forecast import Recent, forecast
-from batchmill.spec.states import FINAL, Status
+from batchmill.spec.states import Status
+from batchmill.store.batch import is_live
 from batchmill.store.database import Transaction
 from batchmill.store.tables import batch, worker
 
@@ -32,13 +33,12 @@ class Alerts:
 def read_alerts(tx: Transaction, *, now: float) -> Alerts:
     """Return how it looks at `now` (Unix seconds)."""
     margins = _margins(tx, now)
-    live = batch.c.status.not_in([status.value for status in FINAL])
     stands_still = batch.c.waiting.is_not(None) & batch.c.paused_at.is_(None)
     counts = select(
         func.count(case((stands_still, 1))),
         func.min(case((stands_still, batch.c.waiting_since))),
         func.count(batch.c.paused_at),
-    ).where(live)
+    ).where(is_live())
     waiting, since, paused = tx.connection.execute(counts).one()
     holds = worker.c.lease_until > tx.lease_now
     workers, away = tx.connection.execute(select(func.count(case((holds, 1))), func.count(case((~holds, 1))))).one()

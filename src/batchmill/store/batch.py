@@ -251,8 +251,7 @@ def set_waiting(tx: Transaction, *, batch_id: str, waiting: str | None, now: int
 
     `waiting_since` is the time of the last change. A wait counts in no rate.
     """
-    live = batch.c.status.not_in([status.value for status in FINAL])
-    other = update(batch).where(batch.c.id == batch_id, live, batch.c.waiting.is_distinct_from(waiting))
+    other = update(batch).where(batch.c.id == batch_id, is_live(), batch.c.waiting.is_distinct_from(waiting))
     since = None if waiting is None else now
     changed = {"waiting": waiting, "waiting_since": since, "counted_at": None}
     return tx.connection.execute(other.values(changed)).rowcount == 1
@@ -263,10 +262,14 @@ def is_free(tx: Transaction) -> ColumnElement[bool]:
     return or_(batch.c.owner.is_(None), batch.c.lease_until < tx.lease_now)
 
 
+def is_live() -> ColumnElement[bool]:
+    """Return the condition that a batch is not final; said so that an index finds it among all that ever were."""
+    return batch.c.status.in_([status.value for status in Status if status not in FINAL])
+
+
 def is_stuck(tx: Transaction) -> ColumnElement[bool]:
     """Return the condition that a batch failed TRIES times in a row: nobody takes it for a while."""
-    live = batch.c.status.not_in([status.value for status in FINAL])
-    return and_(live, is_free(tx), crashes(tx) >= TRIES)
+    return and_(is_live(), is_free(tx), crashes(tx) >= TRIES)
 
 
 def crashes(tx: Transaction) -> ColumnElement[int]:

@@ -12,6 +12,7 @@ from batchmill.store.database import Transaction
 from batchmill.store.tables import batch, blob
 
 _MOVING = 1000  # batches whose rates are looked at
+_LATELY = 1000  # completed ones, those with the latest deadlines, among which the last of the same models is looked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +47,11 @@ def read_queue(tx: Transaction, *, models: Collection[str]) -> Queue:
     age = case((batch.c.counted_at <= tx.lease_now, tx.lease_now - batch.c.counted_at))
     sums = (batch.c.recent_lines, batch.c.recent_tokens, batch.c.recent_seconds)
     moving = tx.connection.execute(select(*sums, age).where(counted).limit(_MOVING))
-    done = (batch.c.status == Status.COMPLETED.value) & batch.c.model.in_(models) & (batch.c.recent_tokens > 0)
-    last = tx.connection.execute(select(*sums).where(done).order_by(batch.c.id.desc()).limit(1)).first()
+    done = select(batch).where(batch.c.status == Status.COMPLETED.value)
+    lately = done.order_by(batch.c.expires_at.desc()).limit(_LATELY).subquery()
+    alike = lately.c.model.in_(models) & (lately.c.recent_tokens > 0)
+    same = select(*(lately.c[each.name] for each in sums)).where(alike)
+    last = tx.connection.execute(same.order_by(lately.c.id.desc()).limit(1)).first()
     return Queue(
         batches=count,
         tokens=float(tokens),

@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import and_, func, or_, select, true
+from sqlalchemy import ColumnElement, and_, func, or_, select, true
 
 from batchmill.spec.queue import in_line
 from batchmill.spec.states import FINAL, Status
-from batchmill.store.batch import is_free, is_stuck
+from batchmill.store.batch import is_free, is_live, is_stuck
 from batchmill.store.database import Transaction
 from batchmill.store.tables import batch, slice_
+
+_COUNTED = 1_000  # batches that a place in the queue is counted among
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +38,6 @@ class Standing:
 
 def list_standings(tx: Transaction, *, limit: int) -> Sequence[Standing]:
     """Return how the oldest batches stand that are not final."""
-    worked_on = select(slice_.c.batch_id).where(slice_.c.owner.is_not(None), slice_.c.lease_until >= tx.lease_now)
     first_open = select(slice_.c.model).where(slice_.c.batch_id == batch.c.id, slice_.c.open)
     query = (
         select(
@@ -46,14 +47,14 @@ def list_standings(tx: Transaction, *, limit: int) -> Sequence[Standing]:
             batch.c.expires_at,
             batch.c.seq,
             batch.c.waiting,
-            or_(~is_free(tx), batch.c.id.in_(worked_on)).label("held"),
+            _is_held(tx).label("held"),
             (func.coalesce(batch.c.retry_at, tx.lease_now) > tx.lease_now).label("put_off"),
             is_stuck(tx).label("stuck"),
             batch.c.paused_at.is_not(None).label("paused"),
             batch.c.priority,
             first_open.order_by(slice_.c.ordinal).limit(1).scalar_subquery().label("model"),
         )
-        .where(batch.c.status.not_in([status.value for status in FINAL]))
+        .where(is_live())
         .order_by(batch.c.id)
         .limit(limit)
     )
@@ -74,19 +75,25 @@ class _Queued:
 def count_ahead(tx: Transaction, *, batch_id: str, status: Status) -> int | None:
     """Return how many batches come before this one in its status: none if it is worked on; None if it is final.
 
-    Those that were put off, are stuck or paused come before none.
+    Those that were put off, are stuck or paused come before none. Of many only those with the nearest deadlines are
+    counted: who follows a batch asks for this every second.
     """
     if status in FINAL:
         return None
-    held = select(slice_.c.ordinal).where(slice_.c.batch_id == batch_id, slice_.c.owner.is_not(None))
-    held = held.where(slice_.c.lease_until >= tx.lease_now).limit(1)
-    owned = select(batch.c.id).where(batch.c.id == batch_id, ~is_free(tx))
-    if any(tx.connection.execute(query).first() is not None for query in (owned, held)):
+    columns = (batch.c.id, batch.c.organisation_id, batch.c.expires_at, batch.c.priority)
+    held, *own = tx.connection.execute(select(_is_held(tx), *columns).where(batch.c.id == batch_id)).one()
+    if held:
         return 0
     waits = or_(batch.c.retry_at.is_(None), batch.c.retry_at <= tx.lease_now)
     goes = and_(waits, ~is_stuck(tx), batch.c.paused_at.is_(None) if status is Status.IN_PROGRESS else true())
-    query = select(batch.c.id, batch.c.organisation_id, batch.c.expires_at, batch.c.priority).where(
-        batch.c.status == status.value, or_(batch.c.id == batch_id, goes)
-    )
-    line = in_line(status, [_Queued(*row) for row in tx.connection.execute(query)])
+    others = select(*columns).where(batch.c.status == status.value, batch.c.id != batch_id, goes)
+    rows = [own, *tx.connection.execute(others.order_by(batch.c.expires_at).limit(_COUNTED))]
+    line = in_line(status, [_Queued(*row) for row in rows])
     return [queued.batch_id for queued in line].index(batch_id)
+
+
+def _is_held(tx: Transaction) -> ColumnElement[bool]:
+    """Return the condition that somebody's lease on the batch, or on a Slice of it, holds."""
+    someone = slice_.c.owner > ""  # for IS NOT NULL, SQLite would read every Slice there is
+    worked_on = select(slice_.c.batch_id).where(someone, slice_.c.lease_until >= tx.lease_now)
+    return or_(~is_free(tx), batch.c.id.in_(worked_on))
