@@ -1,5 +1,6 @@
 """How far a batch is, over HTTP: once, and as events."""
 
+import asyncio
 import http.client
 import json
 from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ def commit(tenant: Tenant, batch_id: str) -> None:
             tx,
             batch_id=batch_id,
             organisation_id=tenant.id,
-            errors=[Errors(group=group, count=1, custom_ids=("row-7",))],
+            errors=[Errors(group=group, count=1, custom_ids=("row-7",), example="Too long: 9")],
         )
         share = Share(backend="gpu-1", lines=10, prompt_tokens=300, completion_tokens=100)
         add_shares(tx, [(batch_id, tenant.id, share)])
@@ -68,9 +69,16 @@ def event(response: http.client.HTTPResponse) -> tuple[str, dict[str, object]]:
     return fields["event"], json.loads(fields["data"])
 
 
-def tick(served: Served) -> None:
-    """Let a second pass, for whoever sleeps on the server's clock."""
-    served.run(served.clock.advance(1.0))
+def tick(served: Served, *, streams: int = 1) -> None:
+    """Let a second pass once so many streams sleep on the server's clock: one that still looks would not see it."""
+
+    async def pass_by() -> None:
+        async with asyncio.timeout(30):
+            while served.clock.sleeping < streams:  # noqa: ASYNC110 - the clock tells nobody who falls asleep
+                await asyncio.sleep(0.001)
+        await served.clock.advance(1.0)
+
+    served.run(pass_by())
 
 
 def test_how_far_a_batch_is(tenant: Tenant) -> None:
@@ -90,6 +98,7 @@ def test_how_far_a_batch_is(tenant: Tenant) -> None:
             "status": 400,
             "code": "too_long",
             "message": "Too long: N",
+            "example": "Too long: 9",
             "count": 1,
             "custom_ids": ["row-7"],
         }
@@ -200,7 +209,7 @@ def test_a_hundred_streams_are_served_at_once(serve: Callable[..., Served]) -> N
     for response in responses:
         event(response)
     commit(tenant, batch_id)
-    tick(served)
+    tick(served, streams=100)
     assert {str(event(response)[1]["request_counts"]) for response in responses} == {
         "{'completed': 9, 'failed': 1, 'total': 100}"
     }

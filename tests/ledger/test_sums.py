@@ -56,6 +56,13 @@ def test_a_line_that_nobody_can_read_is_in_no_group() -> None:
     ]
 
 
+def test_a_group_has_the_first_message_whole() -> None:
+    """What differs from line to line is left out of the group's own, and is what one wants to see of a line."""
+    texts = [failed(n, "a").text.replace(b"No.", b"No: 'line %d'." % n) for n in (7, 8)]
+    (errors,) = by_cause(causes_of(texts))
+    assert (errors.count, errors.group.message, errors.example) == (2, "No: '…'.", "No: 'line 7'.")
+
+
 async def test_only_what_stands_is_told(ledger_of: Callable[..., Ledger], database: Database, blobs: Blobs) -> None:
     """Of a commit with a Slice that is another's by now, that Slice's lines are in no count, share or group."""
     await database.write(add_organisations)

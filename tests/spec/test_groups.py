@@ -29,7 +29,7 @@ def test_the_same_fault_of_two_lines_is_one_group() -> None:
 
 def test_a_group_says_status_code_and_message() -> None:
     """A group is known by what the backend said; the custom_id comes with it."""
-    custom_id, group = group_of(failed({"error": {"message": "Too  long: 12", "type": "bad", "code": None}}, 413))
+    custom_id, group, _ = group_of(failed({"error": {"message": "Too  long: 12", "type": "bad", "code": None}}, 413))
     assert custom_id == "r-1"
     assert (group.status, group.code, group.message) == (413, "bad", "Too long: N")
 
@@ -73,6 +73,15 @@ def test_what_is_no_result_line_is_refused() -> None:
 def test_a_long_message_is_cut() -> None:
     """A message is shown with at most 200 characters."""
     assert len(group_of(failed({"error": {"message": "x y " * 500}}))[1].message) == 200
+
+
+def test_an_example_is_the_message_as_it_came() -> None:
+    """With all that is left out of the group's own message, and with at most 1,000 characters."""
+    custom_id, group, example = group_of(failed({"error": {"message": "Too  long: 'a b' has 12\n"}}))
+    assert (custom_id, group.message, example) == ("r-1", "Too long: '…' has N", "Too  long: 'a b' has 12\n")
+    assert group_of(failed({"detail": {"n": 5}})).example == '{"n":5}'
+    assert group_of(failed({"error": {"message": "雨" * 1500}})).example == "雨" * 1000
+    assert group_of(b'{"custom_id":"r-1"}').example == ""
 
 
 def test_a_number_out_of_range_is_words_too() -> None:

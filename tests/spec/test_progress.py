@@ -27,7 +27,7 @@ PROGRESS = ProgressObject(batch=BATCH, waiting=None, ahead=0, retries=0, shares=
 
 def errors(name: str, count: int) -> Errors:
     """Return a group of so many failed lines."""
-    return Errors(group=ErrorGroup(name, 400, "c", "m"), count=count, custom_ids=("a",))
+    return Errors(group=ErrorGroup(name, 400, "c", "m"), count=count, custom_ids=("a",), example="e")
 
 
 def test_every_key_is_there_while_nothing_is_known() -> None:
@@ -85,7 +85,7 @@ def test_all_that_is_known_is_told() -> None:
     assert (told["queue_position"], told["retries"]) == (2, 7)
     assert told["backends"] == [{"backend": "gpu", "lines": 5, "prompt_tokens": 9, "completion_tokens": 4}]
     assert told["error_groups"] == [
-        {"id": "g", "status": 400, "code": "c", "message": "m", "count": 2, "custom_ids": ["a"]}
+        {"id": "g", "status": 400, "code": "c", "message": "m", "example": "e", "count": 2, "custom_ids": ["a"]}
     ]
     assert told["errors_ungrouped"] == 1
 

@@ -1,10 +1,14 @@
 """The statements over Files."""
 
 import pytest
+from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
+from batchmill.spec.groups import ErrorGroup
 from batchmill.spec.objects import FileObject
-from batchmill.store.database import Database, Transaction
+from batchmill.spec.progress import Errors
+from batchmill.spec.states import Status
+from batchmill.store.database import Database, SqliteDatabase, Transaction
 from batchmill.store.file import (
     File,
     count_files,
@@ -15,7 +19,10 @@ from batchmill.store.file import (
     insert_file,
     list_files,
 )
-from store.rows import MINE, NOW, THEIRS, add_blob, add_organisations
+from batchmill.store.progress import add_errors
+from batchmill.store.tables import batch, error_group
+from store.rows import MINE, NOW, THEIRS, a_batch, add_batch, add_blob, add_organisations
+from store.test_slice import plan_of
 
 
 @pytest.fixture(autouse=True)
@@ -139,3 +146,44 @@ async def test_expired_files_are_removed_a_few_at_a_time(database: Database) -> 
     await database.write(lambda tx: add(tx, *(a_file(f"file_{n}", expires_at=NOW) for n in range(3))))
     removed = [await database.write(lambda tx: delete_expired(tx, now=NOW, limit=2)) for _ in range(3)]
     assert [len(keys) for keys in removed] == [2, 1, 0]
+
+
+async def test_no_message_of_a_failed_line_outlives_its_file(database: Database) -> None:
+    """Whether it is deleted or expires: the batch keeps the groups and their counts, without an example."""
+
+    def statements(tx: Transaction) -> list[dict[str, str | None]]:
+        add(tx, a_file("file_1"), a_file("file_2", expires_at=NOW), a_file("file_3"))
+        errors = [Errors(group=ErrorGroup("g", 400, "c", "m"), count=1, custom_ids=("a",), example="whole")]
+        for number in (1, 2, 3):
+            name = f"batch_{number}"
+            add_batch(tx, a_batch(name), status=Status.COMPLETED)
+            tx.connection.execute(update(batch).where(batch.c.id == name).values(error_file_id=f"file_{number}"))
+            add_errors(tx, batch_id=name, organisation_id=MINE, errors=errors)
+        seen = []
+        for step in (
+            lambda: delete_file(tx, organisation_id=THEIRS, file_id="file_1"),
+            lambda: delete_file(tx, organisation_id=MINE, file_id="file_1"),
+            lambda: delete_expired(tx, now=NOW, limit=9),
+        ):
+            step()
+            rows = tx.connection.execute(select(error_group.c.batch_id, error_group.c.example))
+            seen.append({row.batch_id: row.example for row in rows})
+        return seen
+
+    kept = {"batch_1": "whole", "batch_2": "whole", "batch_3": "whole"}
+    first = kept | {"batch_1": None}
+    assert await database.write(statements) == [kept, first, first | {"batch_2": None}]
+
+
+async def test_the_batch_of_a_file_is_found_by_an_index(database: Database) -> None:
+    """On SQLite no deletion reads all batches, or all error groups, there ever were."""
+    if not isinstance(database, SqliteDatabase):  # PostgreSQL chooses by statistics
+        return
+
+    def statements(tx: Transaction) -> list[str]:
+        add(tx, a_file())
+        return plan_of(tx, lambda tx: delete_file(tx, organisation_id=MINE, file_id="file_1"))
+
+    plan = await database.write(statements)
+    assert not any(step.startswith("SCAN") for step in plan), plan
+    assert any("ix_batch_error_file (error_file_id=?)" in step for step in plan), plan

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Case, Connection, Integer, String, case, cast, event, insert, literal, select, text
 
+from batchmill.spec.states import Status
 from batchmill.store.batch import list_batches
 from batchmill.store.database import Database, Transaction
 from batchmill.store.file import list_files
@@ -25,6 +26,11 @@ def _batches(tx: Transaction, after: str | None) -> Sequence[object]:
 
 def _retries(tx: Transaction, after: str | None) -> Sequence[object]:
     return list_batches(tx, organisation_id=MINE, after=after, limit=PAGE, parent_id=PARENT)
+
+
+def _batches_by_status(tx: Transaction, after: str | None) -> Sequence[object]:
+    statuses = [Status.VALIDATING, Status.FAILED, Status.FAILED]
+    return list_batches(tx, organisation_id=MINE, after=after, limit=PAGE, statuses=statuses)
 
 
 def _files(tx: Transaction, after: str | None, *, ascending: bool = False) -> Sequence[object]:
@@ -48,6 +54,8 @@ class Look(NamedTuple):
 async def test_a_page_is_one_look_into_an_index(database: Database) -> None:
     """From either end, from the middle and past the last row: nothing is sorted, skipped or read from the top.
 
+    Where a page is of some statuses, there is one look for each.
+
     Of a batch's retries nothing else is read, though a server's SQLite has no statistics to know their index by.
     """
 
@@ -59,9 +67,18 @@ async def test_a_page_is_one_look_into_an_index(database: Database) -> None:
         tx.connection.execute(text("ANALYZE"))
         pages: list[tuple[str, Page]] = [("batch", _batches), ("file", _files), ("file", _first_files)]
         places = (None, 1, COUNT // 2, COUNT)
-        return [_look(tx, table, page, place) for table, page in pages for place in places], retries
+        by_status = [_look(tx, "batch", _batches_by_status, place) for place in places]
+        return [*by_status, *(_look(tx, table, page, place) for table, page in pages for place in places)], retries
 
     looks, retries = await database.write(statements)
+    by_status, looks = looks[:4], looks[4:]
+    assert [look.length for look in by_status] == [PAGE, 0, PAGE, PAGE]
+    for _, _, _, _, plan in by_status:
+        if "SEARCH" in plan:
+            assert plan.count("COVERING INDEX ix_batch_listed (organisation_id=? AND status=?") == 2, plan
+            assert "TEMP B-TREE" not in plan, plan
+        else:  # PostgreSQL, which has statistics: all that there is, is in one status
+            assert "Seq Scan on batch" not in plan, plan
     assert [look.length for look in looks] == [PAGE, 0, PAGE, PAGE] * 2 + [PAGE, PAGE, PAGE, 0]
     for table, _, statement, parameters, plan in looks:
         if plan.startswith("Limit"):  # PostgreSQL, which chooses between two indexes by statistics

@@ -39,7 +39,8 @@ def look(tx: Transaction, batch_id: str, organisation_id: str) -> ProgressObject
 
 def failed(name: str, *custom_ids: str) -> Errors:
     """Return a group with these lines."""
-    return Errors(group=ErrorGroup(name, 400, "c", "m"), count=len(custom_ids), custom_ids=custom_ids[:5])
+    group = ErrorGroup(name, 400, "c", "m")
+    return Errors(group=group, count=len(custom_ids), custom_ids=custom_ids[:5], example=f"one of {len(custom_ids)}")
 
 
 def count(tx: Transaction, *errors: Errors, most: int = GROUPS_KEPT) -> None:
@@ -80,7 +81,7 @@ async def test_groups_add_up_and_keep_their_first_lines(database: Database) -> N
 
     errors = {each.group.id: each for each in (await database.write(statements)).errors}
     assert (errors["g"].count, errors["g"].custom_ids) == (10, ("\0", "雨", "a", "r-0", "r-1"))
-    assert errors["g"].group == ErrorGroup("g", 400, "c", "m")
+    assert (errors["g"].group, errors["g"].example) == (ErrorGroup("g", 400, "c", "m"), "one of 3")
     assert (errors["h"].count, errors["h"].custom_ids) == (1, ("z",))
 
 

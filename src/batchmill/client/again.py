@@ -65,11 +65,11 @@ async def _failed(client: Client, batch: Json, error_group: str | None, patience
         return failed
     async for line in lines_of(content_of(client, file_id, patience=patience)):
         try:
-            custom_id, group = group_of(line)
+            cause = group_of(line)
         except ValueError as fault:
             raise Failed("The error file holds a line that is no result.") from fault
-        if error_group in {None, group.id}:
-            failed.add(custom_id)
+        if error_group in {None, cause.group.id}:
+            failed.add(cause.custom_id)
     return failed
 
 

@@ -40,6 +40,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     count: int
     message: str = ""
+    example: str | None = None
     status: int | None = None
     code: str | None = None
     custom_ids: list[str] = []

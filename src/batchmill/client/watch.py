@@ -129,7 +129,7 @@ def describe(group: Group) -> str:
     what = " ".join(shown(word, _MESSAGE) for word in (group.status, group.code) if word is not None)
     ids = ", ".join(shown(custom_id, 40) for custom_id in group.custom_ids[:_IDS])
     of = f"  e.g. {ids}" if ids else ""
-    return f"{group.count:,}× {what}: {shown(group.message, _MESSAGE)}  [{shown(group.id, 40)}]{of}"
+    return f"{group.count:,}× {what}: {shown(group.example or group.message, _MESSAGE)}  [{shown(group.id, 40)}]{of}"
 
 
 def clock_time(moment: float, now: float, zone: tzinfo | None = None) -> str:

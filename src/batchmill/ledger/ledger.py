@@ -14,9 +14,10 @@ from batchmill.blobs.blobs import BlobMissing, Blobs, BlobsAway
 from batchmill.blobs.space import is_full
 from batchmill.clock import Clock
 from batchmill.ledger.segment import Result, pack_results
-from batchmill.ledger.sums import Cause, by_cause, causes_of, retries_of, shares_of
+from batchmill.ledger.sums import by_cause, causes_of, retries_of, shares_of
 from batchmill.schedule.choose import Candidate, Chooser
 from batchmill.schedule.plan import RECORD_BYTES, Record, unpack
+from batchmill.spec.groups import Cause
 from batchmill.spec.ids import mint_id
 from batchmill.spec.objects import Usage
 from batchmill.spec.progress import Share

@@ -4,12 +4,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from batchmill.ledger.segment import Result
-from batchmill.spec.groups import ErrorGroup, group_of
+from batchmill.spec.groups import Cause, ErrorGroup, group_of
 from batchmill.spec.objects import Usage
 from batchmill.spec.progress import IDS_KEPT, Errors, Share
 from batchmill.spec.usage import total_tokens
-
-Cause = tuple[str, ErrorGroup]  # a failed line's custom_id, and its group
 
 
 def retries_of(results: Iterable[Result]) -> int:
@@ -47,7 +45,15 @@ def causes_of(texts: Iterable[bytes]) -> list[Cause]:
 
 def by_cause(causes: Iterable[Cause]) -> list[Errors]:
     """Return failed lines by their groups, in the order in which each came first."""
-    ids: defaultdict[ErrorGroup, list[str]] = defaultdict(list)
-    for custom_id, group in causes:
-        ids[group].append(custom_id)
-    return [Errors(group=group, count=len(found), custom_ids=tuple(found[:IDS_KEPT])) for group, found in ids.items()]
+    groups: defaultdict[ErrorGroup, list[Cause]] = defaultdict(list)
+    for cause in causes:
+        groups[cause.group].append(cause)
+    return [
+        Errors(
+            group=group,
+            count=len(found),
+            custom_ids=tuple(cause.custom_id for cause in found[:IDS_KEPT]),
+            example=found[0].example,
+        )
+        for group, found in groups.items()
+    ]

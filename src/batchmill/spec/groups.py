@@ -4,10 +4,12 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from typing import NamedTuple
 
 import msgspec
 
 _SHOWN = 200  # characters of a message
+_EXAMPLE = 1_000  # characters of one as it came
 _READ = 2_000  # characters of it that are looked at
 _ID = re.compile(r"[0-9a-f]{16}")
 _CACHED = 1_024  # texts whose group is kept: a fault says the same of many lines
@@ -64,13 +66,21 @@ class ErrorGroup:
     message: str
 
 
+class Cause(NamedTuple):
+    """Why a line failed: its group, and as an `example` of it the message as it came, or where it is long its start."""
+
+    custom_id: str
+    group: ErrorGroup
+    example: str
+
+
 def is_group(text: str) -> bool:
     """Say whether this may be the id of a group."""
     return _ID.fullmatch(text) is not None
 
 
-def group_of(text: bytes) -> tuple[str, ErrorGroup]:
-    """Return the custom_id of a line of an error file, and its group.
+def group_of(text: bytes) -> Cause:
+    """Return the custom_id of a line of an error file, its group, and what it says itself.
 
     Bodies of OpenAI's shape (`error`), of FastAPI's (`detail`) and flat ones (`message`) are read; of any other the
     body itself is the message.
@@ -88,7 +98,8 @@ def group_of(text: bytes) -> tuple[str, ErrorGroup]:
         status, code, message = None, b"null", b"null"
     else:
         status, (code, message) = failed.response.status_code, _told(bytes(failed.response.body))
-    return failed.custom_id, _group(status, _text(code), _text(message) or "")
+    said = _text(message) or ""
+    return Cause(failed.custom_id, _group(status, _text(code), said), said[:_EXAMPLE])
 
 
 def _told(body: bytes) -> tuple[bytes, bytes]:

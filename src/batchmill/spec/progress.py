@@ -34,11 +34,12 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Errors:
-    """The failed lines of one group: how many, and the custom_ids of the first."""
+    """The failed lines of one group: how many, the custom_ids of the first, and what one says as it came, if kept."""
 
     group: ErrorGroup
     count: int
     custom_ids: tuple[str, ...]
+    example: str | None = None
 
     def wire(self) -> dict[str, object]:
         """Return an entry of `error_groups`."""
@@ -47,6 +48,7 @@ class Errors:
             "status": self.group.status,
             "code": self.group.code,
             "message": self.group.message,
+            "example": self.example,
             "count": self.count,
             "custom_ids": list(self.custom_ids),
         }

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, and_, case, func, insert, or_, select, true, update
+from sqlalchemy import ColumnElement, Row, Select, and_, case, func, insert, or_, select, true, union_all, update
 
 from batchmill.spec.objects import BatchObject, Counts, LineError, Usage
 from batchmill.spec.states import FINAL, STAMP, Event, Status, next_status
@@ -108,13 +109,19 @@ def list_batches(
 
     With `parent_id`, of the retries of that batch alone.
     """
-    query = select(batch).where(batch.c.organisation_id == organisation_id).order_by(batch.c.id.desc()).limit(limit)
-    if after is not None:
-        query = query.where(batch.c.id < after)
-    if statuses is not None:
-        query = query.where(batch.c.status.in_([status.value for status in statuses]))
-    if parent_id is not None:  # asked for apart: without statistics SQLite would go through all of the organisation's
-        query = query.where(batch.c.id.in_(select(batch.c.id).where(batch.c.parent_id == parent_id)))
+
+    def page(*columns: Any, status: Status | None = None) -> Select[Any]:  # noqa: ANN401 - a table, or columns of it
+        mine = [batch.c.organisation_id == organisation_id]
+        mine += [] if after is None else [batch.c.id < after]
+        mine += [] if status is None else [batch.c.status == status.value]
+        if parent_id is not None:  # asked for apart: without statistics SQLite would go through all of the organisation
+            mine.append(batch.c.id.in_(select(batch.c.id).where(batch.c.parent_id == parent_id)))
+        return select(*columns).where(*mine).order_by(batch.c.id.desc()).limit(limit)
+
+    query = page(batch)
+    if statuses is not None:  # the newest of each: those of one status may be few, and far back among all others
+        newest = union_all(*(select(page(batch.c.id, status=each).subquery()) for each in sorted(set(statuses))))
+        query = select(batch).where(batch.c.id.in_(newest)).order_by(batch.c.id.desc()).limit(limit)
     return [_batch(row) for row in tx.connection.execute(query)]
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Row, Select, delete, func, insert, select
+from sqlalchemy import Delete, Row, Select, delete, func, insert, select, update
 
 from batchmill.spec.objects import FileObject
 from batchmill.store.database import Transaction
-from batchmill.store.tables import file
+from batchmill.store.tables import batch, error_group, file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ def count_files(tx: Transaction, *, organisation_id: str, purpose: str) -> tuple
 def delete_file(tx: Transaction, *, organisation_id: str, file_id: str) -> str | None:
     """Remove a File's row; return the key whose reference it held, or None if there was no such File."""
     gone = delete(file).where(file.c.organisation_id == organisation_id, file.c.id == file_id)
-    return tx.connection.execute(gone.returning(file.c.blob_key)).scalar()
+    return next(iter(_delete(tx, gone)), None)
 
 
 def has_expired(tx: Transaction, *, now: int) -> bool:
@@ -85,7 +85,16 @@ def has_expired(tx: Transaction, *, now: int) -> bool:
 def delete_expired(tx: Transaction, *, now: int, limit: int) -> Sequence[str]:
     """Remove the rows of expired Files; return the keys whose references they held."""
     expired = select(file.c.id).where(file.c.expires_at <= now).limit(limit)
-    return tx.connection.execute(delete(file).where(file.c.id.in_(expired)).returning(file.c.blob_key)).scalars().all()
+    return _delete(tx, delete(file).where(file.c.id.in_(expired)))
+
+
+def _delete(tx: Transaction, gone: Delete) -> Sequence[str]:
+    """Delete Files, and the messages that were kept of them as examples; return the keys of their blobs."""
+    rows = tx.connection.execute(gone.returning(file.c.id, file.c.blob_key)).all()
+    if rows:
+        failed = select(batch.c.id).where(batch.c.error_file_id.in_([row.id for row in rows]))
+        tx.connection.execute(update(error_group).where(error_group.c.batch_id.in_(failed)).values(example=None))
+    return [row.blob_key for row in rows]
 
 
 def _visible(organisation_id: str, now: int) -> Select[tuple[object, ...]]:

@@ -38,7 +38,7 @@ def add_shares(tx: Transaction, shares: Sequence[tuple[str, str, Share]]) -> Non
 def add_errors(
     tx: Transaction, *, batch_id: str, organisation_id: str, errors: Sequence[Errors], most: int = GROUPS_KEPT
 ) -> None:
-    """Count failed lines of a batch; beyond `most` groups no new one is kept."""
+    """Count failed lines of a batch; beyond `most` groups no new one is kept. An example is that of the first time."""
     if not errors:
         return
     known = {found.group.id: found.custom_ids for found in _errors(tx, batch_id)}
@@ -52,6 +52,7 @@ def add_errors(
             "status": told.group.status,
             "code": told.group.code,
             "message": told.group.message,
+            "example": told.example,
             "lines": told.count,
             "custom_ids": _first((*known.get(told.group.id, ()), *told.custom_ids)),
         }
@@ -92,6 +93,7 @@ def _errors(tx: Transaction, batch_id: str) -> Sequence[Errors]:
         Errors(
             group=ErrorGroup(row.id, row.status, row.code, row.message),
             count=row.lines,
+            example=row.example,
             custom_ids=msgspec.json.decode(row.custom_ids, type=tuple[str, ...]),
         )
         for row in rows

@@ -49,7 +49,12 @@ def progress_schemas() -> Json:
         "id": TEXT,
         "status": {"type": ["integer", "null"]},
         "code": TEXT_OR_NULL,
-        "message": TEXT,
+        "message": {"type": "string", "description": "Without what differs from line to line."},
+        "example": {
+            "type": ["string", "null"],
+            "description": "The message of one of the lines as it came, up to 1,000 characters; null once the error "
+            "file is deleted.",
+        },
         "count": {"type": "integer", "minimum": 1},
         "custom_ids": {"type": "array", "items": TEXT, "maxItems": 5},
     }

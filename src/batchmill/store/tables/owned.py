@@ -161,12 +161,15 @@ batch = Table(
     CheckConstraint("completed + failed <= total", name="counts"),
     CheckConstraint("open_slices >= 0", name="open_slices"),
     Index("ix_batch_organisation", "organisation_id", "id"),
+    Index("ix_batch_listed", "organisation_id", "status", "id"),
     Index("ix_batch_status", "status", "expires_at"),
     Index("ix_batch_owner", "owner"),
 )
 # What still has something to let go of: without it every sweep would look at all batches that ever were.
 _uncleared = batch.c.input_key.is_not(None)
 Index("ix_batch_uncleared", batch.c.status, sqlite_where=_uncleared, postgresql_where=_uncleared)
+_failed = batch.c.error_file_id.is_not(None)
+Index("ix_batch_error_file", batch.c.error_file_id, sqlite_where=_failed, postgresql_where=_failed)
 _ordered, _child = batch.c.order_key.is_not(None), batch.c.parent_id.is_not(None)
 Index("ix_batch_order_key", batch.c.order_key, sqlite_where=_ordered, postgresql_where=_ordered)
 Index("ix_batch_parent_id", batch.c.parent_id, sqlite_where=_child, postgresql_where=_child)
@@ -250,6 +253,7 @@ error_group = Table(
     Column("status", Integer),
     Column("code", Text),
     Column("message", Text, nullable=False),
+    Column("example", Text),  # the whole message of one of them; null: nobody has noted it, or its File has gone
     Column("lines", Integer, nullable=False),
     Column("custom_ids", Text, nullable=False),  # JSON: of the first of them
     PrimaryKeyConstraint("batch_id", "id"),
