@@ -71,7 +71,7 @@ def progress_schemas() -> Json:
     ahead: Json = {
         "type": ["integer", "null"],
         "minimum": 0,
-        "description": "Batches that come before it; null if final.",
+        "description": "Batches that come before it, counted up to 1,000; null if final.",
     }
     return {
         "Progress": object_(
