@@ -36,13 +36,19 @@ class Auth:
         given = [value for name, value in scope["headers"] if name == b"authorization"]
         if len(given) > 1:
             raise errors.invalid_request("Send one 'Authorization' header, not several.")
+        found = await self.still(scope)
+        if found is None:
+            raise await self._refusal(scope)
+        return found
+
+    async def still(self, scope: MutableMapping[str, Any]) -> Caller | None:
+        """Return who sent a request, None if its key is not good, or not any more; that counts as no try of another."""
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
         key = _key(given[0]) if given else None
-        if key is not None:
-            digest, now = key_digest(key), int(self._clock.now())
-            found = await self._database.read(lambda tx: find_caller(tx, digest=digest, now=now))
-            if found is not None:
-                return found
-        raise await self._refusal(scope)
+        if key is None:
+            return None
+        digest, now = key_digest(key), int(self._clock.now())
+        return await self._database.read(lambda tx: find_caller(tx, digest=digest, now=now))
 
     async def _refusal(self, scope: MutableMapping[str, Any]) -> ApiError:
         if self._most is not None:

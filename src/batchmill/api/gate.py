@@ -143,9 +143,5 @@ class Gate:
             raise errors.unsupported_media_type("Content-Encoding is not supported: send the body as it is.")
 
     async def _still_admits(self, scope: Message) -> bool:
-        try:
-            caller = await self._auth.caller(scope)
-        except ApiError:
-            return False
-        needed = scope_needed(scope["method"], scope["path"])
-        return needed is None or needed in caller.scopes
+        caller, needed = await self._auth.still(scope), scope_needed(scope["method"], scope["path"])
+        return caller is not None and (needed is None or needed in caller.scopes)
