@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from api.served import LINE, Tenant
+from api.served import LINE, Served, Tenant
 from batchmill.spec.ids import mint_id
 from batchmill.spec.objects import FileObject, LineError, Usage
 from batchmill.spec.states import Event, Status
@@ -13,6 +13,7 @@ from batchmill.store.batch import advance
 from batchmill.store.blob import insert_ready
 from batchmill.store.database import Transaction
 from batchmill.store.file import File, insert_file
+from batchmill.store.tables import batch
 from batchmill.store.tally import record_progress
 
 REFUSED = (400, "invalid_request_error")
@@ -205,7 +206,15 @@ def test_a_deleted_file_is_no_input(tenant: Tenant) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "param"), [("limit=0", "limit"), ("limit=101", "limit"), ("after=x", "after"), ("after=file_1", "after")]
+    ("query", "param"),
+    [
+        ("limit=0", "limit"),
+        ("limit=101", "limit"),
+        ("after=x", "after"),
+        ("after=file_1", "after"),
+        ("parent_id=", "parent_id"),
+        ("parent_id=file_1", "parent_id"),
+    ],
 )
 def test_a_bad_query_is_named(tenant: Tenant, query: str, param: str) -> None:
     """A page has 1 to 100 batches, and a cursor is the id of one."""
@@ -325,3 +334,22 @@ def test_a_list_shows_ten_errors_and_counts_the_rest(tenant: Tenant, wrong: int,
     assert listed["errors"]["data"][:10] == whole["errors"]["data"][:10]
     if wrong > 10:
         assert listed["errors"]["data"][10]["message"].startswith("2 ")
+
+
+def test_retries_of_a_batch_are_listed(tenant: Tenant, served: Served) -> None:
+    """Those of one batch, newest first and page by page, with the other filters; other organisations' are not."""
+    other = served.tenant()
+    parent, *children = (str(tenant.create()["id"]) for _ in range(4))
+    foreign = str(other.create()["id"])
+    is_retry = batch.update().where(batch.c.id.in_([*children, foreign])).values(parent_id=parent)
+    served.rows(lambda tx: tx.connection.execute(is_retry))
+    move(tenant, children[1], Status.VALIDATING, Event.ACCEPTED)
+
+    def listed(query: str, by: Tenant = tenant) -> list[str]:
+        return [each["id"] for each in by.call("GET", f"/v1/batches?{query}").json["data"]]
+
+    assert listed(f"parent_id={parent}") == children[::-1]
+    assert listed(f"parent_id={parent}&limit=1&after={children[2]}") == [children[1]]
+    assert listed(f"parent_id={parent}&status=in_progress") == [children[1]]
+    assert listed(f"parent_id={children[0]}") == []
+    assert listed(f"parent_id={parent}", other) == [foreign]

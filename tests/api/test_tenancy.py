@@ -63,6 +63,7 @@ PLACES: Mapping[str, Place] = {
     "window": Place(route="POST /v1/batches/{}/window", prefix="batch", body={"completion_window": "48h"}, scope=WRITE),
     "priority": Place(route="POST /v1/batches/{}/priority", prefix="batch", body={"priority": 1}, scope=WRITE),
     "batches after": Place(route="GET /v1/batches?after={}", prefix="batch", unknown=200, malformed=400),
+    "retries of": Place(route="GET /v1/batches?parent_id={}", prefix="batch", unknown=200, malformed=400),
     "revoke": Place(route="POST /v1/keys/{}/revoke", prefix="key", scope=ADMIN),
     "rotate": Place(route="POST /v1/keys/{}/rotate", prefix="key", scope=ADMIN),
     "delete webhook": Place(route="DELETE /v1/webhooks/{}", prefix="wh", scope=WRITE),
@@ -199,8 +200,8 @@ def test_an_id_tells_nothing_of_others(stage: Stage, place: str, whose: str) -> 
     if whose == "malformed":
         assert answer.status == spot.malformed
         return
-    if "after" in place:
-        assert _page_is_ours(stage, answer, kind=spot.prefix)
+    if spot.unknown == 200:
+        assert _page_is_ours(stage, answer, kind=spot.prefix, param=re.split("[?=]", spot.route)[1])
         return
     assert answer.status == spot.unknown
     assert answer.without_ids() == spot.call(stage.ours, mint_id(spot.prefix, 1)).without_ids()
@@ -211,10 +212,10 @@ def test_an_id_tells_nothing_of_others(stage: Stage, place: str, whose: str) -> 
         assert theirs[name].get("status") in {"processed", "validating", None}
 
 
-def _page_is_ours(stage: Stage, answer: Answer, *, kind: str) -> bool:
-    """Say whether a page shows what is ours alone; a cursor of another kind is refused without a look."""
+def _page_is_ours(stage: Stage, answer: Answer, *, kind: str, param: str) -> bool:
+    """Say whether a page shows what is ours alone; an id of another kind is refused without a look."""
     if answer.status == 400:
-        return answer.error == (400, "invalid_request_error", "after", "invalid_value")
+        return answer.error == (400, "invalid_request_error", param, "invalid_value")
     theirs = {item["id"] for item in stage.theirs.call("GET", _COLLECTIONS[kind]).json["data"]}
     return not theirs & {item["id"] for item in answer.json["data"]}
 

@@ -84,10 +84,15 @@ def query_after(request: Request, *, prefix: str) -> str | None:
     another organisation is no different from an unknown one. What is no id of ours is refused, never read as "from
     the top" (contract g-10).
     """
-    after = query_word(request, "after")
-    if after is not None and not (after.startswith(f"{prefix}_") and _ID.fullmatch(after)):
-        raise errors.invalid_value("after", f"'after' must be the id of a {prefix}.")
-    return after
+    return query_id(request, "after", prefix=prefix)
+
+
+def query_id(request: Request, name: str, *, prefix: str) -> str | None:
+    """Return a query parameter that is an id of this kind, whether it is there or not; None if it is left out."""
+    value = query_word(request, name)
+    if value is not None and not (value.startswith(f"{prefix}_") and _ID.fullmatch(value)):
+        raise errors.invalid_value(name, f"'{name}' must be the id of a {prefix}.")
+    return value
 
 
 def query_choice(request: Request, name: str, choices: tuple[str, ...], *, default: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from batchmill.api.answer import json_answer, query_after, query_choices, query_limit, read_json
+from batchmill.api.answer import json_answer, query_after, query_choices, query_id, query_limit, read_json
 from batchmill.api.order import add_batch, input_file
 from batchmill.api.replay import Made, Replays
 from batchmill.api.reserve import write_on_reserve
@@ -50,11 +50,12 @@ def batch_routes(
 
     @router.get("")
     async def list_(request: Request) -> Response:
-        """List the organisation's batches, newest first; those in some statuses, or all."""
+        """List the organisation's batches, newest first; those in some statuses, or retries of one batch, or all."""
         mine = request.state.organisation_id
         statuses = query_choices(request, "status", _STATUSES)
         limit = query_limit(request, default=limits.batches_page, most=limits.max_batches_page)
         after = query_after(request, prefix="batch")
+        parent_id = query_id(request, "parent_id", prefix="batch")
 
         def statements(tx: Transaction) -> Sequence[Batch]:
             batches = list_batches(
@@ -63,6 +64,7 @@ def batch_routes(
                 after=after,
                 limit=limit + 1,
                 statuses=None if statuses is None else [Status(status) for status in statuses],
+                parent_id=parent_id,
             )
             return shown(tx, batches, catalogue=catalogue, now=clock.now())
 

@@ -102,13 +102,19 @@ def list_batches(
     after: str | None,
     limit: int,
     statuses: Sequence[Status] | None = None,
+    parent_id: str | None = None,
 ) -> Sequence[Batch]:
-    """Return at most `limit` batches, newest first, beyond the id `after`, in one of these statuses or in any."""
+    """Return at most `limit` batches, newest first, beyond the id `after`, in one of these statuses or in any.
+
+    With `parent_id`, of the retries of that batch alone.
+    """
     query = select(batch).where(batch.c.organisation_id == organisation_id).order_by(batch.c.id.desc()).limit(limit)
     if after is not None:
         query = query.where(batch.c.id < after)
     if statuses is not None:
         query = query.where(batch.c.status.in_([status.value for status in statuses]))
+    if parent_id is not None:  # asked for apart: without statistics SQLite would go through all of the organisation's
+        query = query.where(batch.c.id.in_(select(batch.c.id).where(batch.c.parent_id == parent_id)))
     return [_batch(row) for row in tx.connection.execute(query)]
 
 

@@ -95,6 +95,7 @@ def _batch_paths(limits: Limits) -> Json:
         in_query("limit", page(limits.batches_page, limits.max_batches_page)),
         in_query("after", id_("batch")),
         {**in_query("status", {"type": "array", "minItems": 1, "items": STATUS}), "explode": False},
+        {**in_query("parent_id", id_("batch")), "description": "Only retries of this batch's failed lines."},
     ]
     return {
         "/v1/batches": {
