@@ -15,8 +15,8 @@ export async function filesPage(place, { client, may, query, signal, tell }) {
     const next = new URLSearchParams(Object.entries({ purpose, ...changes }).filter(([, value]) => value));
     location.hash = `#/files${next.size ? `?${next}` : ""}`;
   };
-  const filter = select(PURPOSES, { value: purpose, onchange: () => go({ purpose: filter.value }) });
-  const list = h("div");
+  const filter = select(PURPOSES, { value: purpose, "data-key": "kind", onchange: () => go({ purpose: filter.value }) });
+  const list = h("div.awaited");
   const pages = h("div.pages");
   place.append(h("div.tools", field("Kind", filter), may("write")
     && h("a.button.primary.last", { href: "#/new" }, "New batch")), list, pages);
@@ -44,10 +44,10 @@ export async function filesPage(place, { client, may, query, signal, tell }) {
 
   const remove = (file) => async () => {
     const sure = await ask({ title: "Delete this file?", danger: true, action: "Delete", cancel: "Keep it",
+      work: () => client.delete(`v1/files/${encodeURIComponent(file.id)}`),
       content: [h("p", data(file.filename)),
         h("p", "It cannot be taken back. Batches that run go on; the failed lines of a final batch cannot be retried without its input.")] });
     if (!sure) return;
-    await client.delete(`v1/files/${encodeURIComponent(file.id)}`);
     toast("The file is deleted.");
     await load();
   };

@@ -1,6 +1,6 @@
 // The lines of a batch, page by page: the prompt and what came of it, side by side.
 
-import { data, draw, field, h, notice, select } from "../dom.js";
+import { button, data, draw, field, h, notice, select } from "../dom.js";
 import { count, mark } from "../format.js";
 import { answered, asked, succeeded } from "../words.js";
 
@@ -16,6 +16,8 @@ export function linesBrowser({ client, id, signal, title = "Lines", retried = tr
   let merged = false;
   let loads = 0;
   let open = true; // more lines may come to the page that is shown
+  const met = []; // groups of errors
+  let there = []; // what the articles that are shown are of
   const choice = select([], { onchange: () => show(choice.value) });
   const children = h("input",
     { type: "checkbox", id: "merged", onchange: () => { merged = children.checked; show(filter); } });
@@ -27,7 +29,10 @@ export function linesBrowser({ client, id, signal, title = "Lines", retried = tr
   const node = h("section", { "aria-labelledby": "lines" }, h("h2", { id: "lines", tabindex: -1 }, title), tools, told,
     list, turn);
 
+  /** Offer groups of errors to be shown, in the order in which they were first seen: which has the most lines changes. */
   function groups(found) {
+    for (const { id: group } of found) if (!met.includes(group)) met.push(group);
+    found = [...found].sort((a, b) => met.indexOf(a.id) - met.indexOf(b.id));
     const fixed = [["", "All lines"], ["succeeded", "Succeeded"], ["failed", "Failed"]];
     const each = found.map(({ id: group, message, code, status }) =>
       [`group:${group}`, `Failed: ${[status, code, message].filter(Boolean).join(" · ").slice(0, 90)}`]);
@@ -59,22 +64,33 @@ export function linesBrowser({ client, id, signal, title = "Lines", retried = tr
       const { more, whole } = page;
       const requests = await inputs(page.lines);
       if (mine !== loads) return; // another page was asked for meanwhile
-      list.replaceChildren(...page.lines.map((line) => article(line, requests)));
+      lay(page.lines, requests);
       open = !whole && page.lines.length < PAGE;
       told.textContent = page.lines.length ? "" : whole ? "No such lines." : "No such lines yet.";
-      turn.replaceChildren(
-        ...(at.length > 1 ? [h("button", { type: "button", onclick: () => { at.pop(); move(); } }, "Previous lines")]
-          : []),
-        ...(more ? [h("button",
-          { type: "button", onclick: () => { at.push(page.next); move(); } }, "Next lines")]
-          : []),
-        h("button", { type: "button", onclick: () => load() }, "Look again"));
+      draw(turn, [at.length, more, page.next], () => [
+        at.length > 1 && button("Previous lines", () => { at.pop(); return move(); }),
+        more && button("Next lines", () => { at.push(page.next); return move(); }),
+        button("Look again", load)]);
     } catch (fault) {
       if (fault.name === "AbortError") return;
+      if (mine !== loads) return;
+      there = [];
       list.replaceChildren(fault.missing
         ? notice("info", "This server does not show lines before the files are there: download them instead.")
         : notice("bad", data(fault.message)));
+      draw(turn, fault.message, () => !fault.missing && button("Try again", load));
     }
+  }
+
+  /** Show lines; those that are there already stay as they are, opened or not. */
+  function lay(lines, requests) {
+    const wanted = lines.map((line) => [line.text, requests.get(line.value?.custom_id)?.text].join("\n"));
+    const changed = wanted.findIndex((each, i) => each !== there[i]);
+    const kept = changed < 0 ? wanted.length : changed;
+    if (!there.length) list.replaceChildren();
+    while (list.children.length > kept) list.lastElementChild.remove();
+    list.append(...lines.slice(kept).map((line) => article(line, requests)));
+    there = wanted;
   }
 
   async function move() {
@@ -105,9 +121,8 @@ export function linesBrowser({ client, id, signal, title = "Lines", retried = tr
     at.splice(1);
     return load();
   }
-  /** Load the page again if lines may have come to it, and nobody reads one of them closely. */
-  const look = async () => { if (open && !list.querySelector("details[open]")
-    && !list.contains(document.activeElement)) await load(); };
+  /** Load the page again if lines may have come to it. */
+  const look = async () => { if (open) await load(); };
   groups([]);
   return { node, show, groups, look };
 }
