@@ -216,9 +216,11 @@ async def test_usage_and_backends_are_shown(tab: Open, site: Site) -> None:
     key = site.key("usage")
     site.finished(key, site.batch(key, ["one", "two"]))
     site.command(set_org, name="usage", limits={"tokens_per_day": "1000000"})
-    shown = await tab(key)
+    shown = await tab(key, locale="de-DE", timezone_id="Asia/Shanghai")
+    await shown.sees("Times: Asia/Shanghai, UTC+8")
     await shown.go("usage", "Usage")
     await shown.sees("Tokens a day")
+    await expect(shown.page.get_by_role("cell", name="1M", exact=True)).to_be_visible()  # as the words around it
     row = shown.page.get_by_role("row").filter(has_text="plain")
     await expect(row).to_contain_text("of usage")
     await expect(row.get_by_role("cell").nth(3)).to_have_text("2")

@@ -1,11 +1,12 @@
-// Writes numbers, sizes, times and states for people: in their own zone, with UTC at hand.
+// Writes numbers as the words around them, in English, and times as the reader has them: in his zone, UTC at hand.
 
 import { h } from "./dom.js";
 
-const COUNT = new Intl.NumberFormat();
-const SHORT = new Intl.NumberFormat(undefined, { notation: "compact", maximumFractionDigits: 1 });
-const RATE = new Intl.NumberFormat(undefined, { maximumSignificantDigits: 3 });
-const PERCENT = new Intl.NumberFormat(undefined, { style: "percent", maximumFractionDigits: 1 });
+const LANGUAGE = "en";
+const COUNT = new Intl.NumberFormat(LANGUAGE);
+const SHORT = new Intl.NumberFormat(LANGUAGE, { notation: "compact", maximumFractionDigits: 1 });
+const RATE = new Intl.NumberFormat(LANGUAGE, { maximumSignificantDigits: 3 });
+const PERCENT = new Intl.NumberFormat(LANGUAGE, { style: "percent", maximumFractionDigits: 1 });
 const MINUTE = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
 const SECOND = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const FAR = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
@@ -30,7 +31,7 @@ export function money(cost) {
   if (!cost) return null;
   const digits = Math.abs(cost.amount) >= 1 || cost.amount === 0 ? 2 : 6;
   try {
-    return new Intl.NumberFormat(undefined,
+    return new Intl.NumberFormat(LANGUAGE,
       { style: "currency", currency: cost.currency, maximumFractionDigits: digits })
       .format(cost.amount);
   } catch {

@@ -87,6 +87,7 @@ async function show(depth = 0) {
     await ended;
   } catch (fault) {
     if (fault.name === "AbortError" || !place.isConnected) return;
+    place.classList.add("ended");
     if (fault.missing) place.prepend(notice("info",
       `This server does not offer “${words}”: it is older, or it is switched off there.`));
     else tell(fault, [" ", button("Try again", () => show(), { kind: "small" })]);

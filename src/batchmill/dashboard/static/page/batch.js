@@ -20,7 +20,7 @@ export async function batchPage(place, { client, id, may, heading, signal, tell 
     "family"].map((name) => [name, h("div")]));
   const charts = h("div.charts");
   const lines = linesBrowser({ client, id, signal });
-  const done = timeline({ title: "Lines done", unit: "lines", words: short });
+  const done = timeline({ title: "Lines done", unit: "so far", words: short });
   const speed = timeline({ title: "Speed", unit: "tokens/s", words: rate });
   let batch = await client.get(path, {}, signal);
   let progress = null;

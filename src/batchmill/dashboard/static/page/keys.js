@@ -5,7 +5,7 @@ import { mark, now, time } from "../format.js";
 import { showSecret } from "./secret.js";
 
 const SCOPES = [["read", "See everything"], ["write", "Upload, create, steer, delete"],
-  ["admin", "See usage, make and end keys"]];
+  ["admin", "Make and end keys, see which key used what"]];
 const LASTS = [["", "For ever"], ["30d", "30 days"], ["90d", "90 days"], ["365d", "A year"]];
 const OVERLAPS = [["24h", "A day more"], ["7d", "A week more"], ["0", "Not at all"]];
 

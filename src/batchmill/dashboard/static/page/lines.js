@@ -77,8 +77,8 @@ export function linesBrowser({ client, id, signal, title = "Lines", retried = tr
       there = [];
       list.replaceChildren(fault.missing
         ? notice("info", "This server does not show lines before the files are there: download them instead.")
-        : notice("bad", data(fault.message)));
-      draw(turn, fault.message, () => !fault.missing && button("Try again", load));
+        : notice(fault.passing ? "bad" : "info", data(fault.message)));
+      draw(turn, fault.message, () => fault.passing && button("Try again", load));
     }
   }
 
