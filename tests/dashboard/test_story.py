@@ -67,6 +67,8 @@ async def test_a_running_batch_is_seen_as_it_runs(tab: Open, site: Site) -> None
     await shown.sees("Completed")
     await expect(shown.page.get_by_role("article")).to_have_count(3)
     await expect(shown.page.locator("details[open] pre")).to_have_count(2)  # what was opened before stays so
+    asked = [url for url in shown.urls if "/results?" in url]
+    assert len([url for url in asked if "after=" not in url]) == 1  # the others go on from where it was
 
 
 async def test_a_batch_is_steered(tab: Open, site: Site) -> None:

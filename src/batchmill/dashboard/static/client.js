@@ -33,6 +33,16 @@ function faultOf(status, text, after = null) {
   }
 }
 
+/** Return the body of an answer, all of which has to come. */
+async function whole(response, kind = "json") {
+  try {
+    return await response[kind]();
+  } catch (fault) {
+    if (fault.name === "AbortError") throw fault;
+    throw new Fault(0, "The server's answer broke off.");
+  }
+}
+
 /** Return a name for something that is to be done once, however often it is sent. */
 export const once = () =>
   Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -78,22 +88,22 @@ export class Client {
   }
 
   async get(path, query, signal) {
-    return (await this.ask(path, { query, signal })).json();
+    return whole(await this.ask(path, { query, signal }));
   }
 
   /** Post; with a `key` (see `once`) it is done once, if it has to be sent again. */
   async post(path, body = {}, signal = undefined, key = undefined) {
-    return (await this.ask(path, { method: "POST", body, signal, key })).json();
+    return whole(await this.ask(path, { method: "POST", body, signal, key }));
   }
 
   async delete(path) {
-    return (await this.ask(path, { method: "DELETE" })).json();
+    return whole(await this.ask(path, { method: "DELETE" }));
   }
 
   /** Return the lines of a JSONL answer, each as its very text and as a value (null where it is no JSON). */
   async lines(path, query, signal) {
     const response = await this.ask(path, { query, signal });
-    const lines = (await response.text()).split("\n").filter(Boolean).map((text) => ({ text, value: parsed(text) }));
+    const lines = (await whole(response, "text")).split("\n").filter(Boolean).map((text) => ({ text, value: parsed(text) }));
     return { lines, headers: response.headers };
   }
 
@@ -140,18 +150,21 @@ export class Client {
     });
   }
 
-  /** Save a file: a large one goes to the disk as it comes, where the browser can; else all of it is held first. */
-  async download({ id, filename, bytes }, signal) {
+  /**
+   * Save a file: a large one goes to the disk as it comes, where the browser can; else all of it is held first. It goes
+   * on when another page is shown.
+   */
+  async download({ id, filename, bytes }) {
     const path = `v1/files/${encodeURIComponent(id)}/content`;
     const query = { redirect: "false" }; // no page of ours asks another host
     if (bytes > PICKED && window.showSaveFilePicker) {
       const picked = await window.showSaveFilePicker({ suggestedName: filename.replaceAll(/[^\w.-]+/g, "_") });
-      const response = await this.ask(path, { query, signal });
+      const response = await this.ask(path, { query });
       return response.body.pipeTo(await picked.createWritable());
     }
     if (bytes > HELD) throw new Fault(0,
       `The file is too large for this browser to hold: take it with another client, from ${path}.`);
-    const url = URL.createObjectURL(await (await this.ask(path, { query, signal })).blob());
+    const url = URL.createObjectURL(await whole(await this.ask(path, { query }), "blob"));
     const link = Object.assign(document.createElement("a"), { href: url, download: filename });
     link.click();
     setTimeout(() => URL.revokeObjectURL(url), 60_000);

@@ -181,7 +181,7 @@ function steer({ batch, post, client, again }) {
 function downloads({ batch, client, signal }) {
   return [["Output", batch.output_file_id], ["Errors", batch.error_file_id]].filter(([, id]) => id).map(([words, id]) =>
     button(`Download ${words.toLowerCase()}`, async () => {
-      await client.download(await client.get(`v1/files/${encodeURIComponent(id)}`, {}, signal), signal);
+      await client.download(await client.get(`v1/files/${encodeURIComponent(id)}`, {}, signal));
     }, { key: `download-${words}` }));
 }
 

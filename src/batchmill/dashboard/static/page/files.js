@@ -35,7 +35,7 @@ export async function filesPage(place, { client, may, query, signal, tell }) {
     return [h("div", h("strong", data(file.filename)), h("div.quiet", brief(file.id))), WORDS[file.purpose]
       ?? data(file.purpose), bytes(file.bytes),
       time(file.created_at), file.expires_at ? time(file.expires_at) : "never",
-      h("div.actions", button("Download", () => client.download(file, signal),
+      h("div.actions", button("Download", () => client.download(file),
         { kind: "small", key: `get-${file.id}` }),
         may("write") && file.purpose === "batch"
           && h("a.button.small", { href: `#/new?file=${encodeURIComponent(file.id)}` }, "Use"),

@@ -160,6 +160,7 @@ function report(quote) {
   const wrong = quote.errors?.data ?? [];
   const eta = forecast?.eta;
   const unbounded = models.reduce((all, each) => all + (each.unbounded ?? 0), 0);
+  const bound = unbounded ? "as far as known" : "at most";
   return h("div.stack",
     h("h2", { tabindex: -1 }, quote.valid ? mark("good", "Valid") : mark("bad", "Not valid"),
     ` ${plural(quote.requests, "line")}, ${bytes(quote.bytes)}`),
@@ -168,14 +169,15 @@ function report(quote) {
     wrong.length > 0 && errorsTable(wrong.slice(0, ERRORS)),
     wrong.length > ERRORS && h("p.quiet", `${count(wrong.length - ERRORS)} more are not shown.`),
     models.length > 0 && table({ caption: "What it would take, by model", hidden: false,
-      columns: ["Model", "Lines:number", "Prompt tokens:number", "Answer tokens, at most:number",
-        "Cost, at most:number"],
+      columns: ["Model", "Lines:number", "Prompt tokens:number", `Answer tokens, ${bound}:number`,
+        `Cost, ${bound}:number`],
       rows: models.map((each) =>
-        [data(each.model), count(each.requests), short(each.prompt_tokens), short(each.completion_tokens),
+        [data(each.model), count(each.requests), short(each.prompt_tokens),
+        each.unbounded === each.requests ? "not known" : short(each.completion_tokens),
         money(each.cost) ?? "no price"]) }),
     unbounded > 0 && h("p.quiet",
       `${plural(unbounded, "line")} without max_tokens: nobody knows how long the answers will be, and they count as none.`),
-    facts([["Cost, at most", money(quote.cost)],
+    facts([[`Cost, ${bound}`, money(quote.cost)],
       ["Speed now", forecast?.tokens_per_second ? `${rate(forecast.tokens_per_second)} tokens/s` : null],
       ["Batches before it", forecast ? count(forecast.queue_position) : null],
         ["Deadline", forecast && time(forecast.expires_at)],
