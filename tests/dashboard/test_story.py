@@ -1,8 +1,10 @@
 import asyncio
 import json
+import re
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.async_api import Route, expect
@@ -213,6 +215,29 @@ async def test_keys_are_made_rotated_and_revoked(tab: Open, site: Site) -> None:
     await expect(row.filter(has_text="Revoked")).to_have_count(1)
 
 
+async def test_every_list_has_all_its_pages(tab: Open, site: Site) -> None:
+    """What is older than the newest fifty is a page further on, and the newest are a page back."""
+    key = site.key("many")
+    shown = await tab(key)
+    page = {"object": "list", "has_more": True, "last_id": "last"}
+    one = {"batches": {"request_counts": {"completed": 0, "failed": 0, "total": 0}}, "files": {"filename": "a"}}
+    one |= {"keys": {"scopes": []}, "webhooks": {"events": [], "url": "b"}, "webhooks/w/deliveries": {"attempts": 1}}
+    item = {"id": "an-id", "status": "failed", "created_at": 1, "bytes": 1, "batch_id": "b"}
+
+    async def answer(route: Route) -> None:
+        await route.fulfill(json=page | {"data": [item | one[_asked_for(route.request.url)]]})
+
+    await shown.page.route(lambda url: _asked_for(url) in one, answer)
+    for name in one:
+        address = name.removesuffix("/deliveries")
+        await shown.go(address)
+        await shown.press("Older")
+        await expect(shown.page).to_have_url(re.compile(rf"#/{address}\?after=last$"))
+        await shown.page.get_by_role("link", name="Newest").click()
+        await expect(shown.page).to_have_url(re.compile(rf"#/{address}$"))
+        assert any(f"/v1/{name}?after=last" in url for url in shown.urls)
+
+
 async def test_usage_and_backends_are_shown(tab: Open, site: Site) -> None:
     """What was used stands by day, key and model; each backend with its health and its models."""
     key = site.key("usage")
@@ -335,6 +360,10 @@ async def test_a_batch_that_will_miss_its_deadline_is_marked(tab: Open, site: Si
     await shown.sees("At risk")
     await shown.sees("misses the deadline by 12 min")
     site.model.released.set()
+
+
+def _asked_for(url: str) -> str:
+    return urlsplit(url).path.removeprefix("/v1/")
 
 
 _DROPPED = """

@@ -88,6 +88,11 @@ export function table({ caption, columns, rows, hidden = true, empty = "None." }
     h("tbody", { role: "rowgroup" }, body));
 }
 
+/** Offer the newest entries of a list and older ones; `address` is that of the page behind an id, or of the first. */
+export const turn = (place, found, after, address) => draw(place, [found.has_more, found.last_id, after], () => [
+  after && h("a", { href: address() }, "Newest"),
+  found.has_more && button("Older", () => { location.hash = address(found.last_id); })]);
+
 /** Return a list of names and what they are; null leaves a pair out. */
 export function facts(pairs) {
   const shown = pairs.filter(([, value]) => value !== null && value !== undefined && value !== false);

@@ -40,8 +40,8 @@ export async function batchPage(place, { client, id, may, heading, signal, tell 
 
   function show() {
     const { completed, failed, total } = batch.request_counts;
-    draw(parts.top, [batch.status, batch.expires_at, batch.paused_at, completed, failed, total, progress?.waiting, batch.output_file_id,
-      batch.error_file_id],
+    draw(parts.top, [batch.status, batch.expires_at, batch.paused_at, completed, failed, total, progress?.waiting,
+      batch.output_file_id, batch.error_file_id],
       () => top({ batch, progress, may, post, client, again, signal }));
     draw(parts.numbers, [progress, batch.usage, batch.cost], () => numbers(batch, progress));
     draw(parts.problems, [batch.errors, progress?.error_groups, batch.status], () => problems());
@@ -106,7 +106,8 @@ export async function batchPage(place, { client, id, may, heading, signal, tell 
   }
 
   const seen = async (next) => {
-    const moved = next.status !== batch.status || next.paused_at !== undefined && next.paused_at !== batch.paused_at;
+    const moved = next.status !== batch.status // or steered, by someone else too
+      || ["paused_at", "priority", "expires_at"].some((name) => next[name] !== undefined && next[name] !== batch[name]);
     const first = progress === null;
     progress = next;
     batch = { ...batch, request_counts: next.request_counts, expires_at: next.expires_at ?? batch.expires_at };

@@ -1,7 +1,7 @@
 // All batches: their states, how far they are, and whether they will be done in time.
 
 import { FINAL, STATUSES, count, duration, forecast, now, plural, state, time, wrongs } from "../format.js";
-import { bar, brief, button, data, draw, field, h, select, table } from "../dom.js";
+import { bar, brief, data, draw, field, h, select, table, turn } from "../dom.js";
 import { every } from "../client.js";
 
 const PAGE = 50;
@@ -10,12 +10,12 @@ const COLUMNS = ["State", "Batch:name", "Model:name", "Progress:wide", "End:wide
 export async function batchesPage(place, { client, query, signal, tell }) {
   const status = query.get("status") ?? "";
   const after = query.get("after");
-  const go = (changes) => {
+  const address = (changes) => {
     const next = new URLSearchParams(Object.entries({ status, ...changes }).filter(([, value]) => value));
-    location.hash = `#/batches${next.size ? `?${next}` : ""}`;
+    return `#/batches${next.size ? `?${next}` : ""}`;
   };
   const filter = select([["", "All states"], ...STATUSES],
-    { value: status, "data-key": "state", onchange: () => go({ status: filter.value }) });
+    { value: status, "data-key": "state", onchange: () => { location.hash = address({ status: filter.value }); } });
   const search = h("input", { type: "search", oninput: () => show(), autocomplete: "off", spellcheck: "false" });
   const list = h("div.awaited");
   const pages = h("div.pages");
@@ -34,9 +34,7 @@ export async function batchesPage(place, { client, query, signal, tell }) {
       empty: words ? "No batch on this page has that in its id, model or metadata." : status || after
         ? "No batch is in this state." : "There are no batches yet. Make the first one with “New batch”.",
     }));
-    draw(pages, [found.has_more, after], () => [
-      after && h("a", { href: `#/batches${status ? `?status=${status}` : ""}` }, "Newest"),
-      found.has_more && button("Older", () => go({ after: found.last_id }))]);
+    turn(pages, found, after, (last) => address({ after: last }));
   }
 
   await every(5, { signal, tell }, async () => {

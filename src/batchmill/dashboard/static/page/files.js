@@ -1,6 +1,6 @@
 // The organisation's files: look, take, use, delete.
 
-import { ask, brief, button, data, draw, field, h, select, table, toast } from "../dom.js";
+import { ask, brief, button, data, draw, field, h, select, table, toast, turn } from "../dom.js";
 import { bytes, time } from "../format.js";
 import { every } from "../client.js";
 
@@ -11,11 +11,11 @@ const WORDS = { batch: "Input", batch_output: "Output" };
 export async function filesPage(place, { client, may, query, signal, tell }) {
   const purpose = query.get("purpose") ?? "";
   const after = query.get("after");
-  const go = (changes) => {
+  const address = (changes) => {
     const next = new URLSearchParams(Object.entries({ purpose, ...changes }).filter(([, value]) => value));
-    location.hash = `#/files${next.size ? `?${next}` : ""}`;
+    return `#/files${next.size ? `?${next}` : ""}`;
   };
-  const filter = select(PURPOSES, { value: purpose, "data-key": "kind", onchange: () => go({ purpose: filter.value }) });
+  const filter = select(PURPOSES, { value: purpose, "data-key": "kind", onchange: () => { location.hash = address({ purpose: filter.value }); } });
   const list = h("div.awaited");
   const pages = h("div.pages");
   place.append(h("div.tools", field("Kind", filter), may("write")
@@ -26,9 +26,7 @@ export async function filesPage(place, { client, may, query, signal, tell }) {
     draw(list, found.data, () => table({ caption: "Files, newest first", empty: "There are no files.",
       columns: ["Name:wide", "Kind", "Size:number", "Created", "Expires", "Actions"],
       rows: found.data.map(row) }));
-    draw(pages, [found.has_more, after],
-      () => [after && h("a", { href: `#/files${purpose ? `?purpose=${purpose}` : ""}` }, "Newest"),
-      found.has_more && button("Older", () => go({ after: found.last_id }))]);
+    turn(pages, found, after, (last) => address({ after: last }));
   };
 
   function row(file) {

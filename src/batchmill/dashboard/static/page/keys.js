@@ -1,23 +1,27 @@
 // The organisation's keys: who has which, and making, changing and ending them.
 
-import { ask, brief, button, data, draw, field, h, notice, select, table, toast } from "../dom.js";
+import { ask, brief, button, data, draw, field, h, notice, select, table, toast, turn } from "../dom.js";
 import { mark, now, time } from "../format.js";
 import { showSecret } from "./secret.js";
 
+const PAGE = 50;
 const SCOPES = [["read", "See everything"], ["write", "Upload, create, steer, delete"],
   ["admin", "Make and end keys, see which key used what"]];
 const LASTS = [["", "For ever"], ["30d", "30 days"], ["90d", "90 days"], ["365d", "A year"]];
 const OVERLAPS = [["24h", "A day more"], ["7d", "A week more"], ["0", "Not at all"]];
 
-export async function keysPage(place, { client, me, may, signal }) {
+export async function keysPage(place, { client, me, may, query, signal }) {
+  const after = query.get("after");
   const list = h("div.awaited");
-  place.append(h("div.tools", may("write") && button("New key…", make, { kind: "primary" })), list);
+  const pages = h("div.pages");
+  place.append(h("div.tools", may("write") && button("New key…", make, { kind: "primary" })), list, pages);
 
   async function load() {
-    const found = await client.get("v1/keys", {}, signal);
+    const found = await client.get("v1/keys", { after, limit: PAGE }, signal);
     draw(list, found.data, (keys) => table({ caption: "Keys", empty: "There are no keys.",
       columns: ["State", "Name:wide", "Begins with", "Scopes", "Created", "Expires", "Actions"],
       rows: keys.map(row) }));
+    turn(pages, found, after, (last) => `#/keys${last ? `?after=${last}` : ""}`);
   }
 
   function row(key) {

@@ -1,6 +1,6 @@
 // Where the ends of batches are told: the organisation's webhooks, and the log of what was sent to one of them.
 
-import { ask, brief, button, data, draw, field, h, table, toast } from "../dom.js";
+import { ask, brief, button, data, draw, field, h, table, toast, turn } from "../dom.js";
 import { count, mark, time } from "../format.js";
 import { every } from "../client.js";
 import { showSecret } from "./secret.js";
@@ -10,9 +10,6 @@ const EVENTS = ["batch.completed", "batch.failed", "batch.expired", "batch.cance
 const STATES = { pending: ["busy", "Pending"], delivered: ["good", "Delivered"], failed: ["bad", "Failed"] };
 
 const batchLink = (id) => h("a.id", { href: `#/batches/${encodeURIComponent(id)}`, "data-key": id }, brief(id));
-const turn = (place, found, { after, first, next }) => draw(place, [found.has_more, found.last_id, after], () => [
-  after && h("a", { href: first }, "Newest"),
-  found.has_more && button("Older", () => { location.hash = next(found.last_id); })]);
 
 export async function webhooksPage(place, { client, may, query, signal, tell }) {
   const after = query.get("after");
@@ -25,7 +22,7 @@ export async function webhooksPage(place, { client, may, query, signal, tell }) 
     const found = await client.get("v1/webhooks", { after, limit: PAGE }, signal);
     draw(list, found.data, (all) => table({ caption: "Webhooks, newest first", empty: "There are no webhooks.",
       columns: ["Address:wide", "Batches", "Events:name", "Created", "Actions"], rows: all.map(row) }));
-    turn(pages, found, { after, first: "#/webhooks", next: (id) => `#/webhooks?after=${id}` });
+    turn(pages, found, after, (id) => `#/webhooks${id ? `?after=${id}` : ""}`);
   }
 
   function row(hook) {
@@ -74,7 +71,6 @@ export async function webhooksPage(place, { client, may, query, signal, tell }) 
 /** Show the log of one webhook. */
 export async function webhookPage(place, { client, id, may, query, heading, signal, tell }) {
   const path = `v1/webhooks/${encodeURIComponent(id)}/deliveries`;
-  const here = `#/webhooks/${encodeURIComponent(id)}`;
   const after = query.get("after");
   const list = h("div.awaited");
   const pages = h("div.pages");
@@ -87,7 +83,7 @@ export async function webhookPage(place, { client, id, may, query, heading, sign
     draw(list, found.data, (all) => table({ caption: "Deliveries, newest first", empty: "Nothing has been sent yet.",
       columns: ["State:name", "Event:name", "Batch", "Tries:number", "Last answer:wide", "Created", "Actions"],
       rows: all.map(row) }));
-    turn(pages, found, { after, first: here, next: (last) => `${here}?after=${last}` });
+    turn(pages, found, after, (last) => `#/webhooks/${encodeURIComponent(id)}${last ? `?after=${last}` : ""}`);
   }
 
   function row(each) {
