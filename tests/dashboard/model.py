@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +13,7 @@ class Model(ThreadingHTTPServer):
     """Listens on 127.0.0.1.
 
     A prompt that begins with `refuse ` is refused with what follows it while `strict` is set; one that begins with
-    `hold ` is answered when `released` is.
+    `hold ` is answered when `released` is. What is posted to `hook/NAME` is kept in `heard`, by its ids.
     """
 
     daemon_threads = True
@@ -21,6 +22,7 @@ class Model(ThreadingHTTPServer):
         self.models = models
         self.strict = True
         self.released = threading.Event()
+        self.heard: dict[str, list[str]] = defaultdict(list)
         super().__init__(("127.0.0.1", 0), _Answering)
 
     @property
@@ -59,6 +61,10 @@ class _Answering(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Do as the prompt asks."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path.startswith("/v1/hook/"):
+            self.server.heard[self.path.rpartition("/")[2]].append(self.headers["webhook-id"])
+            self._answer(200, {})
+            return
         prompt = str(body["messages"][-1]["content"])
         asked, _, rest = prompt.partition(" ")
         if asked == "refuse" and self.server.strict:

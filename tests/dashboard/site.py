@@ -59,6 +59,13 @@ class Site:
         )
         return made.id
 
+    def hook(self, key: str, batch_id: str) -> str:
+        """Add a webhook for a batch, which is told to the model, and return its id."""
+        made: Any = self.client(key).post(
+            f"/batches/{batch_id}/webhooks", cast_to=object, body={"url": f"{self.model.url}/hook/other"}
+        )
+        return str(made["id"])
+
     def finished(self, key: str, batch_id: str) -> Any:  # noqa: ANN401 - the client's own type
         """Wait until a batch is final, and return it."""
         client = self.client(key)

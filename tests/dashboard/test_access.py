@@ -1,5 +1,6 @@
 """Whether all can use it: by keyboard, with a screen reader, on a telephone, in light and in dark."""
 
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ _GRAVE = {"serious", "critical"}
 
 
 async def _found(shown: Tab, **options: Any) -> list[str]:  # noqa: ANN401 - axe's own options
-    results = await Axe().run(shown.page, options=options or None)
+    results = await Axe().run(shown.page, options={"resultTypes": ["violations"], **options})  # the rest is megabytes
     return [
         f"{each['id']} ({each['impact']}): {[node['html'] for node in each['nodes']][:3]}"
         for each in results.response["violations"]
@@ -49,6 +50,7 @@ async def test_every_page_is_for_all(tab: Open, site: Site) -> None:
         key, ["fine", "refuse by policy", "a" * 3000], metadata=metadata, filename=f"{'long' * 50}.jsonl"
     )
     site.finished(key, batch)
+    hook = site.hook(key, batch)
     shown = await tab(bypass_csp=True)  # axe is code of ours that the policy knows nothing of
     await _judged(shown)
     await shown.enter(key)
@@ -61,6 +63,8 @@ async def test_every_page_is_for_all(tab: Open, site: Site) -> None:
         ("backends", "Well"),
         ("usage", "By day, key and model"),
         ("keys", "of access"),
+        ("webhooks", "batch.expired"),
+        (f"webhooks/{hook}", "batch.completed"),
     )
     for route, text in pages:
         await shown.go(route)
@@ -139,12 +143,14 @@ async def test_colours_are_chosen(tab: Open, site: Site) -> None:
 
 
 async def test_a_chart_has_words(tab: Open, site: Site) -> None:
-    """What a chart shows is in its label, and as a table below it."""
+    """What a chart shows is in its label, and as a table below it; what nobody watched is told to be a guess."""
     site.model.released.clear()
     key = site.key()
     batch = site.batch(key, ["one", "two", "hold on"])
     shown = await tab(key)
+    await shown.page.clock.install(time=time.time() + 60)
     await shown.go(f"batches/{batch}", "Batch")
+    await shown.sees("Since this page was first opened, at ")
     chart = shown.page.get_by_role("img", name="Lines done")
     await expect(chart).to_be_visible()
     await shown.page.get_by_text("As a table").first.click()
@@ -176,3 +182,57 @@ async def test_what_is_pressed_stays_until_it_is_let_go(tab: Open, site: Site) -
     await shown.page.mouse.up()
     await expect(shown.page.get_by_role("button", name="New words")).to_be_focused()
     assert await shown.page.evaluate("window.clicks") == 1
+
+
+async def test_a_list_is_where_it_was_when_one_comes_back(tab: Open, site: Site) -> None:
+    """Back from a batch the list is as far down as it was left; a filter that was changed keeps the focus."""
+    key = site.key("back")
+    file = site.client(key).files.create(file=("one.jsonl", jsonl(["x"])), purpose="batch").id
+    for _ in range(6):
+        made = site.client(key).batches.create(
+            input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+    site.finished(key, made.id)
+    shown = await tab(key, viewport={"width": 1280, "height": 240})
+    page = shown.page
+    links = page.get_by_role("table").get_by_role("link")
+    await expect(links).to_have_count(6)
+    await page.evaluate("scrollTo(0, 250)")
+    await links.nth(3).click()
+    await shown.sees("1 of 1 line done")
+    assert await page.evaluate("scrollY") == 0
+    await page.go_back()
+    await expect(links.nth(3)).to_be_in_viewport()
+    await expect(links.first).not_to_be_in_viewport()
+    state = page.get_by_label("State", exact=True)
+    await state.focus()
+    await page.keyboard.press("End")
+    await page.wait_for_url("**status=cancelled")
+    await shown.sees("No batch is in this state.")
+    await expect(page.get_by_label("State", exact=True)).to_be_focused()
+
+
+async def test_a_tab_that_is_not_seen_holds_no_connection(tab: Open, site: Site) -> None:
+    """A browser has six for all its tabs: a hidden one gives its stream back, and is up to date when it is seen."""
+    site.model.released.clear()
+    key = site.key()
+    batch = site.batch(key, ["one", "hold on"])
+    shown = await tab(key)
+    shown.expected.add("ERR_ABORTED")
+    await shown.go(f"batches/{batch}", "Batch")
+    await shown.sees("1 of 2 lines done")
+    async with shown.page.expect_event("requestfailed", lambda request: request.url.endswith("/progress")):
+        await shown.page.evaluate(_SEEN, "hidden")
+    site.model.released.set()
+    site.finished(key, batch)
+    await shown.sees("1 of 2 lines done")
+    await shown.page.evaluate(_SEEN, "visible")
+    await shown.sees("2 of 2 lines done")
+
+
+_SEEN = """
+(state) => {
+  Object.defineProperty(document, "hidden", { configurable: true, get: () => state === "hidden" });
+  document.dispatchEvent(new Event("visibilitychange"));
+}
+"""

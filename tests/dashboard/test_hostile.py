@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Route, expect
 
 from dashboard.site import Site, jsonl
 from dashboard.tab import Tab
@@ -67,6 +67,7 @@ async def test_no_data_becomes_code(tab: Open, site: Site, tmp_path: Path) -> No
     await _harmless(shown, HOSTILE[1])
     await shown.go(f"batches/{batch}", "Batch")
     await shown.page.get_by_label("Show").select_option("failed")
+    await expect(shown.page.get_by_role("article")).to_have_count(len(HOSTILE))
     for text in HOSTILE[:4]:
         await expect(shown.page.get_by_role("article").filter(has_text=text).first).to_be_visible()
     for raw in await shown.page.get_by_text("Raw JSON").all():
@@ -123,8 +124,48 @@ async def test_a_fault_of_the_server_is_text(tab: Open, site: Site) -> None:
     await shown.go("backends", "Models and backends")
     for text in HOSTILE[:3]:
         await _harmless(shown, text)
+    hook = {"object": "webhook", "id": HOSTILE[0], "url": HOSTILE[1], "events": [HOSTILE[2]], "batch_id": HOSTILE[3]}
+    page = {"object": "list", "has_more": True, "last_id": HOSTILE[0]}
+    sent = {"id": HOSTILE[0], "event": HOSTILE[1], "batch_id": HOSTILE[2], "status": HOSTILE[3], "attempts": 1}
+    sent |= {"last_status_code": HOSTILE[4], "last_error": HOSTILE[5], "created_at": 1, "next_at": None}
+    await shown.page.route(
+        "**/v1/webhooks?*", lambda route: route.fulfill(json=page | {"data": [hook | {"created_at": 1}]})
+    )
+    await shown.page.route("**/deliveries?*", lambda route: route.fulfill(json=page | {"data": [sent]}))
+    await shown.go("webhooks", "Webhooks")
+    for text in HOSTILE[1:3]:
+        await _harmless(shown, text)
+    await shown.page.get_by_role("link", name="Log").click()
+    for text in (HOSTILE[1], *HOSTILE[3:6]):
+        await _harmless(shown, text)
     await shown.page.route(
         "**/v1/files?*", lambda route: route.fulfill(status=500, json={"error": {"message": HOSTILE[0]}})
     )
     await shown.go("files", "Files")
     await _harmless(shown, HOSTILE[0])
+
+
+async def test_what_a_batch_says_of_itself_is_text(tab: Open, site: Site) -> None:
+    """Why it waits, its causes of failure with a whole message, and its backends."""
+    key = site.key()
+    batch = site.batch(key, ["x"])
+    site.finished(key, batch)
+    group = {"id": HOSTILE[0], "status": HOSTILE[1], "code": HOSTILE[2], "message": HOSTILE[3], "example": HOSTILE[4]}
+    share = {"backend": HOSTILE[6], "lines": 1, "prompt_tokens": 1, "completion_tokens": 1}
+    told = {"waiting": {"reason": HOSTILE[5], "since": 1}, "backends": [share]}
+    told |= {"error_groups": [group | {"count": 1, "custom_ids": [HOSTILE[0]]}]}
+
+    async def changed(route: Route) -> None:
+        answer = await route.fetch(headers=route.request.headers | {"accept": "application/json"})
+        await route.fulfill(content_type="text/event-stream", body=_event(await answer.json() | told))
+
+    shown = await tab(key)
+    await shown.page.route("**/progress", changed)
+    await shown.go(f"batches/{batch}", "Batch")
+    await shown.sees("Such as: ")
+    for text in HOSTILE[:7]:
+        await _harmless(shown, text)
+
+
+def _event(value: object) -> str:
+    return f"event: progress\ndata: {json.dumps(value)}\n\n"

@@ -49,15 +49,21 @@ async def test_a_key_that_ends_is_asked_for_again(tab: Open, site: Site) -> None
 
 
 async def test_a_key_that_only_reads_sees_nothing_to_change(tab: Open, site: Site) -> None:
-    """Without write there is nothing to press that changes; without admin no keys and no usage."""
+    """Without write there is nothing to press that changes; without admin no keys, and usage without whose it was."""
     batch = site.batch(site.key(), ["x"])
     site.finished(site.key(), batch)
     shown = await tab(site.key(scopes=["read"]))
     await expect(shown.page.get_by_role("navigation").get_by_role("link")).to_have_text(
-        ["Batches", "New batch", "Files", "Models and backends"]
+        ["Batches", "New batch", "Files", "Models and backends", "Usage", "Webhooks"]
     )
     await shown.go("keys", "Keys")
     await shown.sees("This page is for keys with the scope admin")
+    await shown.go("usage", "Usage")
+    await shown.sees("Which key it was is told to keys with the scope admin.")
+    await expect(shown.page.get_by_role("columnheader", name="Key")).to_have_count(0)
+    await shown.go("webhooks", "Webhooks")
+    await shown.sees("There are no webhooks.")
+    await expect(shown.page.get_by_role("button", name="New webhook…")).to_have_count(0)
     await shown.go("new", "New batch")
     await shown.sees("A new batch is for keys with the scope write")
     await shown.go("files", "Files")

@@ -7,9 +7,14 @@ const PICKED = 32 << 20; // bytes from which a download is written to the disk a
 
 /** Something the server, or the way to it, refused. */
 export class Fault extends Error {
-  constructor(status, message, { code = null, param = null } = {}) {
+  constructor(status, message, { code = null, param = null, wait = 0 } = {}) {
     super(message);
-    Object.assign(this, { name: "Fault", status, code, param });
+    Object.assign(this, { name: "Fault", status, code, param, wait });
+  }
+
+  /** Whether it may be over by itself in `wait` seconds or more: a server that is away or busy, or too many calls. */
+  get passing() {
+    return !this.missing && (this.status === 0 || this.status === 429 || this.status >= 500);
   }
 
   /** Whether the server does not have this route at all, rather than not this object. */
@@ -18,14 +23,29 @@ export class Fault extends Error {
   }
 }
 
-function faultOf(status, text) {
+function faultOf(status, text, after = null) {
+  const wait = Number(after) || 0;
   try {
     const { message, code, param } = JSON.parse(text).error;
-    return new Fault(status, message, { code, param });
+    return new Fault(status, message, { code, param, wait });
   } catch {
-    return new Fault(status, `The server answered ${status}.`);
+    return new Fault(status, `The server answered ${status}.`, { wait });
   }
 }
+
+/** Return the body of an answer, all of which has to come. */
+async function whole(response, kind = "json") {
+  try {
+    return await response[kind]();
+  } catch (fault) {
+    if (fault.name === "AbortError") throw fault;
+    throw new Fault(0, "The server's answer broke off.");
+  }
+}
+
+/** Return a name for something that is to be done once, however often it is sent. */
+export const once = () =>
+  Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
 export class Client {
   #key;
@@ -47,10 +67,11 @@ export class Client {
   }
 
   /** Return the response if it is a good one. */
-  async ask(path, { method = "GET", query, body, accept, signal } = {}) {
+  async ask(path, { method = "GET", query, body, accept, signal, key } = {}) {
     const headers = { Authorization: `Bearer ${this.#key}` };
     if (accept) headers.Accept = accept;
     if (body !== undefined) headers["Content-Type"] = "application/json";
+    if (key) headers["Idempotency-Key"] = key;
     let response;
     try {
       response = await fetch(this.url(path, query), { method, headers, signal, cache: "no-store",
@@ -61,27 +82,28 @@ export class Client {
       throw new Fault(0, "The server cannot be reached.");
     }
     if (response.ok) return response;
-    const fault = faultOf(response.status, await response.text());
+    const fault = faultOf(response.status, await response.text(), response.headers.get("retry-after"));
     if (fault.status === 401) this.#refused();
     throw fault;
   }
 
   async get(path, query, signal) {
-    return (await this.ask(path, { query, signal })).json();
+    return whole(await this.ask(path, { query, signal }));
   }
 
-  async post(path, body = {}, signal) {
-    return (await this.ask(path, { method: "POST", body, signal })).json();
+  /** Post; with a `key` (see `once`) it is done once, if it has to be sent again. */
+  async post(path, body = {}, signal = undefined, key = undefined) {
+    return whole(await this.ask(path, { method: "POST", body, signal, key }));
   }
 
   async delete(path) {
-    return (await this.ask(path, { method: "DELETE" })).json();
+    return whole(await this.ask(path, { method: "DELETE" }));
   }
 
   /** Return the lines of a JSONL answer, each as its very text and as a value (null where it is no JSON). */
   async lines(path, query, signal) {
     const response = await this.ask(path, { query, signal });
-    const lines = (await response.text()).split("\n").filter(Boolean).map((text) => ({ text, value: parsed(text) }));
+    const lines = (await whole(response, "text")).split("\n").filter(Boolean).map((text) => ({ text, value: parsed(text) }));
     return { lines, headers: response.headers };
   }
 
@@ -118,7 +140,7 @@ export class Client {
       request.onload = () => {
         if (request.status === 200) return resolve(JSON.parse(request.responseText));
         if (request.status === 401) this.#refused();
-        return reject(faultOf(request.status, request.responseText));
+        return reject(faultOf(request.status, request.responseText, request.getResponseHeader("retry-after")));
       };
       signal.addEventListener("abort", () => request.abort());
       const form = new FormData();
@@ -128,18 +150,21 @@ export class Client {
     });
   }
 
-  /** Save a file: a large one goes to the disk as it comes, where the browser can; else all of it is held first. */
-  async download({ id, filename, bytes }, signal) {
+  /**
+   * Save a file: a large one goes to the disk as it comes, where the browser can; else all of it is held first. It goes
+   * on when another page is shown.
+   */
+  async download({ id, filename, bytes }) {
     const path = `v1/files/${encodeURIComponent(id)}/content`;
     const query = { redirect: "false" }; // no page of ours asks another host
     if (bytes > PICKED && window.showSaveFilePicker) {
       const picked = await window.showSaveFilePicker({ suggestedName: filename.replaceAll(/[^\w.-]+/g, "_") });
-      const response = await this.ask(path, { query, signal });
+      const response = await this.ask(path, { query });
       return response.body.pipeTo(await picked.createWritable());
     }
     if (bytes > HELD) throw new Fault(0,
       `The file is too large for this browser to hold: take it with another client, from ${path}.`);
-    const url = URL.createObjectURL(await (await this.ask(path, { query, signal })).blob());
+    const url = URL.createObjectURL(await whole(await this.ask(path, { query }), "blob"));
     const link = Object.assign(document.createElement("a"), { href: url, download: filename });
     link.click();
     setTimeout(() => URL.revokeObjectURL(url), 60_000);
@@ -170,9 +195,9 @@ export async function every(seconds, { signal, tell }, work) {
       if (!document.hidden) await work();
       tell(null);
     } catch (fault) {
-      if (fault.name !== "Fault" || (fault.status > 0 && fault.status < 500) || fault.missing) throw fault;
+      if (!fault.passing) throw fault;
       tell(fault);
-      wait = Math.min(seconds, AWAY);
+      wait = Math.max(fault.wait, Math.min(seconds, AWAY));
     }
     await pause(wait, signal);
   }

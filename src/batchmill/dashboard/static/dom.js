@@ -55,7 +55,7 @@ export function draw(place, value, make) {
     return;
   }
   held.delete(place);
-  const text = JSON.stringify(value);
+  const text = `${new Date().toDateString()} ${JSON.stringify(value)}`; // a time of today is of yesterday tomorrow
   if (drawn.get(place) === text) return;
   drawn.set(place, text);
   const key = place.contains(document.activeElement) && document.activeElement.closest("[data-key]")?.dataset.key;
@@ -87,6 +87,11 @@ export function table({ caption, columns, rows, hidden = true, empty = "None." }
     h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, head)),
     h("tbody", { role: "rowgroup" }, body));
 }
+
+/** Offer the newest entries of a list and older ones; `address` is that of the page behind an id, or of the first. */
+export const turn = (place, found, after, address) => draw(place, [found.has_more, found.last_id, after], () => [
+  after && h("a", { href: address() }, "Newest"),
+  found.has_more && button("Older", () => { location.hash = address(found.last_id); })]);
 
 /** Return a list of names and what they are; null leaves a pair out. */
 export function facts(pairs) {
@@ -145,14 +150,34 @@ export function select(options, attributes = {}) {
 export const notice = (kind, ...children) =>
   h(`div.notice.${kind}`, { role: kind === "bad" ? "alert" : null }, children);
 
-/** Ask in a dialog; `content` may hold fields. Resolve to true when the action was chosen. */
-export function ask({ title, content, action, danger = false, cancel = "Cancel" }) {
+/**
+ * Ask in a dialog; `content` may hold fields. Resolve to true when the action was chosen and its `work` is done: what goes
+ * wrong with that is told in the dialog, which stays. Without `cancel` nothing but the action closes it.
+ */
+export function ask({ title, content, action, danger = false, cancel = "Cancel", work = null }) {
   return new Promise((resolve) => {
-    const end = (chosen) => () => { dialog.close(); resolve(chosen); dialog.remove(); };
-    const dialog = h("dialog", { "aria-labelledby": "asked", oncancel: end(false) },
-      h("h2", { id: "asked" }, title), h("div.stack", content),
-      h("div.actions", cancel && h("button", { type: "button", onclick: end(false) }, cancel),
-        h("button", { type: "button", class: danger ? "danger" : "primary", onclick: end(true) }, action)));
+    let chosen = false;
+    const told = h("div");
+    const act = h("button", { class: danger ? "danger" : "primary" }, action);
+    const form = h("form.stack", { onsubmit: async (event) => {
+      event.preventDefault();
+      if (act.hasAttribute("aria-disabled")) return;
+      act.setAttribute("aria-disabled", "true");
+      told.replaceChildren();
+      try {
+        await work?.();
+        chosen = true;
+        dialog.close();
+      } catch (fault) {
+        if (fault.name !== "AbortError") told.replaceChildren(notice("bad", data(fault.message)));
+      } finally {
+        act.removeAttribute("aria-disabled");
+      }
+    } }, h("h2", { id: "asked" }, title), content, told,
+    h("div.actions", cancel && h("button", { type: "button", onclick: () => dialog.close() }, cancel), act));
+    const dialog = h("dialog", { "aria-labelledby": "asked", closedby: cancel ? null : "none",
+      oncancel: (event) => cancel || event.preventDefault(),
+      onclose: () => { dialog.remove(); resolve(chosen); } }, form);
     document.body.append(dialog);
     dialog.showModal();
   });
@@ -173,3 +198,22 @@ export function announce(text, { dose = 0 } = {}) {
   announce.last = now;
   document.getElementById("said").textContent = text;
 }
+
+/** Copy a text; where the page is not on https or localhost, the browser has the old way alone. */
+async function copy(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const held = h("textarea", { value: text, class: "unseen", readonly: true, "aria-hidden": "true" });
+  (document.querySelector("dialog[open]") ?? document.body).append(held); // beside a modal dialog nothing can be marked
+  held.select();
+  const copied = document.execCommand("copy");
+  held.remove();
+  if (!copied) throw new Error("The browser does not copy: mark the text and copy it yourself.");
+  return undefined;
+}
+
+/** Return a button that copies a text and says so itself: beside a modal dialog nothing else would be heard. */
+export const copier = (label, text) => button(label, async (node) => {
+  await copy(text);
+  node.textContent = "Copied";
+  setTimeout(() => { node.textContent = label; }, 3000);
+}, { kind: "small", "aria-live": "polite" });

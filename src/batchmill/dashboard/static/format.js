@@ -1,11 +1,12 @@
-// Writes numbers, sizes, times and states for people: in their own zone, with UTC at hand.
+// Writes numbers as the words around them, in English, and times as the reader has them: in his zone, UTC at hand.
 
 import { h } from "./dom.js";
 
-const COUNT = new Intl.NumberFormat();
-const SHORT = new Intl.NumberFormat(undefined, { notation: "compact", maximumFractionDigits: 1 });
-const RATE = new Intl.NumberFormat(undefined, { maximumSignificantDigits: 3 });
-const PERCENT = new Intl.NumberFormat(undefined, { style: "percent", maximumFractionDigits: 1 });
+const LANGUAGE = "en";
+const COUNT = new Intl.NumberFormat(LANGUAGE);
+const SHORT = new Intl.NumberFormat(LANGUAGE, { notation: "compact", maximumFractionDigits: 1 });
+const RATE = new Intl.NumberFormat(LANGUAGE, { maximumSignificantDigits: 3 });
+const PERCENT = new Intl.NumberFormat(LANGUAGE, { style: "percent", maximumFractionDigits: 1 });
 const MINUTE = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
 const SECOND = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const FAR = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
@@ -14,7 +15,9 @@ const NEAR = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric"
 export const count = (value) => (value === null || value === undefined ? "–" : COUNT.format(value));
 export const short = (value) => (value === null || value === undefined ? "–" : SHORT.format(value));
 export const rate = (value) => (value === null || value === undefined ? "–" : RATE.format(value));
-export const share = (part, whole) => (whole ? PERCENT.format(part / whole) : "–");
+/** Return a part as a percentage; nothing but all of it is 100 %. */
+export const share = (part, whole) =>
+  (whole ? PERCENT.format(part < whole ? Math.min(part / whole, 0.999) : part / whole) : "–");
 export const plural = (value, one, many = `${one}s`) => `${COUNT.format(value)} ${value === 1 ? one : many}`;
 
 export function bytes(value) {
@@ -28,7 +31,7 @@ export function money(cost) {
   if (!cost) return null;
   const digits = Math.abs(cost.amount) >= 1 || cost.amount === 0 ? 2 : 6;
   try {
-    return new Intl.NumberFormat(undefined,
+    return new Intl.NumberFormat(LANGUAGE,
       { style: "currency", currency: cost.currency, maximumFractionDigits: digits })
       .format(cost.amount);
   } catch {
@@ -58,6 +61,20 @@ export function time(unix, { exact = false } = {}) {
 
 export const now = () => Date.now() / 1000;
 
+/** Return the name of the zone that times are shown in, and how far it is from UTC now. */
+export function zone() {
+  const { timeZone } = new Intl.DateTimeFormat().resolvedOptions();
+  const offset = new Intl.DateTimeFormat("en", { timeZoneName: "shortOffset" }).formatToParts(new Date())
+    .find(({ type }) => type === "timeZoneName").value.replace("GMT", "UTC").replace(/[+]0$/, "");
+  return timeZone === offset ? offset : `${timeZone}, ${offset}`;
+}
+
+/** Return how many errors an input has: a list of them may end with an entry that counts the rest. */
+export function wrongs({ data: found }) {
+  const last = found.at(-1);
+  return last?.code === "more_errors" ? found.length - 1 + parseInt(last.message, 10) : found.length;
+}
+
 const STATES = {
   validating: ["Validating", "busy"],
   in_progress: ["In progress", "busy"],
@@ -82,8 +99,7 @@ export function state(batch) {
 export const mark = (kind, words) => h(`span.mark.${kind}`, words);
 
 /** Return how a batch stands to its deadline, in words: an ETA, or a miss. */
-export function forecast({ status, eta, expires_at, misses_by }) {
-  if (FINAL.has(status)) return h("span.quiet", "–");
+export function forecast({ eta, expires_at, misses_by }) {
   const miss = misses_by > 0 || (eta && eta > expires_at);
   if (miss) return h("span", mark("bad", "At risk"),
     ` misses the deadline by ${duration(misses_by || eta - expires_at)}`);

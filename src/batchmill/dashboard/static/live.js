@@ -10,8 +10,11 @@ const TRIES = 3; // broken streams in a row, after which it is asked instead
 export async function follow({ client, id, signal, seen, tell = () => {} }) {
   const path = `v1/batches/${encodeURIComponent(id)}/progress`;
   for (let broken = 0; broken < TRIES;) {
+    await visible(signal);
+    const hidden = untilHidden(signal);
+    let wait = ASKED;
     try {
-      for await (const { event, data } of client.events(path, signal)) {
+      for await (const { event, data } of client.events(path, AbortSignal.any([signal, hidden.signal]))) {
         if (event === "end") return;
         if (event === "progress") {
           broken = 0;
@@ -25,16 +28,40 @@ export async function follow({ client, id, signal, seen, tell = () => {} }) {
     } catch (fault) {
       if (signal.aborted || fault.status === 401 || fault.status === 404 && !fault.missing) throw fault;
       if (fault.missing || fault.status === 406) break;
+      if (hidden.signal.aborted) continue;
+      if (fault.passing) tell(fault);
+      wait = Math.max(wait, fault.wait ?? 0);
       broken += 1;
+    } finally {
+      hidden.abort();
     }
-    await pause(ASKED, signal);
+    await pause(wait, signal);
   }
   await ask({ client, id, path, signal, seen, tell });
 }
 
+/** Wait until the tab is seen. */
+function visible(signal) {
+  return new Promise((resolve, reject) => {
+    if (!document.hidden) return resolve();
+    document.addEventListener("visibilitychange", () => document.hidden || resolve(), { signal });
+    return signal.addEventListener("abort", () => reject(signal.reason), { once: true });
+  });
+}
+
+/** Return what aborts when the tab is hidden: a browser has six connections for all its tabs, and a stream holds one. */
+function untilHidden(signal) {
+  const hidden = new AbortController();
+  document.addEventListener("visibilitychange", () => document.hidden && hidden.abort(),
+    { signal: AbortSignal.any([signal, hidden.signal]) });
+  return hidden;
+}
+
 async function ask({ client, id, path, signal, seen, tell }) {
   for (let missing = false; ;) {
+    let wait = ASKED;
     try {
+      await visible(signal);
       const progress = missing ? ofBatch(await client.get(`v1/batches/${encodeURIComponent(id)}`, {}, signal))
         : await client.get(path, {}, signal);
       await seen(progress);
@@ -46,10 +73,11 @@ async function ask({ client, id, path, signal, seen, tell }) {
         missing = true;
         continue;
       }
-      if (fault.name !== "Fault" || (fault.status && fault.status < 500)) throw fault;
+      if (!fault.passing) throw fault;
       tell(fault);
+      wait = Math.max(wait, fault.wait);
     }
-    await pause(ASKED, signal);
+    await pause(wait, signal);
   }
 }
 

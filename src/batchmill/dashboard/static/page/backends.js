@@ -8,8 +8,8 @@ const FACTS = [["context_length", "context", count], ["supports_image_in", "imag
   ["supports_reasoning", "reasoning"]];
 
 export async function backendsPage(place, { client, signal, tell }) {
-  const backends = h("div");
-  const models = h("div");
+  const backends = h("div.awaited");
+  const models = h("div.awaited");
   place.append(h("section", h("h2", "Backends"), backends), h("section", h("h2", "Models"), models));
   await every(5, { signal, tell }, async () => {
     await showBackends(backends, client, signal);
@@ -31,8 +31,8 @@ async function showBackends(place, client, signal) {
       rows: all.map((each) =>
         [h("div", each.well ? mark("good", "Well") : mark("bad", "Unwell"), each.draining && mark("warn", "Draining")),
         h("div", data(each.id), each.reason && h("div.bad-text", data(each.reason))), time(each.since),
-          count(each.in_flight),
-        each.window === null ? "not found yet" : count(each.window), count(each.workers),
+          each.window === null ? null : count(each.in_flight), // a worker that is alone tells neither
+        each.window === null ? null : count(each.window), count(each.workers),
           each.models.map((model) => h("span.tag", data(model)))]) }));
   } catch (fault) {
     if (!fault.missing) throw fault;

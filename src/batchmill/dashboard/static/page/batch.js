@@ -1,7 +1,7 @@
 // One batch: how far it is and will be, what went wrong, and the ways to steer it.
 
-import { FINAL, count, duration, forecast, money, now, plural, rate, share, short, state, time } from "../format.js";
-import { announce, ask, bar, brief, button, data, draw, facts, field, h, notice, table, toast } from "../dom.js";
+import { FINAL, count, duration, forecast, money, now, plural, rate, share, short, state, time, wrongs } from "../format.js";
+import { announce, ask, bar, brief, button, copier, data, draw, facts, field, h, notice, table, toast } from "../dom.js";
 import { thin, timeline } from "../chart.js";
 import { follow } from "../live.js";
 import { linesBrowser } from "./lines.js";
@@ -12,6 +12,7 @@ const STAMPS = [["created_at", "Created, validating"], ["in_progress_at", "In pr
   ["cancelling_at", "Cancelling"], ["completed_at", "Completed"], ["failed_at", "Failed"], ["expired_at", "Expired"],
     ["cancelled_at", "Cancelled"]];
 const samples = new Map(); // of each batch that was looked at: kept while the tab is open
+const SOON = 5; // seconds after which a batch that runs was not watched from its beginning
 
 export async function batchPage(place, { client, id, may, heading, signal, tell }) {
   const path = `v1/batches/${encodeURIComponent(id)}`;
@@ -19,13 +20,14 @@ export async function batchPage(place, { client, id, may, heading, signal, tell 
     "family"].map((name) => [name, h("div")]));
   const charts = h("div.charts");
   const lines = linesBrowser({ client, id, signal });
-  const done = timeline({ title: "Lines done", unit: "lines", words: short });
+  const done = timeline({ title: "Lines done", unit: "so far", words: short });
   const speed = timeline({ title: "Speed", unit: "tokens/s", words: rate });
   let batch = await client.get(path, {}, signal);
   let progress = null;
   let looked = null; // how many lines were done when the page of them was last loaded
 
   heading.replaceChildren("Batch ", brief(id));
+  heading.after(copier("Copy id", id));
   place.append(parts.top, parts.numbers, charts, parts.problems,
     h("div.halves", h("section", h("h2", "Timeline"), parts.steps), h("section", h("h2", "Backends"), parts.backends)),
     h("section", h("h2", "About this batch"), parts.about), parts.family, lines.node);
@@ -38,8 +40,8 @@ export async function batchPage(place, { client, id, may, heading, signal, tell 
 
   function show() {
     const { completed, failed, total } = batch.request_counts;
-    draw(parts.top, [batch.status, batch.paused_at, completed, failed, total, progress?.waiting, batch.output_file_id,
-      batch.error_file_id],
+    draw(parts.top, [batch.status, batch.expires_at, batch.paused_at, completed, failed, total, progress?.waiting,
+      batch.output_file_id, batch.error_file_id],
       () => top({ batch, progress, may, post, client, again, signal }));
     draw(parts.numbers, [progress, batch.usage, batch.cost], () => numbers(batch, progress));
     draw(parts.problems, [batch.errors, progress?.error_groups, batch.status], () => problems());
@@ -47,7 +49,7 @@ export async function batchPage(place, { client, id, may, heading, signal, tell 
       columns: ["Backend", "Lines:number", "Share:number", "Prompt tokens:number", "Answer tokens:number"],
       rows: found.map((each) =>
         [data(each.backend), count(each.lines), share(each.lines, found.reduce((sum, other) => sum + other.lines, 0)),
-        short(each.prompt_tokens), short(each.completion_tokens)]), empty: "No line has been answered yet." }));
+        short(each.prompt_tokens), short(each.completion_tokens)]), empty: "No backend has answered a line." }));
     draw(parts.steps, STAMPS.map(([name]) => batch[name]), () => steps(batch));
     draw(parts.about, [batch.metadata, batch.priority, batch.expires_at, batch.status, batch.model],
       () => about(batch));
@@ -64,17 +66,16 @@ export async function batchPage(place, { client, id, may, heading, signal, tell 
     const seen = (group) =>
       async () => { await lines.show(`group:${group.id}`); document.getElementById("lines").focus(); };
     return [
-      batch.errors && h("section", h("h2", "Why it failed"), table({ caption: "Errors of the input",
-        columns: ["Line:number", "Code", "Message", "Where"],
-        rows: batch.errors.data.map((each) =>
-          [count(each.line), data(each.code), data(each.message), each.param && data(each.param)]) })),
+      batch.errors && h("section", h("h2", `Why it failed: ${plural(wrongs(batch.errors), "error")}`),
+        errorsTable(batch.errors.data)),
       found.length > 0 && h("section", h("div.split", h("h2", "Failed lines by cause"),
         final && may("write") && button("Retry all failed lines", retry({}), { key: "retry-all" })),
       table({ caption: "Failed lines by cause, the most first",
-        columns: ["Lines:number", "Cause:wide", "For example", "Actions"],
+        columns: ["Lines:number", "Cause:wide", "Lines such as:name", "Actions"],
         rows: found.map((group) => [count(group.count),
           h("div", group.status && h("span.tag", data(group.status)), group.code && h("span.tag", data(group.code)),
-            data(group.message)),
+            data(group.message), group.example && group.example !== group.message
+              && h("p.quiet", "Such as: ", data(group.example))),
           group.custom_ids.slice(0, 3).map((each) => h("div", data(each))),
           h("div.actions", button("Show lines", seen(group), { key: `show-${group.id}`, kind: "small" }),
             final && may("write")
@@ -88,33 +89,40 @@ export async function batchPage(place, { client, id, may, heading, signal, tell 
   function sample() {
     const { request_counts: counts, prompt_tokens_per_second: prompt, completion_tokens_per_second: answer } = progress;
     const tokens = (prompt ?? answer ?? null) === null ? null : (prompt ?? 0) + (answer ?? 0);
-    const before = samples.get(id) ?? (batch.in_progress_at ? [[batch.in_progress_at, 0, null]] : []);
-    const points = thin([...before, [now(), counts.completed + counts.failed, tokens]]);
-    samples.set(id, points);
+    const kept = samples.get(id) ?? { watched: now(),
+      points: batch.in_progress_at ? [[batch.in_progress_at, 0, null]] : [] };
+    const points = thin([...kept.points, [now(), counts.completed + counts.failed, tokens]]);
+    samples.set(id, { ...kept, points });
     if (points.length < 2) return;
     if (!done.node.isConnected) charts.append(done.node);
-    done.show(points.map(([at, lineCount]) => [at, lineCount]), counts.total || 1);
+    const unseen = batch.in_progress_at > 0 && kept.watched - batch.in_progress_at > SOON;
+    const since = ["Since this page was first opened, at ", time(kept.watched, { exact: true })];
+    done.show(points.map(([at, lineCount]) => [at, lineCount]), { most: counts.total || 1, unseen,
+      words: unseen ? [...since, "; how it went before is not kept (dashed)."] : [] });
     const known = points.filter(([, , each]) => each !== null).map(([at, , each]) => [at, each]);
     if (known.length < 2) return;
     if (!speed.node.isConnected) charts.append(speed.node);
-    speed.show(known);
+    speed.show(known, { words: unseen ? [...since, "."] : [] });
   }
 
   const seen = async (next) => {
-    const moved = next.status !== batch.status || next.paused_at !== undefined && next.paused_at !== batch.paused_at;
+    const moved = next.status !== batch.status // or steered, by someone else too
+      || ["paused_at", "priority", "expires_at"].some((name) => next[name] !== undefined && next[name] !== batch[name]);
     const first = progress === null;
     progress = next;
     batch = { ...batch, request_counts: next.request_counts, expires_at: next.expires_at ?? batch.expires_at };
     if (moved || first) batch = await client.get(path, {}, signal);
+    lines.node.hidden = batch.status === "failed";
     lines.groups(next.error_groups);
-    if (!FINAL.has(next.status) || !first) sample();
+    if (next.request_counts.total && (!FINAL.has(next.status) || !first)) sample();
     show();
     const { completed, failed, total } = next.request_counts;
     if (looked !== completed + failed || moved) await lines.look();
     looked = completed + failed;
-    announce(`${count(completed + failed)} of ${plural(total, "line")} done, ${count(failed)} failed.`,
+    if (total) announce(`${count(completed + failed)} of ${plural(total, "line")} done, ${count(failed)} failed.`,
       { dose: moved ? 0 : 15 });
   };
+  lines.node.hidden = batch.status === "failed"; // none was sent
   show();
   await Promise.all([lines.show(""), family(parts.family, { client, batch, signal }),
     follow({ client, id, signal, seen, tell })]);
@@ -128,22 +136,29 @@ function top({ batch, progress, may, post, client, again, signal }) {
     h("div.split", h("div", state(batch), " ", total > 0 && h("strong", share(completed + failed, total))),
       h("div.actions", may("write") && !final && steer({ batch, post, client, again }),
         downloads({ batch, client, signal }))),
-    bar({ done: completed, failed, total, label: "Progress" }),
-    h("p", `${count(completed)} of ${plural(total, "line")} done`, failed > 0
-      && h("span.bad-text", `, ${count(failed)} failed`)),
-    waiting && notice("warn", "It waits: ", data(waiting.reason), h("span.quiet", " since ", time(waiting.since))),
-    batch.paused_at && !final && notice("warn", "Paused since ", time(batch.paused_at), ". The window keeps running: ",
-      batch.expires_at > now() ? `${duration(batch.expires_at - now())} are left.` : "it has passed."));
+    total > 0 ? [bar({ done: completed, failed, total, label: "Progress" }),
+      h("p", `${count(completed + failed)} of ${plural(total, "line")} done`, failed > 0
+        && h("span.bad-text", `, ${count(failed)} failed`))]
+      : h("p.quiet", final ? "No line was sent." : "Its lines are being checked; none has been sent."),
+    waiting && !batch.paused_at && notice("warn", "It waits: ", data(waiting.reason),
+      h("span.quiet", " (since ", time(waiting.since), ")")),
+    batch.paused_at && !final && notice("warn", "Paused since ", time(batch.paused_at),
+      ". The window keeps running, until ", time(batch.expires_at), "."));
 }
+
+/** Return a table of what is wrong with an input, line by line; a long one scrolls in its place. */
+export const errorsTable = (errors) =>
+  h("div.long", { tabindex: 0, role: "region", "aria-label": "Errors of the input" }, table({ caption: "Errors of the input",
+    columns: ["Line:number", "Code", "Message:wide", "Where"],
+    rows: errors.map((each) => [count(each.line), data(each.code), data(each.message), each.param && data(each.param)]) }));
 
 /** Return the buttons that change how a batch goes on. */
 function steer({ batch, post, client, again }) {
   const path = `v1/batches/${encodeURIComponent(batch.id)}`;
   const running = ["validating", "in_progress"].includes(batch.status);
   const change = async (what, title, input, hint, read) => {
-    if (!(await ask({ title, content: field(title, input, hint), action: "Change" }))) return;
-    await client.post(`${path}/${what}`, read(input.value));
-    await again();
+    const work = () => client.post(`${path}/${what}`, read(input.value));
+    if (await ask({ title, content: field(title, input, hint), action: "Change", work })) await again();
   };
   return [
     running && (batch.paused_at ? button("Resume", post("resume"), { key: "resume", kind: "primary" })
@@ -157,10 +172,9 @@ function steer({ batch, post, client, again }) {
       "From -100 to 100. Batches of your organisation with a higher one go first.",
         (value) => ({ priority: Number(value) }))),
     batch.status !== "cancelling" && button("Cancel…", async () => {
-      const sure = await ask({ title: "Cancel this batch?", danger: true, action: "Cancel the batch",
-        cancel: "Keep it running",
+      await ask({ title: "Cancel this batch?", danger: true, action: "Cancel the batch",
+        cancel: "Keep it running", work: post("cancel"),
         content: h("p", "Lines that are done stay done. All others end as failed, and it cannot be taken back.") });
-      if (sure) await post("cancel")();
     }, { kind: "danger", key: "cancel" }),
   ];
 }
@@ -168,7 +182,7 @@ function steer({ batch, post, client, again }) {
 function downloads({ batch, client, signal }) {
   return [["Output", batch.output_file_id], ["Errors", batch.error_file_id]].filter(([, id]) => id).map(([words, id]) =>
     button(`Download ${words.toLowerCase()}`, async () => {
-      await client.download(await client.get(`v1/files/${encodeURIComponent(id)}`, {}, signal), signal);
+      await client.download(await client.get(`v1/files/${encodeURIComponent(id)}`, {}, signal));
     }, { key: `download-${words}` }));
 }
 
@@ -177,20 +191,20 @@ function numbers(batch, progress) {
   const final = FINAL.has(batch.status);
   const tile = (name, value, more) => value !== null && value !== undefined
     && h("div", h("dt", name), h("dd", value, more && h("span.quiet", more)));
-  return h("dl.tiles",
+  const tiles = [
     !final && progress && tile("Forecast", forecast(progress)),
     tile("Deadline", final ? null : time(batch.expires_at)),
-    !final && tile("Speed", progress?.lines_per_second !== null && progress
-      && `${rate(progress.lines_per_second)} lines/s`),
+    !final && tile("Speed", progress?.lines_per_second ? `${rate(progress.lines_per_second)} lines/s` : null),
     !final && tile("Queue", progress?.queue_position
       ? `${plural(progress.queue_position, "batch", "batches")} before it` : progress?.queue_position === 0
       ? "worked on" : null),
-    tile("Prompt tokens", usage ? short(usage.input_tokens) : null, usage?.input_tokens_details.cached_tokens
+    tile("Prompt tokens", usage && batch.request_counts.total ? short(usage.input_tokens) : null, usage?.input_tokens_details.cached_tokens
       ? ` ${short(usage.input_tokens_details.cached_tokens)} cached` : null),
-    tile("Answer tokens", usage ? short(usage.output_tokens) : null, usage?.output_tokens_details.reasoning_tokens
+    tile("Answer tokens", usage && batch.request_counts.total ? short(usage.output_tokens) : null, usage?.output_tokens_details.reasoning_tokens
       ? ` ${short(usage.output_tokens_details.reasoning_tokens)} reasoning` : null),
     tile("Cost", money(progress?.cost ?? batch.cost)),
-    tile("Lines sent again", progress?.retries === undefined ? null : count(progress.retries)));
+    tile("Lines sent again", progress?.retries ? count(progress.retries) : null)].filter(Boolean);
+  return tiles.length > 0 && h("dl.tiles", tiles);
 }
 
 function steps(batch) {
@@ -211,13 +225,25 @@ function about(batch) {
   ]);
 }
 
-/** Tell of which batch this one is a retry, and which are retries of it, among the newest. */
+/** Tell of which batch this one is a retry, and which are retries of it. */
 async function family(place, { client, batch, signal }) {
-  const link = (id) => h("a.id", { href: `#/batches/${encodeURIComponent(id)}` }, data(id));
-  const { data: found } = await client.get("v1/batches", { limit: 100 }, signal);
-  const children = found.filter((each) => each.parent_id === batch.id);
-  if (!batch.parent_id && !children.length) return;
-  place.append(h("section", h("h2", "Retries"), batch.parent_id
-    && h("p", "This batch retries failed lines of ", link(batch.parent_id), "."),
-    children.length > 0 && h("ul", children.map((each) => h("li", link(each.id), " ", state(each))))));
+  const link = (id) => h("a.id", { href: `#/batches/${encodeURIComponent(id)}` }, brief(id));
+  const parent = batch.parent_id && h("p", "This batch retries failed lines of ", link(batch.parent_id), ".");
+  if (parent) place.append(h("section", h("h2", "Retries"), parent));
+  let found;
+  try {
+    found = await client.get("v1/batches", { parent_id: batch.id, limit: 100 }, signal);
+  } catch (fault) {
+    if (!fault.passing) throw fault;
+    return place.append(notice("bad", "Its retries cannot be shown: ", data(fault.message)));
+  }
+  const children = found.data.filter((each) => each.parent_id === batch.id); // an older server tells of all batches
+  if (!children.length) return undefined;
+  const rows = children.map((each) => [state(each), link(each.id), ended(each.request_counts), time(each.created_at)]);
+  return place.replaceChildren(h("section", h("h2", "Retries"), parent,
+    table({ caption: "Retries of this batch, newest first", columns: ["State", "Batch:name", "Lines:wide", "Created"], rows }),
+    found.has_more && h("p.quiet", "There are older ones, too.")));
 }
+
+const ended = ({ completed, failed, total }) => [`${count(completed + failed)} of ${plural(total, "line")} done`,
+  failed > 0 && h("span.bad-text", `, ${count(failed)} failed`)];

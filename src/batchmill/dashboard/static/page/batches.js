@@ -1,24 +1,23 @@
 // All batches: their states, how far they are, and whether they will be done in time.
 
-import { FINAL, STATUSES, count, forecast, now, plural, state, time } from "../format.js";
-import { bar, brief, button, data, draw, field, h, select, table } from "../dom.js";
+import { FINAL, STATUSES, count, duration, forecast, now, plural, state, time, wrongs } from "../format.js";
+import { bar, brief, data, draw, field, h, select, table, turn } from "../dom.js";
 import { every } from "../client.js";
 
 const PAGE = 50;
-const COLUMNS = ["State", "Batch", "Model:name", "Progress:wide",
-  "Forecast:wide", "Deadline", "Created"];
+const COLUMNS = ["State", "Batch:name", "Model:name", "Progress:wide", "End:wide", "Created"];
 
 export async function batchesPage(place, { client, query, signal, tell }) {
   const status = query.get("status") ?? "";
   const after = query.get("after");
-  const go = (changes) => {
+  const address = (changes) => {
     const next = new URLSearchParams(Object.entries({ status, ...changes }).filter(([, value]) => value));
-    location.hash = `#/batches${next.size ? `?${next}` : ""}`;
+    return `#/batches${next.size ? `?${next}` : ""}`;
   };
   const filter = select([["", "All states"], ...STATUSES],
-    { value: status, onchange: () => go({ status: filter.value }) });
+    { value: status, "data-key": "state", onchange: () => { location.hash = address({ status: filter.value }); } });
   const search = h("input", { type: "search", oninput: () => show(), autocomplete: "off", spellcheck: "false" });
-  const list = h("div");
+  const list = h("div.awaited");
   const pages = h("div.pages");
   let found = null;
 
@@ -35,9 +34,7 @@ export async function batchesPage(place, { client, query, signal, tell }) {
       empty: words ? "No batch on this page has that in its id, model or metadata." : status || after
         ? "No batch is in this state." : "There are no batches yet. Make the first one with “New batch”.",
     }));
-    draw(pages, [found.has_more, after], () => [
-      after && h("a", { href: `#/batches${status ? `?status=${status}` : ""}` }, "Newest"),
-      found.has_more && button("Older", () => go({ after: found.last_id }))]);
+    turn(pages, found, after, (last) => address({ after: last }));
   }
 
   await every(5, { signal, tell }, async () => {
@@ -66,15 +63,23 @@ function row(batch) {
     h("div", h("a.id", { href: `#/batches/${encodeURIComponent(batch.id)}`, "data-key": batch.id }, brief(batch.id)),
       pairs(batch.metadata)),
     batch.model && data(batch.model),
-    total ? h("div", bar({ done: completed, failed, total, label: `Progress of ${batch.id}` }),
+    batch.errors ? h("span.bad-text", wrongs(batch.errors) === 1 ? data(batch.errors.data[0].message)
+      : `${plural(wrongs(batch.errors), "error")} in the input`)
+      : total ? h("div", bar({ done: completed, failed, total, label: `Progress of ${batch.id}` }),
       h("span.quiet", `${count(completed + failed)} of ${plural(total, "line")}`), failed
         ? h("span.bad-text", `, ${count(failed)} failed`) : null) : null,
-    forecast({ ...batch, ...batch.progress }),
-    final ? null : h("span", { class: batch.expires_at < now() + 3600 ? "warn-text" : null }, time(batch.expires_at)),
+    final ? end(batch) : h("div", forecast({ ...batch, ...batch.progress }), h("div", { class:
+      batch.expires_at < now() + 3600 ? "warn-text" : "quiet" }, "deadline ", time(batch.expires_at))),
     time(batch.created_at),
   ];
 }
 
-/** Return metadata as small tags. */
-export const pairs = (metadata) =>
-  Object.entries(metadata ?? {}).map(([name, value]) => h("span.tag", data(`${name}: ${value}`)));
+/** Return when a final batch ended, and how long it took. */
+function end(batch) {
+  const at = batch[`${batch.status}_at`];
+  return at && h("span.quiet", time(at), ` after ${duration(at - batch.created_at)}`);
+}
+
+/** Return metadata as small tags; in a table a long one is cut, and shows when one points at it. */
+export const pairs = (metadata) => h("div.tags", Object.entries(metadata ?? {}).map(([name, value]) =>
+  h("span.tag", { title: `${name}: ${value}` }, data(`${name}: ${value}`))));

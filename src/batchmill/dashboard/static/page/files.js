@@ -1,6 +1,6 @@
 // The organisation's files: look, take, use, delete.
 
-import { ask, brief, button, data, draw, field, h, select, table, toast } from "../dom.js";
+import { ask, brief, button, data, draw, field, h, select, table, toast, turn } from "../dom.js";
 import { bytes, time } from "../format.js";
 import { every } from "../client.js";
 
@@ -11,12 +11,12 @@ const WORDS = { batch: "Input", batch_output: "Output" };
 export async function filesPage(place, { client, may, query, signal, tell }) {
   const purpose = query.get("purpose") ?? "";
   const after = query.get("after");
-  const go = (changes) => {
+  const address = (changes) => {
     const next = new URLSearchParams(Object.entries({ purpose, ...changes }).filter(([, value]) => value));
-    location.hash = `#/files${next.size ? `?${next}` : ""}`;
+    return `#/files${next.size ? `?${next}` : ""}`;
   };
-  const filter = select(PURPOSES, { value: purpose, onchange: () => go({ purpose: filter.value }) });
-  const list = h("div");
+  const filter = select(PURPOSES, { value: purpose, "data-key": "kind", onchange: () => { location.hash = address({ purpose: filter.value }); } });
+  const list = h("div.awaited");
   const pages = h("div.pages");
   place.append(h("div.tools", field("Kind", filter), may("write")
     && h("a.button.primary.last", { href: "#/new" }, "New batch")), list, pages);
@@ -26,16 +26,14 @@ export async function filesPage(place, { client, may, query, signal, tell }) {
     draw(list, found.data, () => table({ caption: "Files, newest first", empty: "There are no files.",
       columns: ["Name:wide", "Kind", "Size:number", "Created", "Expires", "Actions"],
       rows: found.data.map(row) }));
-    draw(pages, [found.has_more, after],
-      () => [after && h("a", { href: `#/files${purpose ? `?purpose=${purpose}` : ""}` }, "Newest"),
-      found.has_more && button("Older", () => go({ after: found.last_id }))]);
+    turn(pages, found, after, (last) => address({ after: last }));
   };
 
   function row(file) {
     return [h("div", h("strong", data(file.filename)), h("div.quiet", brief(file.id))), WORDS[file.purpose]
       ?? data(file.purpose), bytes(file.bytes),
       time(file.created_at), file.expires_at ? time(file.expires_at) : "never",
-      h("div.actions", button("Download", () => client.download(file, signal),
+      h("div.actions", button("Download", () => client.download(file),
         { kind: "small", key: `get-${file.id}` }),
         may("write") && file.purpose === "batch"
           && h("a.button.small", { href: `#/new?file=${encodeURIComponent(file.id)}` }, "Use"),
@@ -44,10 +42,10 @@ export async function filesPage(place, { client, may, query, signal, tell }) {
 
   const remove = (file) => async () => {
     const sure = await ask({ title: "Delete this file?", danger: true, action: "Delete", cancel: "Keep it",
+      work: () => client.delete(`v1/files/${encodeURIComponent(file.id)}`),
       content: [h("p", data(file.filename)),
         h("p", "It cannot be taken back. Batches that run go on; the failed lines of a final batch cannot be retried without its input.")] });
     if (!sure) return;
-    await client.delete(`v1/files/${encodeURIComponent(file.id)}`);
     toast("The file is deleted.");
     await load();
   };

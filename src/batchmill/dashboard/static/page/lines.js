@@ -1,6 +1,6 @@
 // The lines of a batch, page by page: the prompt and what came of it, side by side.
 
-import { data, draw, field, h, notice, select } from "../dom.js";
+import { button, data, draw, field, h, notice, select } from "../dom.js";
 import { count, mark } from "../format.js";
 import { answered, asked, succeeded } from "../words.js";
 
@@ -9,13 +9,15 @@ const LONG = 1500; // characters of a text that are shown at first
 const QUESTIONS = 20; // for one page: rare lines may be far apart
 const ASKED = 7000; // characters of a query: a server takes 8 KiB of an address
 
-/** Return the browser of a batch's lines: `node`, `show(filter)`, `groups(list)` as there are, `look()` for new lines. */
+/** Return the browser of a batch's lines: `node`, `show(filter)`, `groups(list)` of errors, `look()` for new lines. */
 export function linesBrowser({ client, id, signal, title = "Lines", retried = true }) {
   const at = [null]; // the cursors of the pages until this one
   let filter = "";
   let merged = false;
   let loads = 0;
-  let open = true; // more lines may come to the page that is shown
+  let page = null; // its lines, their requests, the cursor behind them, whether more will come; undefined: try again
+  const met = []; // groups of errors
+  let there = []; // what the articles that are shown are of
   const choice = select([], { onchange: () => show(choice.value) });
   const children = h("input",
     { type: "checkbox", id: "merged", onchange: () => { merged = children.checked; show(filter); } });
@@ -27,7 +29,10 @@ export function linesBrowser({ client, id, signal, title = "Lines", retried = tr
   const node = h("section", { "aria-labelledby": "lines" }, h("h2", { id: "lines", tabindex: -1 }, title), tools, told,
     list, turn);
 
+  /** Offer groups of errors to be shown, in the order in which they were first seen: which is largest changes. */
   function groups(found) {
+    for (const { id: group } of found) if (!met.includes(group)) met.push(group);
+    found = [...found].sort((a, b) => met.indexOf(a.id) - met.indexOf(b.id));
     const fixed = [["", "All lines"], ["succeeded", "Succeeded"], ["failed", "Failed"]];
     const each = found.map(({ id: group, message, code, status }) =>
       [`group:${group}`, `Failed: ${[status, code, message].filter(Boolean).join(" · ").slice(0, 90)}`]);
@@ -36,45 +41,57 @@ export function linesBrowser({ client, id, signal, title = "Lines", retried = tr
   }
 
   /** Ask until the page is full, or there is no more now: a server's page may be shorter than what was asked for. */
-  async function fetchPage() {
-    const page = { lines: [], next: at.at(-1), more: true, whole: false };
-    for (let asked = 0; page.more && page.lines.length < PAGE && asked < QUESTIONS; asked += 1) {
-      const query = { after: page.next, limit: PAGE - page.lines.length, merged: merged || null };
+  async function filled({ lines, next, requests }) {
+    const fresh = [];
+    const found = { next, more: true, whole: false };
+    for (let asked = 0; found.more && lines.length + fresh.length < PAGE && asked < QUESTIONS; asked += 1) {
+      const query = { after: found.next, limit: PAGE - lines.length - fresh.length, merged: merged || null };
       if (filter.startsWith("group:")) query.error_group = filter.slice(6);
       else query.status = filter;
-      const found = await client.lines(`v1/batches/${encodeURIComponent(id)}/results`, query, signal);
-      page.lines.push(...found.lines);
-      page.next = found.headers.get("x-next-cursor");
-      page.more = found.headers.get("x-has-more") === "true";
-      page.whole = found.headers.get("x-complete") === "true";
+      const part = await client.lines(`v1/batches/${encodeURIComponent(id)}/results`, query, signal);
+      fresh.push(...part.lines);
+      found.next = part.headers.get("x-next-cursor");
+      found.more = part.headers.get("x-has-more") === "true";
+      found.whole = part.headers.get("x-complete") === "true";
     }
-    return page;
+    return { ...found, lines: [...lines, ...fresh], requests: new Map([...requests, ...await inputs(fresh)]) };
   }
 
-  async function load() {
+  /** Load the page, or what has come to it since it was shown. */
+  async function load(before = { lines: [], next: at.at(-1), requests: new Map() }) {
     loads += 1;
     const mine = loads;
     try {
-      const page = await fetchPage();
-      const { more, whole } = page;
-      const requests = await inputs(page.lines);
+      const found = await filled(before);
       if (mine !== loads) return; // another page was asked for meanwhile
-      list.replaceChildren(...page.lines.map((line) => article(line, requests)));
-      open = !whole && page.lines.length < PAGE;
-      told.textContent = page.lines.length ? "" : whole ? "No such lines." : "No such lines yet.";
-      turn.replaceChildren(
-        ...(at.length > 1 ? [h("button", { type: "button", onclick: () => { at.pop(); move(); } }, "Previous lines")]
-          : []),
-        ...(more ? [h("button",
-          { type: "button", onclick: () => { at.push(page.next); move(); } }, "Next lines")]
-          : []),
-        h("button", { type: "button", onclick: () => load() }, "Look again"));
+      page = found;
+      const { lines, whole, next } = page;
+      lay(lines, page.requests);
+      told.textContent = lines.length ? "" : whole ? "No such lines." : "No such lines yet.";
+      const more = page.more || !whole && lines.length === PAGE;
+      draw(turn, [at.length, more, next], () => [
+        at.length > 1 && button("Previous lines", () => { at.pop(); return move(); }),
+        more && button("Next lines", () => { at.push(next); return move(); }),
+        button("Look again", () => load())]);
     } catch (fault) {
-      if (fault.name === "AbortError") return;
+      if (fault.name === "AbortError" || mine !== loads || before === page && fault.passing) return;
+      [page, there] = [fault.passing ? undefined : null, []];
       list.replaceChildren(fault.missing
         ? notice("info", "This server does not show lines before the files are there: download them instead.")
-        : notice("bad", data(fault.message)));
+        : notice(fault.passing ? "bad" : "info", data(fault.message)));
+      draw(turn, fault.message, () => fault.passing && button("Try again", () => load()));
     }
+  }
+
+  /** Show lines; those that are there already stay as they are, opened or not. */
+  function lay(lines, requests) {
+    const wanted = lines.map((line) => [line.text, requests.get(line.value?.custom_id)?.text].join("\n"));
+    const changed = wanted.findIndex((each, i) => each !== there[i]);
+    const kept = changed < 0 ? wanted.length : changed;
+    if (!there.length) list.replaceChildren();
+    while (list.children.length > kept) list.lastElementChild.remove();
+    list.append(...lines.slice(kept).map((line) => article(line, requests)));
+    there = wanted;
   }
 
   async function move() {
@@ -105,9 +122,11 @@ export function linesBrowser({ client, id, signal, title = "Lines", retried = tr
     at.splice(1);
     return load();
   }
-  /** Load the page again if lines may have come to it, and nobody reads one of them closely. */
-  const look = async () => { if (open && !list.querySelector("details[open]")
-    && !list.contains(document.activeElement)) await load(); };
+  /** Load what may have come to the page, or all of it if that failed and may go now. */
+  const look = async () => {
+    if (page === undefined) await load();
+    else if (page && !page.whole && page.lines.length < PAGE) await load(page);
+  };
   groups([]);
   return { node, show, groups, look };
 }

@@ -1,7 +1,9 @@
 // A new batch: upload the input or choose one, see what is wrong with it and what it would cost, and create it.
 
+import { Fault, once } from "../client.js";
 import { announce, ask, button, data, draw, facts, field, h, notice, select, table } from "../dom.js";
-import { bytes, count, duration, mark, money, plural, rate, share, short, time } from "../format.js";
+import { bytes, count, duration, mark, money, plural, rate, share, short, time, wrongs } from "../format.js";
+import { errorsTable } from "./batch.js";
 import { follow } from "../live.js";
 import { linesBrowser } from "./lines.js";
 
@@ -13,25 +15,33 @@ export async function newPage(place, { client, me, may, query, signal }) {
     "A new batch is for keys with the scope write, which this key lacks."));
   const chosen = { file: null };
   const said = h("div.stack");
-  const input = inputPart({ client, signal, choose: (file) => { chosen.file = file; said.replaceChildren(); } });
-  const endpoint = select(me.limits?.endpoints ?? ENDPOINTS, {});
-  const window = h("input", { value: "24h", autocomplete: "off", spellcheck: "false", size: 8 });
+  let quoting = new AbortController(); // a quote is of what was ordered when it was asked for
+  const unsay = () => { quoting.abort(new DOMException("Another is ordered.", "AbortError")); said.replaceChildren(); };
+  const input = inputPart({ client, signal, choose: (file) => { chosen.file = file; unsay(); } });
+  const endpoint = select(me.limits?.endpoints ?? ENDPOINTS, { onchange: unsay });
+  const window = h("input", { value: "24h", autocomplete: "off", spellcheck: "false", size: 8, oninput: unsay });
   const metadata = metadataPart();
-  const trial = h("input", { type: "number", min: 0, max: 100, value: "0" });
+  const trial = h("input", { type: "number", min: 0, max: 100, value: "0", oninput: unsay });
+  let sent = {}; // the last order, under which key: what nobody knows the end of is sent again as the same one
   const order = () => {
     if (!chosen.file) throw new Error("Upload or choose an input file first.");
     return { input_file_id: chosen.file.id, endpoint: endpoint.value, completion_window: window.value.trim(),
       ...metadata.read() };
   };
   const quoted = async () => {
+    const body = { ...order(), trial: Number(trial.value) };
+    unsay();
+    quoting = new AbortController();
+    const still = AbortSignal.any([signal, quoting.signal]);
     announce("The input is being checked.");
     said.replaceChildren(h("p.quiet", { role: "status" }, "Every line is being checked…"));
     try {
-      const quote = await client.post("v1/batches/quote", { ...order(), trial: Number(trial.value) }, signal);
+      const quote = await client.post("v1/batches/quote", body, still);
       said.replaceChildren(report(quote));
       said.querySelector("h2").focus();
-      if (quote.trial) await tried({ client, quote, signal, place: said });
+      if (quote.trial) await tried({ client, quote, signal: still, place: said });
     } catch (fault) {
+      if (fault.name === "AbortError") return;
       said.replaceChildren();
       if (!fault.missing) throw fault;
       said.replaceChildren(notice("info",
@@ -39,7 +49,16 @@ export async function newPage(place, { client, me, may, query, signal }) {
     }
   };
   const created = async () => {
-    const batch = await client.post("v1/batches", order(), signal);
+    const body = order();
+    const text = JSON.stringify(body);
+    if (sent.text !== text) sent = { text, key: once() };
+    let batch;
+    try {
+      batch = await client.post("v1/batches", body, signal, sent.key);
+    } catch (fault) {
+      if (fault instanceof Fault && fault.status) sent = {}; // it was answered
+      throw fault;
+    }
     location.hash = `#/batches/${encodeURIComponent(batch.id)}`;
   };
   place.append(
@@ -60,51 +79,53 @@ function inputPart({ client, signal, choose }) {
   const picked = h("input",
     { type: "file", accept: ".jsonl", class: "unseen", onchange: () => picked.files[0] && upload(picked.files[0]) });
   picked.id = "picked";
-  const there = h("div");
   const over = (on) => (event) => { event.preventDefault(); drop.classList.toggle("over", on); };
   const drop = h("div.drop", { ondragover: over(true), ondragleave: over(false), ondrop: (event) => {
     over(false)(event);
     if (event.dataTransfer.files[0]) upload(event.dataTransfer.files[0]);
   } }, picked, h("label.button", { for: "picked" }, "Choose a JSONL file"), h("span.quiet", " or drop it here"));
   const node = h("div.stack", drop, h("div.actions", button("Use a file that is there…", existing, { kind: "small" })),
-    there, state);
+    state);
 
   function take(file) {
     choose(file);
-    there.replaceChildren();
     state.replaceChildren(notice("good", "Input: ", h("strong", data(file.filename)), ` (${bytes(file.bytes)}) `,
       h("bdi.data.quiet", file.id)));
   }
 
+  let stop = new AbortController();
+
   async function upload(file) {
-    const stop = new AbortController();
-    signal.addEventListener("abort", () => stop.abort());
+    stop.abort(); // one that is on its way: the last one counts
+    const mine = stop = new AbortController();
+    signal.addEventListener("abort", () => mine.abort());
     choose(null);
     const meter = h("progress", { max: 1, value: 0, "aria-label": `Upload of ${file.name}` });
     const words = h("span.quiet");
     state.replaceChildren(h("div.upload", h("span", "Uploading ", data(file.name)), meter, words,
-      h("button", { type: "button", class: "small", onclick: () => stop.abort() }, "Abort")));
+      h("button", { type: "button", class: "small", onclick: () => mine.abort() }, "Abort")));
     const progress = (sent, total) => {
       meter.value = total ? sent / total : 0;
       words.textContent = `${bytes(sent)} of ${bytes(total)} (${share(sent, total)})`;
     };
     try {
-      take(await client.upload(file, { progress, signal: stop.signal }));
+      take(await client.upload(file, { progress, signal: mine.signal }));
       announce("The upload is done.");
     } catch (fault) {
-      state.replaceChildren(notice(fault.name === "AbortError" ? "info" : "bad", data(fault.message)));
+      if (mine === stop) state.replaceChildren(notice(fault.name === "AbortError" ? "info" : "bad", data(fault.message)));
     }
     picked.value = "";
   }
 
   async function existing() {
     const { data: files } = await client.get("v1/files", { purpose: "batch", limit: 50 }, signal);
-    if (!files.length) return there.replaceChildren(h("p.quiet", "There are no input files yet."));
+    if (!files.length) throw new Error("There are no input files yet.");
     const choice = select(files.map((file) => [file.id, `${file.filename.slice(0, 60)} · ${bytes(file.bytes)}`]));
     const sure = await ask({ title: "Input files", content: field("File", choice, "The newest 50."),
       action: "Use it" });
-    if (sure) take(files.find((file) => file.id === choice.value));
-    return undefined;
+    if (!sure) return;
+    stop.abort();
+    take(files.find((file) => file.id === choice.value));
   }
   return { node, take };
 }
@@ -139,25 +160,24 @@ function report(quote) {
   const wrong = quote.errors?.data ?? [];
   const eta = forecast?.eta;
   const unbounded = models.reduce((all, each) => all + (each.unbounded ?? 0), 0);
+  const bound = unbounded ? "as far as known" : "at most";
   return h("div.stack",
     h("h2", { tabindex: -1 }, quote.valid ? mark("good", "Valid") : mark("bad", "Not valid"),
     ` ${plural(quote.requests, "line")}, ${bytes(quote.bytes)}`),
     wrong.length > 0 && notice("bad", quote.valid ? "" : "A batch of this input would fail. ",
-      `${plural(wrong.length, "error")}:`),
-    wrong.length > 0 && table({ caption: "Errors of the input", columns: ["Line:number", "Code", "Message", "Where"],
-      rows: wrong.slice(0,
-        ERRORS).map((each) =>
-        [count(each.line), data(each.code), data(each.message), each.param && data(each.param)]) }),
+      `${plural(wrongs(quote.errors), "error")}:`),
+    wrong.length > 0 && errorsTable(wrong.slice(0, ERRORS)),
     wrong.length > ERRORS && h("p.quiet", `${count(wrong.length - ERRORS)} more are not shown.`),
     models.length > 0 && table({ caption: "What it would take, by model", hidden: false,
-      columns: ["Model", "Lines:number", "Prompt tokens:number", "Answer tokens, at most:number",
-        "Cost, at most:number"],
+      columns: ["Model", "Lines:number", "Prompt tokens:number", `Answer tokens, ${bound}:number`,
+        `Cost, ${bound}:number`],
       rows: models.map((each) =>
-        [data(each.model), count(each.requests), short(each.prompt_tokens), short(each.completion_tokens),
+        [data(each.model), count(each.requests), short(each.prompt_tokens),
+        each.unbounded === each.requests ? "not known" : short(each.completion_tokens),
         money(each.cost) ?? "no price"]) }),
     unbounded > 0 && h("p.quiet",
       `${plural(unbounded, "line")} without max_tokens: nobody knows how long the answers will be, and they count as none.`),
-    facts([["Cost, at most", money(quote.cost)],
+    facts([[`Cost, ${bound}`, money(quote.cost)],
       ["Speed now", forecast?.tokens_per_second ? `${rate(forecast.tokens_per_second)} tokens/s` : null],
       ["Batches before it", forecast ? count(forecast.queue_position) : null],
         ["Deadline", forecast && time(forecast.expires_at)],

@@ -2,21 +2,27 @@
 
 import { bars } from "../chart.js";
 import { count, money, share, short, time } from "../format.js";
-import { brief, data, field, h, table } from "../dom.js";
+import { brief, button, data, field, h, table } from "../dom.js";
 
 const DAY = 86_400_000;
-const PAGES = 10;  // of a thousand rows each
+const PAGES = 10; // of a thousand rows each
+const ROWS = 200; // of the table are shown at first
 const BUDGETS = { tokens_per_day: "Tokens a day", enqueued_tokens: "Tokens that wait", batch_cost: "Cost of a batch" };
 const day = (ms) => new Date(ms).toISOString().slice(0, 10);
 
-export async function usagePage(place, { client, query, signal }) {
+export async function usagePage(place, { client, may, query, signal }) {
   const from = h("input", { type: "date", value: query.get("from") ?? day(Date.now() - 29 * DAY) });
   const to = h("input", { type: "date", value: query.get("to") ?? day(Date.now()) });
-  const go = () => { if (from.value && to.value) location.hash = `#/usage?from=${from.value}&to=${to.value}`; };
-  from.addEventListener("change", go);
-  to.addEventListener("change", go);
-  place.append(h("div.tools", field("From", from), field("To", to, "Days of UTC.")));
+  const go = (event) => {
+    event.preventDefault();
+    if (from.value && to.value) location.hash = `#/usage?from=${from.value}&to=${to.value}`;
+  };
+  place.append(h("form.tools", { onsubmit: go }, field("From", from), field("To", to),
+    h("button", { "data-key": "days" }, "Show these days"), h("p.hint", "Days are those of UTC.")));
+  const loading = h("div.awaited");
+  place.append(loading);
   const usage = await whole(client, { from: from.value, to: to.value }, signal);
+  loading.remove();
   const chart = bars({ title: "Tokens", unit: "a day", words: short });
   const sum = (name) => usage.data.reduce((all, row) => all + row[name], 0);
   place.append(
@@ -26,16 +32,8 @@ export async function usagePage(place, { client, query, signal }) {
       .map(([name, value]) => h("div", h("dt", name), h("dd", value)))),
     budgets(usage.budgets ?? []),
     usage.data.length ? chart.node : "",
-    h("section", h("h2", "By day, key and model"),
-      usage.has_more ? h("p", "There is more than is shown and summed up here: ask for fewer days.") : "",
-      table({ caption: "Usage, the latest day first", empty: "Nothing was used in these days.",
-      columns: ["Day:day", "Key", "Model:name", "Requests:number", "Failed:number",
-        "Input:number", "Cached:number", "Output:number", "Reasoning:number", "Cost:number"],
-      rows: [...usage.data].sort((a, b) => b.day.localeCompare(a.day)).map((row) =>
-        [row.day, row.key_name ? data(row.key_name) : row.key_id && brief(row.key_id),
-        data(row.model), count(row.requests), count(row.failed), short(row.input_tokens), short(row.cached_tokens),
-          short(row.output_tokens),
-        short(row.reasoning_tokens), money(row.cost)]) })));
+    usage.has_more ? h("p", "There is more than is shown and summed up here: ask for fewer days.") : "",
+    rowsOf(usage.data, may("admin")));
   if (usage.data.length) chart.show(days(usage));
 }
 
@@ -48,6 +46,24 @@ async function whole(client, query, signal) {
     Object.assign(usage, { last_id: page.last_id, has_more: page.has_more });
   }
   return usage;
+}
+
+/** Return the table of the rows, the latest day first; whose they are is told to admin keys alone. */
+function rowsOf(found, byKey) {
+  const rows = [...found].sort((a, b) => b.day.localeCompare(a.day));
+  const list = h("div");
+  const columns = ["Day:day", byKey && "Key", "Model:name", "Requests:number", "Failed:number", "Input:number",
+    "Cached:number", "Output:number", "Reasoning:number", "Cost:number"].filter(Boolean);
+  const lay = (some) => list.replaceChildren(table({ caption: "Usage, the latest day first", columns,
+    empty: "Nothing was used in these days.", rows: some.map((row) => [row.day,
+      ...(byKey ? [row.key_name ? data(row.key_name) : row.key_id && brief(row.key_id)] : []),
+      data(row.model), count(row.requests), count(row.failed), short(row.input_tokens), short(row.cached_tokens),
+      short(row.output_tokens), short(row.reasoning_tokens), money(row.cost)]) }));
+  lay(rows.slice(0, ROWS));
+  const all = rows.length > ROWS && button(`Show all ${count(rows.length)} rows`, () => { lay(rows); all.remove(); });
+  return h("section", h("h2", byKey ? "By day, key and model" : "By day and model"), list,
+    all && h("div.pages", all),
+    !byKey && h("p.hint", "Which key it was is told to keys with the scope admin."));
 }
 
 function total(rows) {
@@ -68,9 +84,9 @@ function budgets(all) {
   if (!all.length) return h("p.quiet", "No budget is set.");
   return h("section", h("h2", "Budgets"),
     table({ caption: "Budgets", columns: ["Budget", "Used:number", "Limit:number", "Share:wide", "Begins anew"],
-    rows: all.map(({ kind, model, limit, used, resets_at }) =>
+    rows: all.map(({ kind, model, limit, used, resets_at, currency }) =>
       [h("span", BUDGETS[kind] ?? data(kind), model && h("span.tag", data(model))),
-      used === undefined ? null : short(used), short(limit), used === undefined ? null
+      used === undefined ? null : short(used), currency ? money({ amount: limit, currency }) : short(limit), used === undefined ? null
         : h("span", h("meter",
         { min: 0, max: limit, high: limit * 0.9, value: Math.min(used, limit),
         "aria-label": `Used of ${BUDGETS[kind] ?? kind}` }), ` ${share(used, limit)}`),
