@@ -284,8 +284,8 @@ def test_the_command_says_what_it_did(processes: Processes, tmp_path: Path) -> N
     """From options to files and back, with its sentence on stderr; options that do not go together are told."""
     _csv(tmp_path / "in.csv", _ROWS)
     words = ["convert", tmp_path / "in.csv", "-o", tmp_path / "out.jsonl"]
-    done = processes.batchmill(*words, "--model", "m", "--prompt", "{text}")
-    assert (done.code, done.out) == (0, "")
+    done = processes.batchmill(*words, "--model", "m", "--prompt", "{text}", "--json")
+    assert (done.code, json.loads(done.out)) == (0, {"output": str(tmp_path / "out.jsonl"), "requests": 3})
     assert done.err.splitlines()[0].startswith("In 1 of 3 rows every column that --prompt names is empty")
     assert done.err.splitlines()[1] == f"3 requests in {tmp_path / 'out.jsonl'}."
     assert processes.batchmill(*words, "--model", "m").err == "--prompt is missing.\n"

@@ -1,5 +1,6 @@
 """The commands that need no server, `batchmill run`, `check`, `convert` and `doctor`, and their options."""
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ from batchmill.cli.option import (
     DrainOption,
     EndpointOption,
     FileOption,
+    JsonOption,
     KeyOption,
     LeaseOption,
     LimitsOption,
@@ -133,6 +135,7 @@ def convert(
         typer.Option(help="Other way round: result files, joined to the rows of --join. Repeatable."),
     ] = None,
     rows: Annotated[Path | None, typer.Option("--join", help="With --back: the INPUT that they came from.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Make requests of a table's rows, by a template; or join results to the rows, with --back and --join.
 
@@ -151,6 +154,8 @@ def convert(
         count, missing = join(back, rows, output, column=column, delimiter=delimiter)
         hint = " (is --id the column that it was?)" if missing == count else ""
         note(f"{count:,} rows in {output}{f'; {missing:,} have no result{hint}' if missing else ''}.")
+        if as_json:
+            say(json.dumps({"output": str(output), "rows": count, "without_result": missing}))
         return
     if source is None or rows is not None:
         raise Stop("Name an INPUT; --join goes with --back.", RunExit.USAGE)
@@ -163,7 +168,10 @@ def convert(
         max_tokens=max_tokens,
         sets=sets or (),
     )
-    note(f"{command.convert(source, output, recipe, delimiter=delimiter):,} requests in {output}.")
+    count = command.convert(source, output, recipe, delimiter=delimiter)
+    note(f"{count:,} requests in {output}.")
+    if as_json:
+        say(json.dumps({"output": str(output), "requests": count}))
 
 
 def doctor(
@@ -184,7 +192,7 @@ def doctor(
             envvar="BATCHMILL_SERVER", help="A running server to ask, too, with the key in BATCHMILL_API_KEY."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what is set up, what is wrong and what to do; changes nothing. Exit codes: 0 sound, 1 there is a problem."""
     from batchmill.cli.doctor import run_doctor  # noqa: PLC0415 - as above
