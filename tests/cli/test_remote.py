@@ -287,6 +287,14 @@ def test_what_stdout_cannot_show_ends_no_command(processes: Processes, shell: Sh
     assert (full.code, full.err) == (2, "Standard output: No space left on device.\n")
 
 
+def test_closed_streams_are_no_fault(processes: Processes, shell: Shell, mixed: Path) -> None:
+    """As where a scheduler starts it: what would be said is said to nobody, and no socket gets a stream's number."""
+    program = " ".join(BATCHMILL)
+    command = f"BATCH=$({program} submit {mixed} --no-check <&- 2>&-) && {program} results $BATCH --follow >&-"
+    ended = processes.run(["sh", "-c", command], environment=shell.environment)
+    assert (ended.code, ended.out, ended.err) == (0, "", "")
+
+
 def test_a_running_server_is_known(shell: Shell, server: Server) -> None:
     """Doctor finds its ports, its rows and its key well, and another key a problem with what to do."""
     words = ["doctor", "--data", server.data, "--port", server.port, "--backend", "echo:", "--server", server.url]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,6 +53,7 @@ from batchmill.cli.remote import (
 )
 from batchmill.cli.steer import backends_app
 
+_STDERR = 2
 _SERVER, _CLIENT, _LOCAL = "Server", "Client", "Local"
 app = typer.Typer(name="batchmill", no_args_is_help=True, pretty_exceptions_enable=False)
 models_app = typer.Typer(no_args_is_help=True, help="The models of a server, and the built-in one.")
@@ -59,6 +61,7 @@ models_app = typer.Typer(no_args_is_help=True, help="The models of a server, and
 
 def main() -> None:
     """Run the command line; whatever cannot be done ends with one sentence and its exit code."""
+    _open_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr does: what it cannot show must not end a command
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -66,6 +69,16 @@ def main() -> None:
     except Stop as stop:
         print(stop, file=sys.stderr)  # noqa: T201 - this is how a command speaks
         sys.exit(stop.code)
+
+
+def _open_streams() -> None:
+    """Open to nothing what is closed of the standard streams: else a socket gets its number, and a word is a fault."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        os.set_inheritable(number, True)  # noqa: FBT003 - it takes no keyword
+    os.close(number)
+    for number, (name, mode) in enumerate({"stdin": "r", "stdout": "w", "stderr": "w"}.items()):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - it lasts as long as the process
 
 
 @app.command(rich_help_panel=_SERVER)
