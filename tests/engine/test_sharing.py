@@ -1,11 +1,13 @@
 """Workers that share the window of one backend, by the rows."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from sqlalchemy import delete, insert, select
 from structlog.testing import capture_logs
 
+from batchmill.engine.sharing import Showing
 from batchmill.spec.states import Status
 from batchmill.store.database import Statements
 from batchmill.store.lane import Standing, list_windows
@@ -163,3 +165,27 @@ async def test_a_full_database_leaves_each_its_part(mill: Mill) -> None:
     database.full = False
     await hand.sharing.step()
     assert hand.lanes[0].pace.window == 8
+
+
+async def test_a_worker_that_is_alone_shows_what_it_has_in_flight(mill: Mill) -> None:
+    """Who looks sees its window and what is in flight; nothing is written while neither changes."""
+    engine = mill.echo(latency=2.0)
+    hand = mill.hand(engine, window=12)
+    await mill.database.write(lambda tx: insert_worker(tx, worker_id=hand.worker_id, lease=LEASE, now=1))
+    database = Counting(mill.database)
+    showing = Showing(database=database, lanes=hand.all_lanes, worker_id=hand.worker_id)
+    await showing.step()
+    assert await mill.database.read(list_windows) == []  # nobody has asked the backend yet
+    await hand.scout.step()
+    await showing.step()
+    at_rest = Standing(name="echo:", total=12, leader=hand.worker_id, in_flight=0, workers=1)
+    assert await standing(mill) == at_rest
+    await mill.batch(lines(12))
+    await hand.accept()
+    await hand.runner.step()
+    await settle()
+    await showing.step()
+    assert await standing(mill) == replace(at_rest, in_flight=12)
+    written = database.writes
+    await showing.step()
+    assert database.writes == written

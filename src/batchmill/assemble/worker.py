@@ -26,7 +26,7 @@ from batchmill.engine.roster import Roster
 from batchmill.engine.runner import Runner
 from batchmill.engine.scout import Scout
 from batchmill.engine.sender import Sender
-from batchmill.engine.sharing import Sharing
+from batchmill.engine.sharing import Sharing, Showing
 from batchmill.engine.sweeper import Sweeper
 from batchmill.engine.validator import Validator
 from batchmill.engine.worker import Worker
@@ -149,7 +149,7 @@ def build_worker(
                 _LOOK_SECONDS,
             ),
             (Gauging(lanes=lanes, clock=clock), Bell(clock=clock), _GAUGE_SECONDS),
-            *([] if alone else [(sharing, share, _SHARE_SECONDS)]),
+            (Showing(lanes=lanes, database=database, worker_id=worker_id) if alone else sharing, share, _SHARE_SECONDS),
             (
                 Roster(lanes=lanes, feed=feed, make_lane=make_lane, unknown=scout, metrics=metrics, **here),
                 Bell(clock=clock),

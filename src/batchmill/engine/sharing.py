@@ -1,6 +1,6 @@
 """Tells the rows once a second what each lane has in flight, and learns what part of the Backend's window it has.
 
-For workers that are not alone. What is told, who judges and who gets what: `schedule.share`.
+What is told, who judges and who gets what: `schedule.share`. A worker that is alone has all of it, and only tells.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -11,8 +11,8 @@ from batchmill.blobs.space import is_full
 from batchmill.clock import Clock
 from batchmill.engine.lanes import Lane, Lanes
 from batchmill.schedule.share import Heard
-from batchmill.store.database import Database
-from batchmill.store.lane import Told, look, tell
+from batchmill.store.database import Database, Transaction
+from batchmill.store.lane import Told, look, show_window, tell
 
 
 class Sharing:
@@ -77,3 +77,36 @@ class Sharing:
             return {}  # each goes on with the part that it has
         self._full = False
         return heard
+
+
+class Showing:
+    """What a worker that is alone has in flight, and its windows: kept for who looks at them, when they change."""
+
+    def __init__(self, *, database: Database, lanes: Lanes, worker_id: str) -> None:
+        self._database = database
+        self._lanes = lanes
+        self._worker_id = worker_id
+        self._shown: dict[str, tuple[int, int]] = {}  # by backend: in flight, window
+
+    async def step(self) -> bool:
+        """Show what is new; False, since the next look has its time. On a full disk it is shown later."""
+        now = {lane.backend.name: (lane.pace.in_flight, lane.pace.window) for lane in self._lanes}
+        news = {name: each for name, each in now.items() if self._shown.get(name) != each}
+        if not news:
+            return False
+
+        def statements(tx: Transaction) -> list[str]:
+            return [
+                name
+                for name, (in_flight, window) in news.items()
+                if show_window(tx, worker_id=self._worker_id, name=name, in_flight=in_flight, window=window)
+            ]
+
+        try:
+            kept = await self._database.write(statements)
+        except OSError as fault:
+            if not is_full(fault):
+                raise
+            return False
+        self._shown = {name: each for name, each in now.items() if name in kept or name not in news}
+        return False

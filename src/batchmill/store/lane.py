@@ -110,6 +110,17 @@ def tell(tx: Transaction, *, worker_id: str, told: Mapping[str, Told], now: int)
     return heard
 
 
+def show_window(tx: Transaction, *, worker_id: str, name: str, in_flight: int, window: int) -> bool:
+    """Keep what the only worker has in flight at a backend, and its window; False where the backend has no row yet."""
+    mine = update(backend).where(backend.c.name == name).values(leader=worker_id, total=window)
+    if tx.connection.execute(mine).rowcount != 1:
+        return False
+    added = tx.insert(lane).values(worker_id=worker_id, backend=name, in_flight=in_flight)
+    changed = added.on_conflict_do_update(index_elements=list(lane.primary_key), set_={"in_flight": in_flight})
+    tx.connection.execute(changed)
+    return True
+
+
 def list_windows(tx: Transaction) -> Sequence[Standing]:
     """Return how each backend stands at all workers that live, by name."""
     rows = tx.connection.execute(select(backend).order_by(backend.c.name)).all()
