@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai import OpenAI
 
 from acceptance.lines import joined, plain_lines
 from acceptance.serving import BATCHMILL, Ended, Processes, Server, clean_environment, processes_in, until
@@ -385,3 +386,15 @@ def test_what_failed_is_retried(shell: Shell, mixed: Path) -> None:
     (again,) = shell.json("retry", batch_id, code=1)
     assert child[0]["id"] in again["error"]["message"]
     assert len(shell("results", batch_id, "--merged").out.splitlines()) == 22
+
+
+def test_deleted_results_are_told_as_what_they_are(shell: Shell, server: Server, mixed: Path) -> None:
+    """The server has the route: what it says of files that are gone is passed on, and nothing else is tried."""
+    batch_id = shell.json("submit", mixed, "--no-check", "--watch", code=3)[0]["id"]
+    with OpenAI(base_url=f"{server.url}/v1", api_key=server.key) as client:
+        error_file_id = client.batches.retrieve(batch_id).error_file_id
+        assert error_file_id is not None
+        client.files.delete(error_file_id)
+    ended = shell("results", batch_id, "--status", "failed")
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err == f"The server answers 404: The result files of {batch_id} are deleted or have expired.\n"

@@ -18,7 +18,7 @@ CASES = [
     (errors.unauthenticated(), 401, "incorrect_api_key_error", "invalid_api_key", None),
     (errors.permission_denied("no"), 403, "permission_denied_error", "insufficient_permissions", None),
     (errors.not_found("batch"), 404, "resource_not_found_error", "resource_not_found", None),
-    (errors.results_gone("batch_1"), 404, "resource_not_found_error", "resource_not_found", None),
+    (errors.results_gone("batch_1"), 404, "resource_not_found_error", "results_gone", None),
     (errors.unknown_route(), 404, "resource_not_found_error", "unknown_url", None),
     (errors.request_timeout("slow"), 408, "invalid_request_error", "request_timeout", None),
     (errors.method_not_allowed(["POST"]), 405, "invalid_request_error", "method_not_allowed", None),

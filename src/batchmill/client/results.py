@@ -16,6 +16,7 @@ from batchmill.spec.groups import group_of
 _PAGE = 1000  # lines of a page
 _WAIT = 30  # seconds that the server waits for a line
 _ANSWER_SECONDS = 120.0
+_GONE = "results_gone"
 _NO_ROUTE = "This server gives results at the end only: they come from the result files."
 
 
@@ -54,7 +55,7 @@ async def results(
     """Yield result lines, each with its line end, byte for byte as in the result files, and none twice.
 
     Raises:
-        Refused: there is no such batch, or no such group.
+        Refused: there is no such batch, no such group, or the files are deleted.
         Failed: the server has no such route, and the files have no answer yet.
     """
     patience = Patience(client, say=say, sleep=sleep)
@@ -62,7 +63,7 @@ async def results(
         async for line in _pages(client, batch_id, chosen, patience=patience, every=every, sleep=sleep):
             yield line
     except Refused as refused:
-        if not refused.is_missing:
+        if not refused.is_missing or refused.code == _GONE:
             raise
         batch = await patience.through(lambda: has_batch(client, batch_id))
     else:

@@ -107,7 +107,7 @@ def not_found(what: str) -> ApiError:
 def results_gone(batch_id: str) -> ApiError:
     """Return the 404 for results whose files their owner has deleted, or that have expired."""
     message = f"The result files of {batch_id} are deleted or have expired."
-    return ApiError(status=404, type="resource_not_found_error", message=message, code="resource_not_found")
+    return ApiError(status=404, type="resource_not_found_error", message=message, code="results_gone")
 
 
 def unknown_route() -> ApiError:
