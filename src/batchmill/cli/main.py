@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from batchmill.cli.access import keys_app, orgs_app
 from batchmill.cli.exit import Exit, Stop
 from batchmill.cli.local import check, convert, doctor, run
+from batchmill.cli.operate import backends_app, keys_app, orgs_app
 from batchmill.cli.option import (
     BackendOption,
     BlobsOption,
@@ -51,7 +51,6 @@ from batchmill.cli.remote import (
     watch,
     window,
 )
-from batchmill.cli.steer import backends_app
 
 _STDERR = 2
 _SERVER, _CLIENT, _LOCAL = "Server", "Client", "Local"

@@ -94,10 +94,10 @@ def say_rows(rows: list[dict[str, object]], *, as_json: bool) -> None:
     elif rows:
         say("\t".join(rows[0]))
         for row in rows:
-            say(shown(row))
+            say(_shown(row))
 
 
-def shown(row: dict[str, object]) -> str:
+def _shown(row: dict[str, object]) -> str:
     """Return a row as a line for people."""
     return "\t".join(_cell(name, value) for name, value in row.items())
 
