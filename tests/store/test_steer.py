@@ -13,10 +13,11 @@ from batchmill.store.batch import TRIES, Batch, advance, claim_batch, put_off, s
 from batchmill.store.database import Database, Transaction
 from batchmill.store.forecast import with_forecasts
 from batchmill.store.slice import claim_slices, list_candidates
+from batchmill.store.standing import list_standings
 from batchmill.store.steer import Course, courses_of, pause, resume, set_priority, set_window
 from batchmill.store.tables import batch
 from batchmill.store.tally import record_progress
-from store.rows import LEASE, NOW, THEIRS, add_batch, add_organisations, add_running, get_batch
+from store.rows import LEASE, NOW, THEIRS, a_batch, add_batch, add_organisations, add_running, get_batch
 
 SAID = paused(NOW + 3600)
 
@@ -60,6 +61,20 @@ async def test_no_slice_of_a_paused_batch_is_claimed(database: Database) -> None
         return *none, len(claim_slices(tx, **claim))  # type: ignore[arg-type] - the same
 
     assert await database.write(statements) == ([], [], 2)
+
+
+async def test_paused_batches_take_no_places_of_those_that_are_told_why_they_wait(database: Database) -> None:
+    """What they say is known: an organisation that pauses many hides no other's reason."""
+
+    def statements(tx: Transaction) -> list[list[str]]:
+        add_running(tx)
+        add_batch(tx, a_batch("batch_2", organisation_id=THEIRS))
+        pause(tx, steered(tx), now=NOW)
+        told = [[standing.batch_id for standing in list_standings(tx, limit=1)]]
+        resume(tx, steered(tx))
+        return [*told, [standing.batch_id for standing in list_standings(tx, limit=1)]]
+
+    assert await database.write(statements) == [["batch_2"], ["batch_1"]]
 
 
 async def test_a_pause_goes_on_when_a_batch_is_accepted_and_ends_with_it(database: Database) -> None:

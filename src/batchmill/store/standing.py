@@ -37,7 +37,8 @@ class Standing:
 
 
 def list_standings(tx: Transaction, *, limit: int) -> Sequence[Standing]:
-    """Return how the oldest batches stand that are not final."""
+    """Return how the oldest batches stand that are not final; one that is paused, and says so, takes no place."""
+    says_so = and_(batch.c.paused_at.is_not(None), batch.c.waiting.is_not(None))
     first_open = select(slice_.c.model).where(slice_.c.batch_id == batch.c.id, slice_.c.open)
     query = (
         select(
@@ -54,7 +55,7 @@ def list_standings(tx: Transaction, *, limit: int) -> Sequence[Standing]:
             batch.c.priority,
             first_open.order_by(slice_.c.ordinal).limit(1).scalar_subquery().label("model"),
         )
-        .where(is_live())
+        .where(is_live(), ~and_(batch.c.status == Status.IN_PROGRESS.value, says_so))
         .order_by(batch.c.id)
         .limit(limit)
     )
