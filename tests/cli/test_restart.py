@@ -23,11 +23,18 @@ def test_those_who_follow_go_on_after_a_restart(processes: Processes, tmp_path: 
         for words, more in ((["results"], ["--follow", "-o", str(results)]), (["watch"], ["--json"]))
     ]
     until(lambda: results.exists() and results.read_bytes().count(b"\n") >= 20 and followers[1].out.read_text(), 30)
-    with socket.create_connection(("127.0.0.1", server.port)) as upload:
+    with (
+        socket.create_connection(("127.0.0.1", server.port)) as upload,
+        socket.create_connection(("127.0.0.1", server.port)) as stream,
+    ):
+        key = f"Host: x\r\nAuthorization: Bearer {server.key}\r\n\r\n"
+        stream.sendall(f"GET /v1/batches/{batch_id}/results?follow=true HTTP/1.1\r\n{key}".encode())
+        assert stream.recv(9) == b"HTTP/1.1 "
         head = "POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
         upload.sendall(f"{head}Authorization: Bearer {server.key}\r\nContent-Length: 1000000\r\n\r\n--b\r\n".encode())
         began = time.monotonic()
         assert server.stop() == 0
+        assert "without completing" not in server.err.read_text()  # a stream that is cut is no fault
     assert time.monotonic() - began < 15
     assert all(follower.process.poll() is None for follower in followers)
     assert results.read_bytes().count(b"\n") < _LINES

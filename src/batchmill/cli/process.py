@@ -6,6 +6,7 @@ closes, the supervisor is gone, and the child ends at once. The child writes a b
 
 import asyncio
 import gc
+import logging
 import os
 import resource
 import signal
@@ -218,6 +219,7 @@ def server_config(
 
     What a client says of its address is believed from the `trusted_proxies` alone (D12).
     """
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     protocol: Any = partial(BoundedProtocol, limits=limits)  # uvicorn only calls it
     return uvicorn.Config(
         app,
@@ -233,6 +235,11 @@ def server_config(
         forwarded_allow_ips=list(trusted_proxies),
         **more,
     )
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Say whether nobody else tells it: an answer that is cut off is told by who cuts it, if it is a fault at all."""
+    return "returned without completing response" not in record.getMessage()
 
 
 async def _beating(run: Coroutine[object, object, None], descriptor: int) -> None:
