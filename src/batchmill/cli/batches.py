@@ -149,11 +149,11 @@ def described_errors(errors: list[Any]) -> Iterator[str]:
 def describe_quote(quote: Json, *, now: float) -> Iterator[str]:
     """Yield what a batch would cost and how long it would take, line by line."""
     valid = "valid" if quote.get("valid") else "NOT VALID"
-    yield f"{shown(quote.get('input_file_id'))}  {valid}: {_number(quote.get('requests'))} requests"
+    yield f"{shown(quote.get('input_file_id'))}  {valid}: {_requests(quote)}"
     errors = (quote.get("errors") or {}).get("data") or []
     yield from (f"  {line}" for line in described_errors(errors))
     for model in quote.get("models") or ():
-        yield f"  {shown(model.get('model'))}: {_number(model.get('requests'))} requests, {_tokens(model)}"
+        yield f"  {shown(model.get('model'))}: {_requests(model)}, {_tokens(model)}"
     yield f"  in all: {_tokens(quote)}"
     told = quote.get("forecast") or {}
     if told.get("eta") is not None:
@@ -216,6 +216,11 @@ def _state(batch: Json) -> str:
 def _money(cost: Mapping[str, Any]) -> str:
     amount = cost.get("amount")
     return money(amount, cost.get("currency")) if isinstance(amount, int | float) else shown(amount)
+
+
+def _requests(found: Json) -> str:
+    count = found.get("requests")
+    return f"{_number(count)} request{'s' * (count != 1)}"
 
 
 def _number(value: object) -> str:
