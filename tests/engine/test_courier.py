@@ -27,6 +27,7 @@ from batchmill.store.webhook import (
     insert_deliveries,
     insert_webhook,
     list_deliveries,
+    list_webhooks,
     replay_delivery,
 )
 from batchmill.store.worker import void_leases
@@ -147,6 +148,28 @@ async def test_only_wanted_events_are_told(mill: Mill, receiver: Receiver, hook:
     assert [(each.event, each.batch_id) for each in await log(mill, failures)] == [("batch.failed", bad)]
     assert await log(mill, other) == []
     assert len(receiver.got) == 1
+
+
+async def test_the_log_is_kept_for_a_month_and_a_batch_s_own_webhook_with_it(
+    mill: Mill, receiver: Receiver, hook: HttpHook
+) -> None:
+    """Then it is forgotten, with the webhooks of batches that are over; the others stay."""
+    ours, batch = await subscribe(mill, receiver.url), await mill.batch(lines(2))
+    own = await subscribe(mill, receiver.url, batch_id=batch)
+    assert await mill.finish(mill.hand(mill.echo()), batch) is Status.COMPLETED
+    going_on = await subscribe(mill, receiver.url, batch_id=await mill.batch(lines(1)))
+
+    async def kept() -> set[str]:
+        page = partial(list_webhooks, organisation_id=ours.organisation_id, after=None, limit=9)
+        return {each.id for each in await mill.database.read(page)}
+
+    mine = courier(mill, hook)
+    for days, webhooks, told in ((29, {ours, own, going_on}, 1), (2, {ours, going_on}, 0)):
+        await until_idle(mine)
+        await mill.clock.advance(days * 86_400.0)
+        await until_idle(mine)
+        assert await kept() == {each.id for each in webhooks}
+        assert (len(await log(mill, ours)), len(await log(mill, own))) == (told, told)
 
 
 async def test_a_failed_try_is_made_again_under_the_same_id(mill: Mill, receiver: Receiver, hook: HttpHook) -> None:

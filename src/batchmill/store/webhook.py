@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Row, and_, delete, exists, func, insert, or_, select, union_all, update
 
 from batchmill.spec.ids import mint_id
-from batchmill.spec.states import Status
+from batchmill.spec.states import FINAL, Status
 from batchmill.spec.webhooks import EVENTS, DeliveryStatus, Posted, Verdict, event_body
 from batchmill.store.database import Transaction
 from batchmill.store.tables import batch, delivery, webhook
@@ -235,10 +235,14 @@ def save_outcome(tx: Transaction, *, tried: Delivery, posted: Posted, judged: Ve
     return tx.connection.execute(mine.values(outcome)).rowcount == 1
 
 
-def forget_deliveries(tx: Transaction, *, created_before: int) -> int:
-    """Remove what was announced before this time and is done, or nobody's any more; return how many."""
+def forget_deliveries(tx: Transaction, *, created_before: int) -> None:
+    """Remove what was announced before this time and is done, or nobody's; then webhooks of batches that are over."""
     done = or_(delivery.c.status != DeliveryStatus.PENDING.value, delivery.c.webhook_id.not_in(select(webhook.c.id)))
-    return tx.connection.execute(delete(delivery).where(delivery.c.created_at < created_before, done)).rowcount
+    tx.connection.execute(delete(delivery).where(delivery.c.created_at < created_before, done))
+    own = webhook.c.batch_id.is_not(None) & (webhook.c.created_at < created_before)
+    goes_on = exists().where(batch.c.id == webhook.c.batch_id, batch.c.status.not_in([each.value for each in FINAL]))
+    told = exists().where(delivery.c.webhook_id == webhook.c.id)
+    tx.connection.execute(delete(webhook).where(own, ~goes_on, ~told))
 
 
 def _due(tx: Transaction, now: int, busy: Busy) -> ColumnElement[bool]:
