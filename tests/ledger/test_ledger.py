@@ -40,7 +40,7 @@ def rows(tx: Transaction, batch_id: str = "batch_1", organisation_id: str = MINE
 
 def used(tx: Transaction, organisation_id: str = MINE) -> list[tuple[int, int, int]]:
     """Return the requests, those that failed, and the tokens that were counted in each day."""
-    found = list_usage(tx, organisation_id=organisation_id, first=0, last=1 << 20)
+    found = list_usage(tx, organisation_id=organisation_id, first=0, last=1 << 20, limit=1000)
     return [(of.used.requests, of.used.failed, of.used.tokens.input_tokens) for of in found]
 
 

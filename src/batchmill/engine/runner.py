@@ -119,7 +119,8 @@ class Runner:
         """Watch while a step is held up, too: a commit may hang, and calls that end start others meanwhile."""
         try:
             while True:
-                await self._clock.sleep(self._watched + WATCH_SECONDS - self._clock.boot())
+                left = self._watched + WATCH_SECONDS - self._clock.boot()
+                await self._clock.sleep(max(left, 0.01))  # a rounding error of a second is none to wait for
                 await self._watch()
         except Exception as fault:  # noqa: BLE001 - the next step raises it
             self._fault = self._fault or fault
