@@ -3,9 +3,13 @@
 import io
 from dataclasses import replace
 
-from batchmill.spec.limits import OPEN
-from batchmill.spec.lines import Checker, Line, read_lines, split_envelope
-from batchmill.spec.models import with_model
+import atheris
+
+# What is reached there guides what comes next.
+with atheris.instrument_imports(include=["batchmill"]):
+    from batchmill.spec.limits import OPEN
+    from batchmill.spec.lines import Checker, Line, read_lines, split_envelope
+    from batchmill.spec.models import with_model
 
 _LIMITS = replace(OPEN, max_line_bytes=4096, media_urls="public")
 
@@ -25,8 +29,5 @@ def one_input(data: bytes) -> None:
 if __name__ == "__main__":
     import sys
 
-    import atheris
-
-    atheris.instrument_all()  # what is reached guides what comes next
     atheris.Setup(sys.argv, one_input)
     atheris.Fuzz()

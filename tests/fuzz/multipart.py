@@ -6,10 +6,14 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
-from batchmill.api.upload import receive_upload
-from batchmill.blobs.disk import DiskBlobs
-from batchmill.spec.errors import ApiError
-from batchmill.spec.limits import OPEN
+import atheris
+
+# What is reached there guides what comes next.
+with atheris.instrument_imports(include=["batchmill", "python_multipart"]):
+    from batchmill.api.upload import receive_upload
+    from batchmill.blobs.disk import DiskBlobs
+    from batchmill.spec.errors import ApiError
+    from batchmill.spec.limits import OPEN
 
 _LIMITS = replace(OPEN, max_input_bytes=512)
 _PURPOSE = b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
@@ -62,9 +66,6 @@ async def _pieces(form: bytes, size: int) -> AsyncIterator[bytes]:
 if __name__ == "__main__":
     import sys
 
-    import atheris
-
-    atheris.instrument_all()  # what is reached guides what comes next
     with tempfile.TemporaryDirectory() as folder:
         atheris.Setup(sys.argv, Target(Path(folder)).one_input)
         atheris.Fuzz()
