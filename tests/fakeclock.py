@@ -14,6 +14,7 @@ class FakeClock:
         self.uptime = boot
         self._order = itertools.count()
         self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._watching: asyncio.Future[None] | None = None
 
     def now(self) -> float:
         """Unix time in seconds, as the test set it."""
@@ -35,7 +36,15 @@ class FakeClock:
             return
         future = asyncio.get_running_loop().create_future()
         heapq.heappush(self._sleepers, (self.uptime + seconds, next(self._order), future))
+        if self._watching is not None and not self._watching.done():
+            self._watching.set_result(None)
         await future
+
+    async def asleep(self, count: int) -> None:
+        """Wait until so many are asleep; one may wait for that, on the loop of those who sleep."""
+        while self.sleeping < count:
+            self._watching = asyncio.get_running_loop().create_future()
+            await self._watching
 
     async def advance(self, seconds: float) -> None:
         """Move both clocks on, and let everyone who wakes run at their own moment, the earliest first."""

@@ -74,8 +74,7 @@ def tick(served: Served, *, streams: int = 1) -> None:
 
     async def pass_by() -> None:
         async with asyncio.timeout(30):
-            while served.clock.sleeping < streams:  # noqa: ASYNC110 - the clock tells nobody who falls asleep
-                await asyncio.sleep(0.001)
+            await served.clock.asleep(streams)
         await served.clock.advance(1.0)
 
     served.run(pass_by())

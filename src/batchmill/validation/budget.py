@@ -17,9 +17,9 @@ def beyond_budgets(
     All is by estimate: of a line that says nothing of how much may be generated, its prompt only. If the
     transaction `adds` the batch, what is enqueued is counted and added to by one such transaction at a time.
     """
-    allowance = find_allowance(tx, organisation_id=organisation_id)
     if validation.errors:
         return ()
+    allowance = find_allowance(tx, organisation_id=organisation_id)
     beyond: list[LineError] = []
     if allowance.batch_cost is not None:
         usages = {
