@@ -98,8 +98,8 @@ class Supervisor:
             _signal(process, signal.SIGTERM)
             await asyncio.wait([waiting, hurry], timeout=child.grace, return_when=asyncio.FIRST_COMPLETED)
         if process.returncode is None:
-            why = "told so" if hurry.done() else "it did not end in time"
-            self._log.warning(f"killed: {why}", process=child.name)
+            why = "it was told to end at once" if hurry.done() else "it did not end in time"
+            self._log.warning("killed", process=child.name, reason=why)
             _signal(process, signal.SIGKILL)
         await waiting
 
